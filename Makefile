@@ -1,0 +1,36 @@
+# The one entry to everything. `make run` shows coracle at work, `make test` does what CI does.
+.PHONY: help run test unit e2e guest conformance bench lint
+
+help:
+	@echo "make run          build coracle and run its built-in image (needs cargo, nothing else)"
+	@echo "make test         install what the tests need (as root), then everything CI does"
+	@echo "make unit         unit tests and the crates' own tests"
+	@echo "make e2e          the real binary against a real registry, as three kinds of user"
+	@echo "make lint         format, clippy, tidy, cargo deny where installed"
+	@echo "make bench        ratios of speed and memory against crun, podman, skopeo and umoci"
+	@echo "make guest        limits on a systemd host in QEMU (not yet)"
+	@echo "make conformance  other people's suites against coracle-oci (not yet)"
+
+run:
+	cargo run --release --quiet -- run --rm coracle/hello
+
+test:
+	tests/setup/suite lint unit e2e
+
+lint:
+	tests/setup/suite lint
+
+unit:
+	tests/setup/suite unit
+
+e2e:
+	tests/setup/suite e2e
+
+bench:
+	tests/bench/run
+
+guest:
+	@echo "make guest: there is no guest suite yet; it comes with the cgroup limits" >&2; exit 2
+
+conformance:
+	@echo "make conformance: there is no conformance suite yet; it comes with coracle-oci's own issue" >&2; exit 2
