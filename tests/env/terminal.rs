@@ -1,0 +1,97 @@
+//! A person at a terminal: a pty that a command has as its controlling terminal.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+
+use nix::pty::{OpenptyResult, openpty};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+
+use super::command::{Run, Running};
+use super::{TestEnv, wait_until};
+
+/// A terminal with a command in it.
+pub struct Terminal {
+    master: File,
+    /// Stays open so that the modes can be looked at after the command has ended.
+    slave: OwnedFd,
+    screen: Arc<Mutex<Vec<u8>>>,
+    running: Option<Running>,
+}
+
+impl Terminal {
+    /// Starts a program in a new terminal of this size.
+    pub fn start(env: &TestEnv, columns: u16, rows: u16, program: &str, args: &[&str]) -> Self {
+        let OpenptyResult { master, slave } = openpty(None, None).unwrap();
+        resize(&master, columns, rows);
+        let slave_file = || File::from(slave.try_clone().unwrap());
+        let run: Run = env.program("setsid").args(&["--ctty", "--wait", program]).args(args);
+        let running = run
+            .env("TERM", "xterm")
+            .stdin_from(slave_file())
+            .stdout_to(slave_file())
+            .stderr_to(slave_file())
+            .spawn();
+        let screen = Arc::new(Mutex::new(Vec::new()));
+        let mut reader = File::from(master.try_clone().unwrap());
+        let target = Arc::clone(&screen);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // EIO says that the last holder of the other side has gone.
+            while let Ok(count @ 1..) = reader.read(&mut buffer) {
+                target.lock().unwrap().extend_from_slice(&buffer[..count]);
+            }
+        });
+        Self { master: File::from(master), slave, screen, running: Some(running) }
+    }
+
+    /// Types.
+    pub fn type_in(&mut self, text: &str) {
+        self.master.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Changes the size of the window.
+    pub fn resize(&self, columns: u16, rows: u16) {
+        resize(&self.master, columns, rows);
+    }
+
+    /// Gives everything shown so far.
+    pub fn screen(&self) -> String {
+        String::from_utf8_lossy(&self.screen.lock().unwrap()).into_owned()
+    }
+
+    /// Waits until a text was shown.
+    #[track_caller]
+    pub fn expect(&self, text: &str) {
+        let shown = super::poll(super::DEADLINE, || self.screen().contains(text));
+        assert!(shown, "no {text:?} on the screen:\n{}", self.screen());
+    }
+
+    /// Says whether the terminal edits lines and echoes, as it does when no program has it raw.
+    pub fn is_cooked(&self) -> bool {
+        let modes = tcgetattr(self.slave.as_fd()).unwrap().local_modes;
+        modes.contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
+    }
+
+    /// Gives the process id of the program (setsid replaces itself by it).
+    pub fn pid(&self) -> i32 {
+        self.running.as_ref().unwrap().pid()
+    }
+
+    /// Waits until the program made the terminal raw.
+    pub fn wait_raw(&self) {
+        wait_until("raw mode", || !self.is_cooked());
+    }
+
+    /// Waits for the end and gives the exit code.
+    pub fn exit_code(&mut self) -> i32 {
+        let running = self.running.take().unwrap();
+        running.wait().code
+    }
+}
+
+fn resize(terminal: impl AsFd, columns: u16, rows: u16) {
+    let size = Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(terminal, size).unwrap();
+}

@@ -1,0 +1,7 @@
+//! The one end-to-end test binary: the real `coracle` against a real registry, as whoever runs it.
+//!
+//! `make e2e` runs it as alice (ranges of ids), as bob (one id) and as root. Every test starts from
+//! an empty environment (`env::TestEnv`) and ends with the proof that nothing is left behind.
+#![expect(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "a test that panics is a test that failed")]
+
+mod env;
