@@ -1,2 +1,32 @@
-//! The `coracle` command line.
-fn main() {}
+//! The `coracle` command line: one binary with several faces, chosen by its name or first argument.
+
+mod cli;
+mod engine;
+mod env;
+mod hello;
+mod oci;
+mod report;
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// The name under which other people's tools drive the runtime.
+const OCI_NAME: &str = "coracle-oci";
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let program = args.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
+    if program.as_encoded_bytes().ends_with(OCI_NAME.as_bytes()) {
+        return oci::main(args);
+    }
+    let first = args.get(1).map(OsString::as_os_str);
+    if first == Some(OsStr::new(engine::hello::INSIDE_ARGUMENT)) {
+        return hello::main();
+    }
+    if first == Some(OsStr::new(coracle_shim::KEEPER_ARGUMENT)) {
+        let helper = args.get(2).and_then(|arg| arg.to_str()).unwrap_or_default();
+        return if coracle_shim::keep(helper).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    cli::main(args)
+}

@@ -1,0 +1,223 @@
+//! Watches over one container from the foreground: passes signals on, moves the bytes of a terminal,
+//! waits for the end.
+//!
+//! Without a terminal no byte passes through here: the container has the caller's own descriptors.
+
+use std::io::Result;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use coracle_runtime::{Exit, Running};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use crate::signals::PASSED_ON;
+use crate::terminal::{RawTerminal, copy_size};
+
+/// What one read of a terminal takes at most; a tty's own buffer is 4 KiB.
+const RELAY_BYTES: usize = 16 * 1024;
+/// How many times SIGINT or SIGTERM must come before the container is killed, as in docker run.
+const IMPATIENCE: u32 = 3;
+
+/// Is a watch that was prepared before the container exists, so that no signal is lost.
+#[derive(Debug)]
+pub struct Foreground {
+    signals: SignalFd,
+}
+
+/// Is one direction of a terminal: bytes read but not yet written.
+#[derive(Debug)]
+struct Pending {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+/// Says where the terminal's two directions stand.
+#[derive(Debug)]
+struct Relay {
+    master: OwnedFd,
+    _raw: Option<RawTerminal>,
+    to_container: Pending,
+    to_person: Pending,
+    input_open: bool,
+    output_open: bool,
+}
+
+impl Foreground {
+    /// Blocks the signals that will be passed on. The container's process must unblock them.
+    pub fn prepare() -> Result<Self> {
+        let mut set = SigSet::empty();
+        for signal in PASSED_ON.into_iter().chain([Signal::SIGWINCH]) {
+            set.add(signal);
+        }
+        set.thread_block()?;
+        let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        Ok(Self { signals })
+    }
+
+    /// Waits until the container has ended.
+    ///
+    /// `interactive` moves the person's input to the container's terminal, if it has one.
+    pub fn run(&self, running: &mut Running, interactive: bool) -> Result<Exit> {
+        let mut relay = running.console.take().map(|master| Relay::new(master, interactive)).transpose()?;
+        let mut impatience = 0;
+        loop {
+            let ended = self.wait_for_event(running, relay.as_mut())?;
+            if ended {
+                let exit = running.wait()?;
+                if let Some(relay) = relay.as_mut() {
+                    relay.drain();
+                }
+                return Ok(exit);
+            }
+            self.pass_signals(running, relay.as_ref(), &mut impatience)?;
+        }
+    }
+
+    /// Sleeps until something happens, moves terminal bytes, and says whether the container ended.
+    fn wait_for_event(&self, running: &Running, relay: Option<&mut Relay>) -> Result<bool> {
+        let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
+        let mut fds =
+            vec![PollFd::new(&running.pidfd, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
+        let Some(relay) = relay else {
+            wait(&mut fds)?;
+            return Ok(!fds[0].revents().is_empty());
+        };
+        // A descriptor nobody wants anything of stays out: poll would report its hang-up for ever.
+        let (input, output, master) = relay.wanted();
+        let mut add = |fd, wanted: PollFlags| {
+            (!wanted.is_empty()).then(|| {
+                fds.push(PollFd::from_borrowed_fd(fd, wanted));
+                fds.len() - 1
+            })
+        };
+        let places = [add(stdin.as_fd(), input), add(stdout.as_fd(), output), add(relay.master.as_fd(), master)];
+        wait(&mut fds)?;
+        let [input, output, master] =
+            places.map(|place| place.map_or(PollFlags::empty(), |place| fds[place].revents()));
+        let ended = !fds[0].revents().is_empty();
+        drop(fds);
+        relay.advance((stdin.as_fd(), input), (stdout.as_fd(), output), master);
+        Ok(ended)
+    }
+
+    fn pass_signals(&self, running: &Running, relay: Option<&Relay>, impatience: &mut u32) -> Result<()> {
+        while let Some(info) = self.signals.read_signal()? {
+            let signal = i32::try_from(info.ssi_signo).ok().and_then(|raw| Signal::try_from(raw).ok());
+            let Some(signal) = signal else { continue };
+            if signal == Signal::SIGWINCH {
+                if let Some(relay) = relay {
+                    copy_size(std::io::stdin(), &relay.master);
+                }
+                continue;
+            }
+            if matches!(signal, Signal::SIGINT | Signal::SIGTERM) {
+                *impatience += 1;
+            }
+            let passed = if *impatience >= IMPATIENCE { Signal::SIGKILL } else { signal };
+            if let Some(raw) = rustix::process::Signal::from_named_raw(passed as i32) {
+                match running.signal(raw) {
+                    Ok(()) | Err(Errno::SRCH) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn wait(fds: &mut [PollFd<'_>]) -> Result<()> {
+    match poll(fds, None) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Relay {
+    fn new(master: OwnedFd, interactive: bool) -> Result<Self> {
+        let stdin = std::io::stdin();
+        copy_size(&stdin, &master);
+        rustix::io::ioctl_fionbio(&master, true)?;
+        Ok(Self {
+            _raw: if interactive { RawTerminal::enter(stdin.as_fd())? } else { None },
+            master,
+            to_container: Pending::new(),
+            to_person: Pending::new(),
+            input_open: interactive,
+            output_open: true,
+        })
+    }
+
+    /// Says what to wait for on the person's input, the person's output and the container's terminal.
+    fn wanted(&self) -> (PollFlags, PollFlags, PollFlags) {
+        let when = |wanted, flag| if wanted { flag } else { PollFlags::empty() };
+        let input = when(self.input_open && self.to_container.is_empty(), PollFlags::IN);
+        let output = when(!self.to_person.is_empty(), PollFlags::OUT);
+        let master = when(self.output_open && self.to_person.is_empty(), PollFlags::IN)
+            | when(!self.to_container.is_empty(), PollFlags::OUT);
+        (input, output, master)
+    }
+
+    fn advance(
+        &mut self,
+        (stdin, input): (BorrowedFd<'_>, PollFlags),
+        (stdout, output): (BorrowedFd<'_>, PollFlags),
+        master: PollFlags,
+    ) {
+        let ready = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
+        if self.input_open && self.to_container.is_empty() && input.intersects(ready) {
+            self.input_open = self.to_container.fill(stdin);
+        }
+        if self.output_open && self.to_person.is_empty() && master.intersects(ready) {
+            self.output_open = self.to_person.fill(self.master.as_fd());
+        }
+        if !self.to_container.is_empty() && master.intersects(PollFlags::OUT) {
+            self.to_container.write(self.master.as_fd());
+        }
+        if !self.to_person.is_empty() && output.intersects(PollFlags::OUT | PollFlags::ERR | PollFlags::HUP) {
+            self.to_person.write(stdout);
+        }
+    }
+
+    /// Moves what the container wrote before it ended.
+    fn drain(&mut self) {
+        let stdout = std::io::stdout();
+        loop {
+            while !self.to_person.is_empty() {
+                self.to_person.write(stdout.as_fd());
+            }
+            if !self.output_open || !self.to_person.fill(self.master.as_fd()) || self.to_person.is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+impl Pending {
+    fn new() -> Self {
+        Self { bytes: Vec::with_capacity(RELAY_BYTES), start: 0 }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.start == self.bytes.len()
+    }
+
+    /// Reads once; false when nothing more will ever come. A terminal whose last user is gone gives EIO.
+    fn fill(&mut self, from: BorrowedFd<'_>) -> bool {
+        self.bytes.resize(RELAY_BYTES, 0);
+        self.start = 0;
+        let read = rustix::io::read(from, &mut self.bytes[..]);
+        self.bytes.truncate(*read.as_ref().unwrap_or(&0));
+        matches!(read, Ok(1..) | Err(Errno::INTR | Errno::AGAIN))
+    }
+
+    /// Writes once; a reader that is gone loses the rest.
+    fn write(&mut self, to: BorrowedFd<'_>) {
+        match rustix::io::write(to, &self.bytes[self.start..]) {
+            Ok(written) => self.start += written,
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(_) => self.start = self.bytes.len(),
+        }
+    }
+}

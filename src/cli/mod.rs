@@ -1,0 +1,94 @@
+//! The command line: arguments in, exit code out. One file per command; its doc comment is its help.
+
+pub mod error;
+mod history;
+mod images;
+mod info;
+mod inspect;
+mod load;
+mod progress;
+mod pull;
+mod rmi;
+mod run;
+mod save;
+mod table;
+mod tag;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ErrorKind};
+use clap::{Parser, Subcommand};
+
+use error::{CliError, EXIT_CORACLE_FAILED, note};
+
+/// Run Docker images without root and without a daemon.
+#[derive(Parser)]
+#[command(name = "coracle", version, propagate_version = true, disable_help_subcommand = true)]
+struct Cli {
+    /// Keep images and containers in DIR [default: $CORACLE_ROOT, $XDG_DATA_HOME/coracle]
+    #[arg(long, value_name = "DIR", global = true)]
+    root: Option<PathBuf>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(Box<run::RunArgs>),
+    Pull(pull::PullArgs),
+    Images(images::ImagesArgs),
+    Rmi(rmi::RmiArgs),
+    Tag(tag::TagArgs),
+    Inspect(inspect::InspectArgs),
+    History(history::HistoryArgs),
+    Load(load::LoadArgs),
+    Save(save::SaveArgs),
+    Info(info::InfoArgs),
+}
+
+/// Parses the arguments and runs one command.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let root = cli.root;
+    let result = match cli.command {
+        Command::Run(args) => run::run(root, *args).map_err(|error| error.with_exit_code(EXIT_CORACLE_FAILED)),
+        Command::Pull(args) => pull::run(root, args),
+        Command::Images(args) => images::run(root, args),
+        Command::Rmi(args) => rmi::run(root, args),
+        Command::Tag(args) => tag::run(root, args),
+        Command::Inspect(args) => inspect::run(root, args),
+        Command::History(args) => history::run(root, args),
+        Command::Load(args) => load::run(root, args),
+        Command::Save(args) => save::run(root, args),
+        Command::Info(args) => info::run(root, args),
+    };
+    result.unwrap_or_else(|error: CliError| error.report())
+}
+
+/// Prints help where it was asked for; refuses an unknown flag by its name.
+fn usage(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        ErrorKind::UnknownArgument => {
+            let flag = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+            note(&format!("error: flag {flag} is not implemented"));
+            match error.get(ContextKind::SuggestedArg) {
+                Some(near) => note(&format!("hint: did you mean {near}?")),
+                None => note("hint: add --help to see the flags that are"),
+            }
+        }
+        _ => {
+            let _ = error.print();
+        }
+    }
+    ExitCode::from(EXIT_CORACLE_FAILED)
+}

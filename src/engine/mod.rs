@@ -1,0 +1,152 @@
+//! The one place that knows images, runtime and shim together.
+//!
+//! A command line (and later an API) hands plain options in and gets typed errors out; nothing here
+//! prints or exits.
+
+pub mod container;
+mod elsewhere;
+mod files;
+pub mod hello;
+pub mod image;
+pub mod mounts;
+mod network;
+pub mod options;
+pub mod ports;
+mod process;
+pub mod run;
+pub mod size;
+mod spec;
+mod user;
+
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use coracle_images::{LayerSpace, Ownership, Store, StoreError};
+use coracle_runtime::idmap::{self, HostIds};
+use coracle_runtime::{IdMap, IdMapError, LaunchFailure, UserNs};
+
+pub use elsewhere::Elsewhere;
+
+use crate::env;
+
+/// Says what went wrong, one variant for each part the engine drives.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("no home directory: neither --root, CORACLE_ROOT, XDG_DATA_HOME nor HOME is set")]
+    NoHome,
+    #[error("cannot use the state directory")]
+    State(#[source] std::io::Error),
+    #[error("the state directory {path} belongs to user {owner}, not to you")]
+    ForeignState { path: PathBuf, owner: u32 },
+    #[error("the input device is not a terminal, but -t needs one")]
+    NoTerminal,
+    #[error("image {0} is not here and --pull=never was given")]
+    NoImage(String),
+    #[error("no such image: {0}")]
+    UnknownImage(String),
+    #[error("image {image} is for {found}, not for {wanted}")]
+    WrongPlatform { image: String, found: String, wanted: String },
+    #[error("cannot mount {path}")]
+    MountSource { path: PathBuf, source: std::io::Error },
+    #[error("{path} belongs to coracle itself and is never given to a container")]
+    OwnState { path: PathBuf },
+    #[error("cannot read the seccomp profile {path}")]
+    SeccompFile { path: PathBuf, source: std::io::Error },
+    #[error("seccomp profile {path}: {reason}")]
+    SeccompProfile { path: PathBuf, reason: String },
+    #[error("unknown signal {0:?}")]
+    UnknownSignal(String),
+    #[error("cannot watch over the container")]
+    Supervise(#[source] std::io::Error),
+    #[error(transparent)]
+    Elsewhere(#[from] Elsewhere),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Image(#[from] image::ImageError),
+    #[error(transparent)]
+    IdMap(#[from] IdMapError),
+    #[error("cannot start container {id}")]
+    Launch { id: String, source: LaunchFailure },
+    #[error("cannot enter a user namespace")]
+    UserNamespace(#[source] LaunchFailure),
+    #[error(transparent)]
+    Container(#[from] container::ContainerError),
+    #[error(transparent)]
+    Network(#[from] network::NetworkError),
+    #[error(transparent)]
+    Spec(#[from] spec::SpecError),
+    #[error(transparent)]
+    Process(#[from] process::ProcessError),
+    #[error(transparent)]
+    User(#[from] user::UserError),
+}
+
+/// Is one user's images and containers.
+pub struct Engine {
+    root: PathBuf,
+    store: Store,
+    host_ids: HostIds,
+}
+
+impl Engine {
+    /// Opens the state directory, making it when it is missing.
+    pub fn open(root: Option<PathBuf>) -> Result<Self, EngineError> {
+        let root = match root.or_else(env::coracle_root) {
+            Some(root) => std::path::absolute(root).map_err(EngineError::State)?,
+            None => default_root().ok_or(EngineError::NoHome)?,
+        };
+        open_state(&root)?;
+        let store = Store::open(&root)?;
+        Ok(Self { root, store, host_ids: HostIds::probe()? })
+    }
+
+    /// Gives the images.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Gives the state directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Chooses the id map of a container.
+    pub fn idmap(&self, mode: UserNs) -> Result<IdMap, EngineError> {
+        Ok(idmap::choose(mode, &self.host_ids)?)
+    }
+}
+
+/// Names the unpacked layers that fit an id map.
+pub fn layer_space(map: &IdMap) -> LayerSpace {
+    if map.is_single() {
+        LayerSpace { name: "squashed".into(), ownership: Ownership::Squash }
+    } else {
+        LayerSpace { name: map.name(), ownership: Ownership::Keep }
+    }
+}
+
+fn default_root() -> Option<PathBuf> {
+    let data = env::xdg_data_home().or_else(|| Some(env::home()?.join(".local/share")))?;
+    Some(data.join("coracle"))
+}
+
+/// Makes the directory private: it holds setuid files of images and other people's secrets (A32).
+fn open_state(root: &Path) -> Result<(), EngineError> {
+    if let Some(parent) = root.parent() {
+        fs_err::create_dir_all(parent).map_err(EngineError::State)?;
+    }
+    match fs_err::DirBuilder::new().mode(0o700).create(root) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(EngineError::State(error)),
+        _ => {}
+    }
+    let meta = fs_err::metadata(root).map_err(EngineError::State)?;
+    if meta.uid() != rustix::process::geteuid().as_raw() {
+        return Err(EngineError::ForeignState { path: root.to_owned(), owner: meta.uid() });
+    }
+    if meta.mode() & 0o077 != 0 {
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        fs_err::set_permissions(root, private).map_err(EngineError::State)?;
+    }
+    Ok(())
+}

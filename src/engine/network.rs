@@ -1,0 +1,202 @@
+//! The network of a container: which one it gets, and pasta, the helper that connects an own
+//! network namespace to the outside without root (passt.top, pasta(1)).
+//!
+//! Invariant: nothing of the host's loopback is reachable from inside, and nothing inside from
+//! outside but the published ports. pasta has no way to learn that a container is gone, so a keeper
+//! process ends it: it also does when coracle was killed.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::files::FORWARDED_DNS;
+use super::options::Network;
+use super::ports::{PortMapping, Protocol};
+
+/// Says why a network could not be given.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    #[error("pasta is not installed")]
+    NoPasta,
+    #[error("cannot open /dev/net/tun")]
+    NoTun(#[source] std::io::Error),
+    #[error("ports can be published with an own network only")]
+    PublishNeedsPasta,
+    #[error("port {port} is in use on the host")]
+    PortInUse { port: SocketAddr, source: std::io::Error },
+    #[error("cannot run pasta")]
+    Spawn(#[source] std::io::Error),
+    #[error("pasta failed: {stderr}")]
+    Pasta { stderr: String },
+    #[error("pasta left no process id in {path}")]
+    NoPid { path: PathBuf },
+}
+
+/// Is the network a container will get.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Loopback only.
+    None,
+    Host,
+    Pasta(PastaPlan),
+}
+
+/// Is everything pasta has to be told.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PastaPlan {
+    program: PathBuf,
+    pub ports: Vec<PortMapping>,
+    pub forward_dns: bool,
+}
+
+/// Decides; the note says what a person should know about a decision they did not make.
+pub fn plan(
+    asked: Network,
+    publish: &[PortMapping],
+    search_path: &std::ffi::OsStr,
+) -> Result<(Plan, Option<&'static str>), NetworkError> {
+    match asked {
+        Network::None | Network::Host if !publish.is_empty() => Err(NetworkError::PublishNeedsPasta),
+        Network::None => Ok((Plan::None, None)),
+        Network::Host => Ok((Plan::Host, None)),
+        Network::Pasta | Network::Auto => match pasta_plan(publish, search_path) {
+            Ok(plan) => Ok((Plan::Pasta(plan), None)),
+            Err(NetworkError::NoPasta | NetworkError::NoTun(_)) if asked == Network::Auto && publish.is_empty() => Ok((
+                Plan::Host,
+                Some("this host gives no own network (see coracle info); the container shares the host's"),
+            )),
+            Err(error) => Err(error),
+        },
+    }
+}
+
+fn pasta_plan(publish: &[PortMapping], search_path: &std::ffi::OsStr) -> Result<PastaPlan, NetworkError> {
+    let program = find_program("pasta", search_path).ok_or(NetworkError::NoPasta)?;
+    fs_err::OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(NetworkError::NoTun)?;
+    let ports = publish.iter().map(|mapping| free_port(*mapping)).collect::<Result<_, _>>()?;
+    Ok(PastaPlan { program, ports, forward_dns: false })
+}
+
+fn find_program(name: &str, search_path: &std::ffi::OsStr) -> Option<PathBuf> {
+    std::env::split_paths(search_path).filter(|dir| dir.is_absolute()).map(|dir| dir.join(name)).find(|path| {
+        rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
+    })
+}
+
+/// Checks that the host port is free, or picks one for port 0, before anything is made.
+fn free_port(mapping: PortMapping) -> Result<PortMapping, NetworkError> {
+    let ip = mapping.ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let port = SocketAddr::new(ip, mapping.host);
+    let bound = match mapping.protocol {
+        Protocol::Tcp => TcpListener::bind(port).and_then(|socket| socket.local_addr()),
+        Protocol::Udp => UdpSocket::bind(port).and_then(|socket| socket.local_addr()),
+    };
+    let bound = bound.map_err(|source| NetworkError::PortInUse { port, source })?;
+    Ok(PortMapping { host: bound.port(), ..mapping })
+}
+
+impl PastaPlan {
+    /// Gives pasta's arguments for namespaces that this process holds open.
+    fn arguments(&self, user: &str, net: &str, pid_file: &Path) -> Vec<String> {
+        let mut arguments: Vec<String> = ["--config-net", "--quiet", "--no-map-gw"].map(str::to_owned).to_vec();
+        for (flag, protocol) in [("-t", Protocol::Tcp), ("-u", Protocol::Udp)] {
+            let mut any = false;
+            for mapping in self.ports.iter().filter(|mapping| mapping.protocol == protocol) {
+                any = true;
+                let address = mapping.ip.map(|ip| format!("{ip}/")).unwrap_or_default();
+                arguments.extend([flag.to_owned(), format!("{address}{}:{}", mapping.host, mapping.container)]);
+            }
+            if !any {
+                arguments.extend([flag.to_owned(), "none".to_owned()]);
+            }
+        }
+        // No way from inside to the host's own loopback services.
+        arguments.extend(["-T", "none", "-U", "none"].map(str::to_owned));
+        if self.forward_dns {
+            arguments.extend(["--dns-forward".to_owned(), FORWARDED_DNS.to_owned()]);
+        }
+        arguments.extend(["--pid".to_owned(), pid_file.display().to_string()]);
+        arguments.extend(["--userns".to_owned(), user.to_owned(), "--netns".to_owned(), net.to_owned()]);
+        arguments
+    }
+
+    /// Starts pasta; when this returns, the network works.
+    ///
+    /// Gives the helper's process id. pasta puts itself into the background once it is ready.
+    pub fn start(&self, user: BorrowedFd, net: BorrowedFd, directory: &Path) -> Result<i32, NetworkError> {
+        let own = std::process::id();
+        let path = |fd: BorrowedFd| format!("/proc/{own}/fd/{}", fd.as_raw_fd());
+        let pid_file = directory.join("pasta.pid");
+        let mut command = Command::new(&self.program);
+        if rustix::process::geteuid().is_root() {
+            // Else it would become nobody, who may not join root's namespaces.
+            command.args(["--runas", "0:0"]);
+        }
+        let output = command
+            .args(self.arguments(&path(user), &path(net), &pid_file))
+            .stdin(Stdio::null())
+            .output()
+            .map_err(NetworkError::Spawn)?;
+        if !output.status.success() {
+            return Err(NetworkError::Pasta { stderr: last_line(&output.stderr) });
+        }
+        let pid = fs_err::read_to_string(&pid_file).ok().and_then(|text| text.trim().parse().ok());
+        pid.ok_or(NetworkError::NoPid { path: pid_file })
+    }
+}
+
+/// Picks the last thing pasta said that is not about its own log.
+fn last_line(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let said = text.lines().rev().find(|line| !line.trim().is_empty() && !line.starts_with("Failed to send"));
+    said.unwrap_or("no message").trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::ports::parse_publish;
+
+    fn arguments(publish: &[&str]) -> String {
+        let ports = publish.iter().flat_map(|text| parse_publish(text).unwrap()).collect();
+        let plan = PastaPlan { program: "/usr/bin/pasta".into(), ports, forward_dns: false };
+        plan.arguments("U", "N", Path::new("/p")).join(" ")
+    }
+
+    #[test]
+    fn a71_nothing_is_forwarded_unless_published() {
+        let text = arguments(&[]);
+        for part in ["--no-map-gw", "-t none", "-u none", "-T none", "-U none"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn published_ports_become_pastas_specification() {
+        let text = arguments(&["127.0.0.1:8080:80", "53:5353/udp"]);
+        assert!(text.contains("-t 127.0.0.1/8080:80") && text.contains("-u 53:5353"), "{text}");
+        assert!(!text.contains("-t none"));
+    }
+
+    #[test]
+    fn a_port_in_use_is_refused_before_anything_is_made() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let mapping = parse_publish(&format!("127.0.0.1:{port}:80")).unwrap()[0];
+        assert!(matches!(free_port(mapping), Err(NetworkError::PortInUse { .. })));
+        let any = parse_publish("127.0.0.1::80").unwrap()[0];
+        assert_ne!(free_port(any).unwrap().host, 0);
+    }
+
+    #[test]
+    fn without_pasta_auto_shares_and_publish_fails() {
+        let nowhere = std::ffi::OsStr::new("/nonexistent");
+        let (shared, note) = plan(Network::Auto, &[], nowhere).unwrap();
+        assert_eq!(shared, Plan::Host);
+        assert!(note.is_some());
+        let publish = parse_publish("8080:80").unwrap();
+        assert!(matches!(plan(Network::Auto, &publish, nowhere), Err(NetworkError::NoPasta)));
+        assert!(matches!(plan(Network::Host, &publish, nowhere), Err(NetworkError::PublishNeedsPasta)));
+    }
+}

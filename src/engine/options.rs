@@ -1,0 +1,166 @@
+//! What a person can ask of one container, as plain data: the command line (and later the APIs)
+//! fill it, the engine reads it.
+
+use std::path::PathBuf;
+
+use coracle_images::Platform;
+use coracle_runtime::UserNs;
+
+use super::mounts::MountRequest;
+use super::ports::PortMapping;
+use super::size::Ulimit;
+
+/// Is everything `coracle run` can be told, with Docker's meanings.
+#[derive(Debug, Clone, Default)]
+pub struct RunOptions {
+    pub image: String,
+    /// Replaces the image's CMD when not empty.
+    pub command: Vec<String>,
+    pub name: Option<String>,
+    pub hostname: Option<String>,
+    pub auto_remove: bool,
+    pub terminal: Terminal,
+    pub env: Vec<EnvEntry>,
+    pub mounts: Vec<MountRequest>,
+    pub workdir: Option<String>,
+    pub user: Option<String>,
+    pub group_add: Vec<String>,
+    /// `Some("")` clears the image's ENTRYPOINT.
+    pub entrypoint: Option<String>,
+    pub read_only: bool,
+    pub init: bool,
+    pub network: Network,
+    pub publish: Vec<PortMapping>,
+    pub publish_all: bool,
+    pub dns: Vec<String>,
+    pub dns_search: Vec<String>,
+    /// `NAME:IP` pairs for /etc/hosts.
+    pub add_hosts: Vec<(String, String)>,
+    pub cap_add: Vec<String>,
+    pub cap_drop: Vec<String>,
+    pub security: SecurityOptions,
+    pub userns: UserNsChoice,
+    pub ulimits: Vec<Ulimit>,
+    pub shm_size_bytes: Option<u64>,
+    pub stop_signal: Option<String>,
+    pub pull: PullPolicy,
+    pub platform: Option<Platform>,
+}
+
+/// Says which streams of the caller the container gets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Terminal {
+    /// `-i`: the caller's standard input, else /dev/null.
+    pub interactive: bool,
+    /// `-t`: a pseudo terminal of its own.
+    pub tty: bool,
+}
+
+/// Is one `-e`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EnvEntry {
+    Set { name: String, value: String },
+    /// `-e NAME` where the caller has no NAME: removes what the image sets.
+    Unset { name: String },
+}
+
+/// Names the network a container gets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// pasta where it is installed, the host's network where not, said aloud.
+    #[default]
+    Auto,
+    None,
+    Host,
+    Pasta,
+}
+
+/// When the registry is asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PullPolicy {
+    Always,
+    #[default]
+    Missing,
+    Never,
+}
+
+/// Is what `--security-opt` can change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecurityOptions {
+    pub no_new_privileges: bool,
+    pub seccomp: SeccompChoice,
+}
+
+impl Default for SecurityOptions {
+    fn default() -> Self {
+        Self { no_new_privileges: true, seccomp: SeccompChoice::Default }
+    }
+}
+
+/// Names the seccomp profile.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum SeccompChoice {
+    #[default]
+    Default,
+    Unconfined,
+    File(PathBuf),
+}
+
+/// Wraps the runtime's choice so that it has a default.
+#[derive(Debug, Clone, Copy)]
+pub struct UserNsChoice(pub UserNs);
+
+impl Default for UserNsChoice {
+    fn default() -> Self {
+        Self(UserNs::Auto)
+    }
+}
+
+/// Says why a `--security-opt` was refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("invalid security option {option:?}: {reason}")]
+pub struct SecurityOptionError {
+    option: String,
+    reason: &'static str,
+}
+
+impl SecurityOptions {
+    /// Applies one `--security-opt`; what cannot be applied is an error, never ignored.
+    pub fn apply(&mut self, option: &str) -> Result<(), SecurityOptionError> {
+        let fail = |reason| SecurityOptionError { option: option.to_owned(), reason };
+        let (key, value) = match option.split_once(['=', ':']) {
+            Some((key, value)) => (key, Some(value)),
+            None => (option, None),
+        };
+        match (key, value) {
+            ("no-new-privileges", None | Some("true")) => self.no_new_privileges = true,
+            ("no-new-privileges", Some("false")) => self.no_new_privileges = false,
+            ("seccomp", Some("unconfined")) => self.seccomp = SeccompChoice::Unconfined,
+            ("seccomp", Some(path)) if !path.is_empty() => self.seccomp = SeccompChoice::File(path.into()),
+            // There is no SELinux labelling to switch off, so the wish is already met.
+            ("label", Some("disable")) => {}
+            ("apparmor" | "label", _) => return Err(fail("an ordinary user cannot apply it")),
+            _ => return Err(fail("not implemented")),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn security_options() {
+        let mut options = SecurityOptions::default();
+        assert!(options.no_new_privileges, "on unless relaxed");
+        options.apply("no-new-privileges:false").unwrap();
+        assert!(!options.no_new_privileges);
+        options.apply("seccomp=unconfined").unwrap();
+        assert_eq!(options.seccomp, SeccompChoice::Unconfined);
+        for bad in ["apparmor=x", "label=type:x", "seccomp", "seccomp=", "wat", "no-new-privileges=maybe"] {
+            assert!(options.apply(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Every environment variable that coracle reads, declared once.
+//!
+//! Nothing else in this package reads the environment, so that a test (or a person) sees the whole
+//! interface here.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Where images and containers are kept, instead of `$XDG_DATA_HOME/coracle`.
+pub const CORACLE_ROOT: &str = "CORACLE_ROOT";
+/// Registries that may be spoken to in plain http, comma separated `host[:port]`.
+pub const CORACLE_INSECURE_REGISTRIES: &str = "CORACLE_INSECURE_REGISTRIES";
+const XDG_DATA_HOME: &str = "XDG_DATA_HOME";
+const HOME: &str = "HOME";
+const PATH: &str = "PATH";
+
+/// Gives a variable that is set and not empty.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+fn read(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// Gives the state directory named by the caller, if any.
+pub fn coracle_root() -> Option<PathBuf> {
+    read(CORACLE_ROOT).map(PathBuf::from)
+}
+
+/// Gives the registries named insecure by the caller.
+pub fn insecure_registries() -> Vec<String> {
+    let list = read(CORACLE_INSECURE_REGISTRIES).and_then(|list| list.into_string().ok()).unwrap_or_default();
+    list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+/// Gives the XDG base directory for data, absolute paths only as the specification says.
+pub fn xdg_data_home() -> Option<PathBuf> {
+    read(XDG_DATA_HOME).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// Gives the caller's home directory.
+pub fn home() -> Option<PathBuf> {
+    read(HOME).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// Gives the directories in which helper programs are looked for.
+pub fn search_path() -> OsString {
+    read(PATH).unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into())
+}
+
+/// Gives the value of a variable that the person named with `-e NAME`.
+pub fn named(name: &str) -> Option<String> {
+    read_named(name)?.into_string().ok()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+fn read_named(name: &str) -> Option<OsString> {
+    let valid = !name.is_empty() && !name.contains(['=', '\0']);
+    if valid { std::env::var_os(name) } else { None }
+}

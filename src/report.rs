@@ -1,0 +1,59 @@
+//! How an error reads: its chain of causes on one line, hints by kind, an exit code.
+//!
+//! Shared by the command line and by children that report back through `engine::elsewhere`. Hints are
+//! keyed on typed errors and error numbers, never on the text of a message.
+
+mod hints;
+
+use std::error::Error;
+
+pub use hints::{exit_code, hints};
+
+use crate::engine::Elsewhere;
+
+/// Joins an error and its causes by colons.
+///
+/// A cause that only repeats the end of what was said already is left out.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// Puts an error into words for a parent process.
+pub fn elsewhere(error: &(dyn Error + 'static)) -> Elsewhere {
+    Elsewhere { message: chain(error), hints: hints(error), exit_code: exit_code(error) }
+}
+
+/// Makes control bytes visible: an image's names must not drive the person's terminal.
+pub fn one_line(text: &str) -> String {
+    text.trim_end().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer")]
+    struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn causes_are_joined_once() {
+        assert_eq!(chain(&Outer(std::io::Error::other("inner"))), "outer: inner");
+        assert_eq!(chain(&Outer(std::io::Error::other("outer"))), "outer");
+    }
+
+    #[test]
+    fn terminals_are_not_driven() {
+        assert_eq!(one_line("a\x1b[2Jb\n"), "a\u{fffd}[2Jb");
+    }
+}
