@@ -5,3 +5,10 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "a test that panics is a test that failed")]
 
 mod env;
+mod ids;
+mod network;
+mod options;
+mod run;
+mod signals;
+mod stdio;
+mod tty;
