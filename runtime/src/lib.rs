@@ -3,18 +3,23 @@
 //! No threads and no tokio: the caller forks, so it must be single-threaded. All unsafe code is in
 //! `sys`; paths inside a container are reached only through its root's descriptor.
 
+pub mod caps;
+pub mod defaults;
 pub mod exec;
 pub mod failure;
 pub mod host;
 pub mod idmap;
 pub mod launch;
 pub mod seal;
+mod subid;
+pub mod seccomp;
 mod sys;
 pub mod userns;
 
 pub use exec::{ExecOptions, exec};
 pub use failure::{LaunchFailure, Stage};
 pub use idmap::{HostIds, IdMap, IdMapError, IdRange, UserNs};
+pub use sys::SysError;
 pub use launch::{
     Exit, Gate, LaunchOptions, Namespaces, Rootfs, Running, Stdio, launch, open_gate,
 };
