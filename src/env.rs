@@ -14,6 +14,13 @@ const XDG_DATA_HOME: &str = "XDG_DATA_HOME";
 const HOME: &str = "HOME";
 const PATH: &str = "PATH";
 
+/// Gives any variable to code that is told which ones it may ask for: the registry client reads
+/// `DOCKER_CONFIG`, `REGISTRY_AUTH_FILE`, `XDG_CONFIG_HOME`, `XDG_RUNTIME_DIR`, `HOME`, `SSL_CERT_FILE`
+/// and the proxy variables.
+pub fn value(name: &str) -> Option<OsString> {
+    read(name)
+}
+
 /// Gives a variable that is set and not empty.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 fn read(name: &str) -> Option<OsString> {

@@ -9,6 +9,9 @@ use std::error::Error;
 
 pub use hints::{exit_code, hints};
 
+use coracle_images::RegistryError;
+use coracle_runtime::LaunchFailure;
+
 use crate::engine::Elsewhere;
 
 /// Joins an error and its causes by colons.
@@ -16,16 +19,21 @@ use crate::engine::Elsewhere;
 /// A cause that only repeats the end of what was said already is left out.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
-    let mut next = error.source();
+    let mut next = if is_complete(error) { None } else { error.source() };
     while let Some(cause) = next {
         let cause_text = cause.to_string();
         if !text.ends_with(&cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);
         }
-        next = cause.source();
+        next = if is_complete(cause) { None } else { cause.source() };
     }
     text
+}
+
+/// Says whether an error's own text tells everything; what lies below it is the HTTP client's own talk.
+fn is_complete(error: &(dyn Error + 'static)) -> bool {
+    error.is::<RegistryError>() || error.is::<LaunchFailure>()
 }
 
 /// Puts an error into words for a parent process.

@@ -7,7 +7,9 @@ mod info;
 mod inspect;
 mod load;
 mod progress;
+mod ps;
 mod pull;
+mod rm;
 mod rmi;
 mod run;
 mod save;
@@ -38,6 +40,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Run(Box<run::RunArgs>),
+    Ps(ps::PsArgs),
+    Rm(rm::RmArgs),
     Pull(pull::PullArgs),
     Images(images::ImagesArgs),
     Rmi(rmi::RmiArgs),
@@ -58,6 +62,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let root = cli.root;
     let result = match cli.command {
         Command::Run(args) => run::run(root, *args).map_err(|error| error.with_exit_code(EXIT_CORACLE_FAILED)),
+        Command::Ps(args) => ps::run(root, args),
+        Command::Rm(args) => rm::run(root, args),
         Command::Pull(args) => pull::run(root, args),
         Command::Images(args) => images::run(root, args),
         Command::Rmi(args) => rmi::run(root, args),

@@ -63,6 +63,11 @@ pub fn human_age(seconds: i64) -> String {
     format!("{count} {unit}{plural} ago")
 }
 
+/// Gives the age of a moment in seconds since the epoch.
+pub fn age_since_epoch(then_s: u64) -> String {
+    human_age(jiff::Timestamp::now().as_second() - i64::try_from(then_s).unwrap_or(i64::MAX))
+}
+
 /// Gives the age of an RFC 3339 time stamp, or `N/A` where an image names none.
 pub fn age_of(created: Option<&str>) -> String {
     let parsed = created.and_then(|text| text.parse::<jiff::Timestamp>().ok());

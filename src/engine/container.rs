@@ -190,27 +190,72 @@ impl ContainerDir {
     }
 }
 
-/// Lists `--rm` containers that nobody looks after any more, with the id map of each.
-pub fn abandoned(state: &Path) -> Vec<Abandoned> {
+/// Lists `--rm` containers that nobody looks after any more.
+pub fn abandoned(state: &Path) -> Vec<Unwatched> {
     let Ok(entries) = fs_err::read_dir(state.join("autoremove")) else { return Vec::new() };
-    entries.filter_map(|entry| Abandoned::take(state, &entry.ok()?.file_name().into_string().ok()?)).collect()
+    let ids = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    ids.filter_map(|id| {
+        if state.join("containers").join(&id).exists() {
+            return Unwatched::take(state, &id);
+        }
+        let _ = fs_err::remove_file(state.join("autoremove").join(&id));
+        None
+    })
+    .collect()
 }
 
-/// Is a leftover of a killed run; its lock is held until it is dropped.
-pub struct Abandoned {
+/// Lists every container that has a record, newest first.
+pub fn list(state: &Path) -> Vec<Listed> {
+    let Ok(entries) = fs_err::read_dir(state.join("containers")) else { return Vec::new() };
+    let ids = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut all: Vec<Listed> = ids.filter_map(|id| Listed::read(state, &id)).collect();
+    all.sort_by_key(|listed| std::cmp::Reverse(listed.record.created_s));
+    all
+}
+
+/// Is a container as a listing shows it.
+pub struct Listed {
+    pub record: Record,
+    pub status: Status,
+}
+
+/// Says how a container is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    Running,
+    Exited { code: i32, finished_s: u64 },
+    /// Its watcher was killed before it could write down how it ended.
+    Lost,
+}
+
+impl Listed {
+    fn read(state: &Path, id: &str) -> Option<Self> {
+        let path = state.join("containers").join(id);
+        let record = serde_json::from_slice(&fs_err::read(path.join("container.json")).ok()?).ok()?;
+        let exit: Option<ExitRecord> =
+            fs_err::read(path.join("exit.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let watched = File::open(path.join("lock")).is_ok_and(|file| try_lock(file).is_none());
+        let status = match exit {
+            Some(exit) => Status::Exited { code: exit.exit_code, finished_s: exit.finished_s },
+            None if watched => Status::Running,
+            None => Status::Lost,
+        };
+        Some(Self { record, status })
+    }
+}
+
+/// Is a container that no process looks after; its lock is held until this is dropped.
+pub struct Unwatched {
     pub id: String,
     state: PathBuf,
     record: Option<Record>,
     _lock: Option<File>,
 }
 
-impl Abandoned {
-    fn take(state: &Path, id: &str) -> Option<Self> {
+impl Unwatched {
+    /// Takes the container's lock; None when somebody has it.
+    pub fn take(state: &Path, id: &str) -> Option<Self> {
         let path = state.join("containers").join(id);
-        if !path.exists() {
-            let _ = fs_err::remove_file(state.join("autoremove").join(id));
-            return None;
-        }
         let lock = match File::open(path.join("lock")) {
             Ok(file) => Some(try_lock(file)?),
             // Killed between mkdir and the lock, or being made this moment: decided by age.

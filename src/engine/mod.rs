@@ -26,6 +26,7 @@ use coracle_runtime::idmap::{self, HostIds};
 use coracle_runtime::{IdMap, IdMapError, LaunchFailure, UserNs};
 
 pub use elsewhere::Elsewhere;
+pub use network::NetworkError;
 
 use crate::env;
 
@@ -44,6 +45,10 @@ pub enum EngineError {
     NoImage(String),
     #[error("no such image: {0}")]
     UnknownImage(String),
+    #[error("no such container: {0}")]
+    UnknownContainer(String),
+    #[error("container {0} is running")]
+    ContainerRuns(String),
     #[error("image {image} is for {found}, not for {wanted}")]
     WrongPlatform { image: String, found: String, wanted: String },
     #[error("cannot mount {path}")]
@@ -109,6 +114,21 @@ impl Engine {
     /// Gives the state directory.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Removes a container that has ended, named by name, id or the beginning of an id.
+    pub fn remove_container(&self, wanted: &str) -> Result<(), EngineError> {
+        let listed = container::list(&self.root);
+        let unknown = || EngineError::UnknownContainer(wanted.to_owned());
+        let by_name = listed.iter().find(|listed| listed.record.name.as_deref() == Some(wanted));
+        let mut by_id = listed.iter().filter(|listed| !wanted.is_empty() && listed.record.id.starts_with(wanted));
+        let found = match (by_name, by_id.next(), by_id.next()) {
+            (Some(found), _, _) | (None, Some(found), None) => found,
+            _ => return Err(unknown()),
+        };
+        let container = container::Unwatched::take(&self.root, &found.record.id)
+            .ok_or_else(|| EngineError::ContainerRuns(wanted.to_owned()))?;
+        run::remove_unwatched(&container)
     }
 
     /// Chooses the id map of a container.

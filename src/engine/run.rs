@@ -11,7 +11,7 @@ use coracle_shim::{Foreground, Keeper};
 use oci_spec::image::Config;
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 
-use super::container::{self, ContainerDir, ExitRecord, Record, short_id};
+use super::container::{self, ContainerDir, ExitRecord, Record, Unwatched, short_id};
 use super::mounts::{MountRequest, MountSource, checked_destination};
 use super::network::{self, Plan};
 use super::options::{RunOptions, SeccompChoice};
@@ -444,9 +444,14 @@ fn finish(directory: &ContainerDir, auto_remove: bool, exit_code: i32, userns: O
 fn remove_abandoned(state: &Path) {
     for left in container::abandoned(state) {
         // Best effort: a container that cannot be removed now is found again by the next run.
-        let _ = match left.idmap() {
-            Some(map) => elsewhere::call(&map.clone(), || Ok(left.remove()?)),
-            None => left.remove().map_err(EngineError::from),
-        };
+        let _ = remove_unwatched(&left);
+    }
+}
+
+/// Removes a container's directory where its files' owners are known.
+pub fn remove_unwatched(container: &Unwatched) -> Result<(), EngineError> {
+    match container.idmap() {
+        Some(map) => elsewhere::call(map, || Ok(container.remove()?)),
+        None => Ok(container.remove()?),
     }
 }

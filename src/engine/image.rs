@@ -1,0 +1,129 @@
+//! Images as the engine sees them: present or pulled, unpacked for the id map that is needed.
+
+use std::path::{Path, PathBuf};
+
+use coracle_images::{
+    Digest, Image, LoadError, LoadOptions, Platform, Progress, PullError, PullOptions, Reference, Removed, SaveError,
+    SaveFormat, UnpackError, load, pull, save,
+};
+use coracle_runtime::IdMap;
+
+use super::options::PullPolicy;
+use super::{Engine, EngineError, container, elsewhere, layer_space};
+use crate::env;
+
+/// Says what went wrong with an image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    #[error(transparent)]
+    Reference(#[from] coracle_images::reference::ReferenceError),
+    #[error(transparent)]
+    Pull(#[from] PullError),
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Save(#[from] SaveError),
+}
+
+impl Engine {
+    /// Gives an image and its layers, bottom first, unpacked for `idmap`; asks the registry as `policy` says.
+    pub fn ready_image(
+        &self,
+        name: &str,
+        policy: PullPolicy,
+        platform: Option<&Platform>,
+        idmap: &IdMap,
+        progress: &dyn Progress,
+    ) -> Result<(Image, Vec<PathBuf>), EngineError> {
+        let present = match policy {
+            PullPolicy::Always => None,
+            PullPolicy::Missing | PullPolicy::Never => self.store.find(name)?,
+        };
+        let fitting = present.filter(|image| platform.is_none_or(|wanted| image.platform() == *wanted));
+        let image = match (fitting, policy) {
+            (Some(image), _) => image,
+            (None, PullPolicy::Never) => return Err(EngineError::NoImage(name.to_owned())),
+            (None, _) => self.pull(name, platform, idmap, progress)?,
+        };
+        if platform.is_none() && image.platform() != Platform::host() {
+            return Err(EngineError::WrongPlatform {
+                image: name.to_owned(),
+                found: image.platform().to_string(),
+                wanted: Platform::host().to_string(),
+            });
+        }
+        let layers = self.unpacked(&image, idmap, progress)?;
+        Ok((image, layers))
+    }
+
+    /// Gives the directories of an image's layers, unpacking from the blobs what is not there yet.
+    fn unpacked(&self, image: &Image, idmap: &IdMap, progress: &dyn Progress) -> Result<Vec<PathBuf>, EngineError> {
+        let space = layer_space(idmap);
+        if let Some(layers) = self.store.layers(image, &space)? {
+            return Ok(layers);
+        }
+        elsewhere::call(idmap, || Ok(self.store.unpack(image, &space, progress).map_err(ImageError::from)?))
+    }
+
+    /// Pulls an image from its registry.
+    pub fn pull(
+        &self,
+        name: &str,
+        platform: Option<&Platform>,
+        idmap: &IdMap,
+        progress: &dyn Progress,
+    ) -> Result<Image, EngineError> {
+        let reference: Reference = name.parse().map_err(ImageError::from)?;
+        let mut options = PullOptions::from_environment(layer_space(idmap), &env::value);
+        options.platform = platform.cloned();
+        options.insecure_registries = env::insecure_registries();
+        let id: String = elsewhere::call(idmap, || {
+            let image = pull(&self.store, &reference, &options, progress).map_err(ImageError::from)?;
+            Ok(image.id.to_string())
+        })?;
+        self.store.find(&id)?.ok_or(EngineError::UnknownImage(id))
+    }
+
+    /// Removes an image, or one of its names.
+    pub fn remove_image(&self, name: &str, force: bool) -> Result<Removed, EngineError> {
+        let used: Vec<String> =
+            container::list(&self.root).into_iter().map(|listed| listed.record.image_id).collect();
+        let idmap = self.idmap(coracle_runtime::UserNs::Auto)?;
+        elsewhere::call(&idmap, || {
+            let in_use = |id: &Digest| used.contains(&id.to_string());
+            Ok(self.store.remove(name, force, &in_use)?)
+        })
+    }
+
+    /// Takes the images of an archive or layout in; gives what to call each.
+    pub fn load(
+        &self,
+        source: &Path,
+        tag: Option<Reference>,
+        idmap: &IdMap,
+        progress: &dyn Progress,
+    ) -> Result<Vec<String>, EngineError> {
+        let options = LoadOptions { tag, space: layer_space(idmap) };
+        elsewhere::call(idmap, || {
+            let images = load(&self.store, source, &options, progress).map_err(ImageError::from)?;
+            Ok(images.iter().map(called).collect())
+        })
+    }
+
+    /// Writes images into an archive or a layout directory.
+    pub fn save(&self, names: &[String], format: SaveFormat, target: Option<&Path>) -> Result<(), EngineError> {
+        let mut images = Vec::new();
+        for name in names {
+            let image = self.store.find(name)?.ok_or_else(|| EngineError::UnknownImage(name.clone()))?;
+            let reference: Option<Reference> = name.parse().ok().filter(|parsed| image.names.contains(parsed));
+            images.push((image, reference));
+        }
+        Ok(save(&self.store, &images, format, target).map_err(ImageError::from)?)
+    }
+}
+
+fn called(image: &Image) -> String {
+    image.names.first().map_or_else(|| image.id.to_string(), Reference::familiar)
+}
