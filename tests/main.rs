@@ -4,10 +4,15 @@
 //! an empty environment (`env::TestEnv`) and ends with the proof that nothing is left behind.
 #![expect(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "a test that panics is a test that failed")]
 
+mod differential;
 mod env;
 mod ids;
+mod images;
+mod inside;
+mod kill;
 mod network;
 mod options;
+mod pull;
 mod run;
 mod signals;
 mod stdio;
