@@ -4,6 +4,7 @@
 //! `sys`; paths inside a container are reached only through its root's descriptor.
 
 pub mod caps;
+pub mod container;
 pub mod defaults;
 pub mod exec;
 pub mod failure;
