@@ -184,14 +184,14 @@ mod tests {
             let registry = Url::parse(registry).expect("registry");
             Realm::check(realm, &registry, home, &TokenHost::well_known()).map(|realm| realm.credentials)
         };
-        let hub = |realm| check(realm, "https://registry-1.docker.io/v2/", Reach::Public);
+        let hub = |realm: &str| check(realm, "https://registry-1.docker.io/v2/", Reach::Public);
         assert_eq!(hub("https://auth.docker.io/token"), Ok(true));
         assert_eq!(hub("https://registry-1.docker.io/token"), Ok(true));
         assert_eq!(hub("http://auth.docker.io/token"), Err(RealmProblem::PlainHttp));
         assert_eq!(hub("https://auth.docker.io.evil/token"), Err(RealmProblem::OtherHost));
         assert_eq!(hub("https://auth.docker.io:444/token"), Err(RealmProblem::OtherHost));
         assert_eq!(hub("https://gitlab.com/jwt"), Err(RealmProblem::OtherHost));
-        let own = |realm| check(realm, "https://r.example:5000/v2/", Reach::Public);
+        let own = |realm: &str| check(realm, "https://r.example:5000/v2/", Reach::Public);
         assert_eq!(own("https://r.example:5000/t"), Ok(true));
         assert_eq!(own("https://r.example/t"), Ok(true));
         assert_eq!(own("http://r.example:5000/t"), Err(RealmProblem::PlainHttp));
@@ -206,7 +206,7 @@ mod tests {
         for host in ["127.0.0.1", "169.254.169.254", "[::1]", "[64:ff9b::7f00:1]", "10.0.0.1", "localhost"] {
             assert_eq!(own(&format!("https://{host}/t")), Err(RealmProblem::OtherHost), "{host}");
         }
-        let local = |realm| check(realm, "http://localhost:5000/v2/", Reach::Loopback);
+        let local = |realm: &str| check(realm, "http://localhost:5000/v2/", Reach::Loopback);
         assert_eq!(local("http://localhost:5000/t"), Ok(true));
         assert_eq!(local("http://localhost:5001/t"), Err(RealmProblem::PlainHttp));
         assert_eq!(local("http://127.0.0.1:5000/t"), Err(RealmProblem::OtherHost));
