@@ -134,7 +134,7 @@ my @calls = (
     ["init_module", 175, 0, 0, 0], ["finit_module", 313, -1, 0, 0], ["mount", 165, 0, 0, 0, 0, 0], ["umount2", 166, 0, 0],
     ["pivot_root", 155, 0, 0], ["unshare_user", 272, 0x10000000], ["unshare_mount", 272, 0x20000], ["setns", 308, 0, 0],
     ["clone_user", 56, 0x10000011, 0, 0, 0, 0], ["clone3", 435, 0, 0], ["open_by_handle_at", 304, -1, 0, 0],
-    ["process_vm_readv", 310, 0, 0, 0, 0, 0, 0], ["kcmp", 312, 1, 1, 0, 0, 0], ["pidfd_getfd", 438, -1, 0, 0],
+    ["kcmp", 312, 1, 1, 0, 0, 0], ["pidfd_getfd", 438, -1, 0, 0],
     ["process_madvise", 440, -1, 0, 0, 0, 0], ["fsopen", 430, 0, 0], ["open_tree", 428, -100, 0, 0], ["move_mount", 429, -1, 0, -1, 0, 0],
     ["mount_setattr", 442, -1, 0, 0, 0, 0], ["swapon", 167, 0, 0], ["reboot", 169, 0, 0, 0, 0], ["settimeofday", 164, 0, 0],
     ["iopl", 172, 3], ["ioperm", 173, 0, 1, 1], ["acct", 163, 0], ["quotactl", 179, 0, 0, 0, 0], ["syslog", 103, 3, 0, 0],
@@ -149,7 +149,7 @@ for my $call (@calls) {
     my ($name, @args) = @$call;
     $! = 0;
     my $result = syscall($args[0], @args[1..$#args]);
-    exit 0 if $result == 0 && $name eq "clone_user" && !print("");
+    exit 0 if $result == 0 && $name eq "clone_user"; # the child that must not exist
     print "$name ", ($result < 0 ? $! + 0 : "ok"), "\n";
 }
 "#;

@@ -2,10 +2,13 @@
 //!
 //! `make e2e` runs it as alice (ranges of ids), as bob (one id) and as root. Every test starts from
 //! an empty environment (`env::TestEnv`) and ends with the proof that nothing is left behind.
-#![expect(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "a test that panics is a test that failed")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test that panics is a test that failed")]
 
 mod differential;
 mod env;
+mod host;
+mod hostile_image;
+mod hostile_registry;
 mod ids;
 mod images;
 mod inside;
@@ -13,6 +16,7 @@ mod kill;
 mod network;
 mod options;
 mod pull;
+mod refused;
 mod run;
 mod signals;
 mod stdio;

@@ -70,12 +70,6 @@ impl Run {
         self
     }
 
-    /// Sets the working directory.
-    pub fn cwd(mut self, dir: impl AsRef<Path>) -> Self {
-        self.command.current_dir(dir);
-        self
-    }
-
     /// Gives bytes to read.
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = Some(bytes.into());
@@ -282,6 +276,13 @@ impl Outcome {
     pub fn error(&self, code: i32, golden: &str) {
         self.refused(code);
         assert_eq!(self.golden(), golden, "{self}");
+    }
+
+    /// Like [`Self::error`], with another registry's address replaced by its name.
+    #[track_caller]
+    pub fn error_at(&self, address: &str, code: i32, golden: &str) {
+        self.refused(code);
+        assert_eq!(self.golden().replace(address, "[ADDRESS]"), golden, "{self}");
     }
 
     /// Demands a clear error (O3): one `error:` line, at most hints after it, no panic, no output.

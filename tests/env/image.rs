@@ -6,14 +6,13 @@ use std::io::Write;
 use serde_json::{Value, json};
 use tar::{EntryType, Header};
 
-use super::{fixtures, tree};
+use super::tree;
 
 /// Media types that the tests speak of.
 pub mod media {
     pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
     pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
     pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-    pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
     pub const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 }
 
@@ -178,9 +177,4 @@ impl Image {
     pub fn hostile(layer: Layer, config: &Value) -> Self {
         Self::new(vec![Layer::busybox().bytes(), layer.bytes()], config)
     }
-}
-
-/// Says whether busybox is here to make images of; SKIP where it is not.
-pub fn has_busybox() -> bool {
-    fixtures::find_program("busybox").is_some()
 }

@@ -127,15 +127,6 @@ impl TestEnv {
     pub fn containers_may_stay(&self) {
         self.containers_may_stay.set(true);
     }
-
-    /// Replaces what differs from run to run by its name, for golden texts.
-    pub fn anonymise(&self, text: &str) -> String {
-        let mut text = text.replace(&self.dir.display().to_string(), "[DIR]");
-        if let Some(registry) = self.anonymous.get() {
-            text = text.replace(registry.address(), "[REGISTRY]");
-        }
-        text
-    }
 }
 
 impl Drop for TestEnv {

@@ -1,7 +1,6 @@
 //! A directory tree as comparable text: what is there, of which kind, with which bytes.
 
 use std::fmt::Write;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -130,9 +129,4 @@ pub fn difference(left: &[String], right: &[String]) -> String {
         }
     }
     text
-}
-
-/// Gives the bytes of a path.
-pub fn bytes(path: &Path) -> &[u8] {
-    path.as_os_str().as_bytes()
 }
