@@ -3,6 +3,7 @@
 //! No threads and no tokio: the caller forks, so it must be single-threaded. All unsafe code is in
 //! `sys`; paths inside a container are reached only through its root's descriptor.
 
+pub mod bundle;
 pub mod caps;
 pub mod container;
 pub mod defaults;
@@ -11,9 +12,11 @@ pub mod failure;
 pub mod host;
 pub mod idmap;
 pub mod launch;
+mod plan;
 pub mod seal;
 mod subid;
 pub mod seccomp;
+#[expect(unsafe_code, reason = "the one place for system calls without a safe face")]
 mod sys;
 pub mod userns;
 

@@ -1,21 +1,228 @@
 //! Turns a plan into a running process in its own namespaces.
 //!
-//! The parent is single-threaded, opens and compiles everything first, and clones once with every
+//! The parent is single-threaded, decides and compiles everything first, and clones once with every
 //! namespace. The child applies the plan, reports a failure as fixed-form data and leaves only by
 //! `_exit` or `execve`.
 
+pub(crate) mod channel;
+mod child;
+mod confining;
+mod copyup;
+pub(crate) mod devices;
+pub(crate) mod fault;
+mod identity;
+mod inside;
+pub(crate) mod join;
+mod mounting;
 mod options;
+pub(crate) mod program;
+mod reaper;
+mod rootfs;
 mod running;
 
-pub use options::{Gate, LaunchOptions, Namespaces, Rootfs, Stdio};
+pub use options::{Gate, LaunchOptions, Namespaces, OnNamespaces, Rootfs, Stdio};
 pub use running::{Exit, Running, open_gate};
 
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
+
 use crate::failure::{LaunchFailure, Stage};
+use crate::idmap;
+use crate::plan::{self, Plan};
+use crate::sys::{CloneOptions, Cloned, clone_process};
+use channel::Message;
+use child::Child;
+use fault::Fault;
+use program::Hold;
 
 /// Starts the container's first process.
 ///
 /// With [`Gate::Immediate`] it returns once `execve` has succeeded; otherwise when everything but
-/// the gate, the filter and `execve` is done.
+/// the gate, the filter and `execve` is done. On failure nothing is left running.
 pub fn launch(options: LaunchOptions<'_>) -> Result<Running, LaunchFailure> {
-    Err(LaunchFailure::rule(Stage::Plan, options.id, "launching is not finished yet"))
+    let mut options = options;
+    let mut plan = plan::plan(options.spec, options.idmap.as_ref())?;
+    plan.process.add_filter(options.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()))?;
+    check_terminal(&plan, &options)?;
+    let hold = match &options.gate {
+        Gate::Immediate => Hold::Nothing,
+        Gate::Wait => Hold::Parent,
+        Gate::Socket(path) => Hold::Socket(gate_socket(path)?),
+    };
+    let (ours, theirs) = channel::pair().fault(Stage::Prepare, "make", "channel")?;
+    let child = Child {
+        plan: &plan,
+        rootfs: &options.rootfs,
+        bundle: options.bundle,
+        stdio: options.stdio,
+        hold,
+        keep_fds: options.keep_fds,
+        die_with_parent: options.die_with_parent,
+        init_reaper: options.init_reaper,
+        no_pivot: options.no_pivot,
+    };
+    let cloned = create(&plan, options.cgroup, child, &ours, theirs)?;
+    let launched = Launched { cloned, channel: ours };
+    let on_namespaces = options.on_namespaces.take();
+    let finished = launched.accompany(&plan, on_namespaces);
+    let result = finished.and_then(|(userns, console)| launched.conclude(&options.gate, userns, console));
+    result.inspect_err(|_| {
+        launched.abandon();
+        if let Gate::Socket(path) = &options.gate {
+            // The failure that is being reported matters more than a socket left behind.
+            let _ = fs_err::remove_file(path);
+        }
+    })
+}
+
+fn check_terminal(plan: &Plan, options: &LaunchOptions<'_>) -> Result<(), LaunchFailure> {
+    match (plan.process.terminal, &options.stdio) {
+        (true, Stdio::Console) | (false, Stdio::Inherit | Stdio::Fds(_)) => Ok(()),
+        (true, _) => Err(LaunchFailure::rule(Stage::Plan, "process.terminal", "needs somebody to take the terminal")),
+        (false, _) => Err(LaunchFailure::rule(Stage::Plan, "process.terminal", "is not set, and a terminal was asked for")),
+    }
+}
+
+/// Clones the child: directly, or through an intermediate one that joins namespaces first.
+fn create(
+    plan: &Plan,
+    cgroup: Option<std::os::fd::BorrowedFd<'_>>,
+    child: Child<'_>,
+    ours: &OwnedFd,
+    theirs: OwnedFd,
+) -> Result<Cloned, LaunchFailure> {
+    let options = CloneOptions { flags: plan.namespaces.create, cgroup };
+    if plan.namespaces.join.is_empty() {
+        let cloned = clone_process(&options, || {
+            close_in_child(ours);
+            child::run(child, theirs)
+        });
+        return cloned.fault(Stage::Namespaces, "create", "namespaces");
+    }
+    let namespaces = join::open_all(&plan.namespaces.join)?;
+    join::clone_inside(
+        |channel| join::enter_all(&namespaces, channel),
+        &options,
+        ours,
+        theirs,
+        |channel| child::run(child, channel),
+    )
+}
+
+/// The parent's end must not stay open in the child: it would never see its parent's end.
+pub(crate) fn close_in_child(ours: &OwnedFd) {
+    use std::os::fd::AsRawFd;
+    let number = ours.as_raw_fd().unsigned_abs();
+    // Nothing else has this number yet, so it cannot fail; the owner is never dropped in a child.
+    let _ = crate::sys::close_from(number, number);
+}
+
+/// A socket that exists until the container has started.
+fn gate_socket(path: &Path) -> Result<OwnedFd, LaunchFailure> {
+    use std::os::fd::AsRawFd;
+    let at = |errno: Errno, op: &str| LaunchFailure::new(Stage::Prepare, op, path.display(), errno);
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(|errno| at(errno, "make socket for"))?;
+    // By its directory's descriptor, because a socket address has room for 107 bytes only.
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(at(Errno::INVAL, "bind gate"));
+    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let dir = rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| at(errno, "open directory of gate"))?;
+    let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
+    let address = SocketAddrUnix::new(&short).map_err(|errno| at(errno, "name gate"))?;
+    bind(&socket, &address).map_err(|errno| at(errno, "bind gate"))?;
+    /// One starter is enough; others are told that they are late.
+    const STARTERS: i32 = 1;
+    listen(&socket, STARTERS).map_err(|errno| at(errno, "listen at gate"))?;
+    Ok(socket)
+}
+
+/// A child on its way.
+pub(crate) struct Launched {
+    pub(crate) cloned: Cloned,
+    pub(crate) channel: OwnedFd,
+}
+
+impl Launched {
+    /// Maps the ids and lets the caller work on the namespaces while the child mounts.
+    fn accompany(
+        &self,
+        plan: &Plan,
+        on_namespaces: Option<OnNamespaces<'_>>,
+    ) -> Result<(OwnedFd, Option<OwnedFd>), LaunchFailure> {
+        let pid = self.cloned.pid;
+        if let Some(map) = &plan.idmap {
+            idmap::write(pid, map)?;
+        }
+        // Before the child goes on: it hides then, and its /proc entries with it.
+        let user = open_namespace(pid, "user")?;
+        let net = match &on_namespaces {
+            Some(_) => Some(open_namespace(pid, "net")?),
+            None => None,
+        };
+        self.say(&Message::Mapped)?;
+        if let (Some(work), Some(net)) = (on_namespaces, &net) {
+            let namespaces =
+                Namespaces { pid, pidfd: self.cloned.pidfd.as_fd(), user: user.as_fd(), net: net.as_fd() };
+            work(&namespaces)?;
+        }
+        self.say(&Message::Proceed)?;
+        Ok((user, None))
+    }
+
+    /// Tells the child to go on. A child that is gone has said why, which is read later.
+    pub(crate) fn say(&self, message: &Message) -> Result<(), LaunchFailure> {
+        match channel::send(&self.channel, message) {
+            Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
+            result => result.fault(Stage::Prepare, "tell", "child"),
+        }
+    }
+
+    /// Follows the child to its gate or its program.
+    pub(crate) fn conclude(
+        &self,
+        gate: &Gate,
+        userns: OwnedFd,
+        console: Option<OwnedFd>,
+    ) -> Result<Running, LaunchFailure> {
+        let mut console = console;
+        let waiting = loop {
+            match channel::receive(&self.channel).fault(Stage::Prepare, "hear from", "child")? {
+                Some(Message::Failure(failure)) => return Err(failure),
+                Some(Message::Console(master)) => console = Some(master),
+                Some(Message::Ready) => break true,
+                Some(_) => return Err(Errno::PROTO).fault(Stage::Prepare, "understand", "child"),
+                None => break false,
+            }
+        };
+        if !waiting && *gate != Gate::Immediate {
+            return Err(LaunchFailure::rule(Stage::Gate, "container", "ended before it was started"));
+        }
+        let copy = |fd: &OwnedFd| fd.try_clone().map_err(|_| Errno::MFILE).fault(Stage::Prepare, "keep", "child");
+        let channel = if waiting && *gate == Gate::Wait { Some(copy(&self.channel)?) } else { None };
+        Ok(Running { pid: self.cloned.pid, pidfd: copy(&self.cloned.pidfd)?, userns, console, channel })
+    }
+
+    /// Kills and reaps a child whose launch failed.
+    pub(crate) fn abandon(&self) {
+        use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+        // It may be gone already; waiting is what counts.
+        let _ = pidfd_send_signal(&self.cloned.pidfd, Signal::KILL);
+        let wait = || waitid(WaitId::PidFd(self.cloned.pidfd.as_fd()), WaitIdOptions::EXITED);
+        let _ = rustix::io::retry_on_intr(wait);
+    }
+}
+
+/// Opens a namespace of a process.
+pub(crate) fn open_namespace(pid: i32, name: &str) -> Result<OwnedFd, LaunchFailure> {
+    let path = format!("/proc/{pid}/ns/{name}");
+    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).fault(Stage::Namespaces, "open", &path)
 }

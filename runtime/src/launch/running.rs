@@ -3,9 +3,13 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
+use super::channel::{self, Message};
+use super::fault::Fault;
 use crate::failure::{LaunchFailure, Stage};
 
 /// How a process ended.
@@ -17,10 +21,13 @@ pub struct Exit {
     pub signal: Option<i32>,
 }
 
+/// Shells report a process that a signal ended as 128 + the signal.
+const SIGNAL_STATUS: i32 = 128;
+
 impl Exit {
     /// What a shell would report: the code, or 128 + the signal.
     pub fn status(&self) -> i32 {
-        self.signal.map_or(self.code, |signal| 128 + signal)
+        self.signal.map_or(self.code, |signal| SIGNAL_STATUS + signal)
     }
 }
 
@@ -43,7 +50,7 @@ impl Running {
     /// Opens a [`super::Gate::Wait`] and returns when the program runs.
     pub fn start(&mut self) -> Result<(), LaunchFailure> {
         match self.channel.take() {
-            Some(_channel) => Err(LaunchFailure::rule(Stage::Gate, self.pid, "not finished yet")),
+            Some(channel) => start_through(&channel),
             None => Err(LaunchFailure::rule(Stage::Gate, self.pid, "is already started")),
         }
     }
@@ -71,7 +78,34 @@ impl Running {
     }
 }
 
-/// Opens a [`super::Gate::Socket`] and returns when the program runs.
+/// Opens a [`super::Gate::Socket`], removes it, and returns when the program runs.
 pub fn open_gate(path: &Path) -> Result<(), LaunchFailure> {
-    Err(LaunchFailure::rule(Stage::Gate, path.display(), "not finished yet"))
+    use std::os::fd::AsRawFd;
+    let at = |errno: Errno, op: &str| LaunchFailure::new(Stage::Gate, op, path.display(), errno);
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(|errno| at(errno, "make socket for"))?;
+    // Through a descriptor, because a socket address has room for 107 bytes only.
+    let gate = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| at(errno, "open gate"))?;
+    let short = format!("/proc/self/fd/{}", gate.as_raw_fd());
+    let address = SocketAddrUnix::new(&*short).map_err(|errno| at(errno, "name gate"))?;
+    connect(&socket, &address).map_err(|errno| at(errno, "open gate"))?;
+    start_through(&socket)?;
+    match rustix::fs::unlink(path) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(at(errno, "remove gate")),
+    }
+}
+
+/// Says "start" and waits until the program runs or its child says why not.
+fn start_through(channel: &OwnedFd) -> Result<(), LaunchFailure> {
+    match channel::send(channel, &Message::Start) {
+        // A child that is gone may have said why.
+        Ok(()) | Err(Errno::PIPE) => {}
+        Err(errno) => return Err(errno).fault(Stage::Gate, "start", "container"),
+    }
+    match channel::receive(channel).fault(Stage::Gate, "hear from", "container")? {
+        Some(Message::Failure(failure)) => Err(failure),
+        _ => Ok(()),
+    }
 }

@@ -1,1 +1,43 @@
 //! The system calls for which neither std nor rustix has a safe face; the only unsafe code of coracle.
+//!
+//! One function is one system call. Everything here is safe to call from the single-threaded
+//! processes of this crate; what a function needs beyond that is in its own doc.
+
+mod clone;
+mod descriptor;
+mod mount;
+mod seccomp;
+mod signal;
+
+pub(crate) use clone::{CloneFlags, CloneOptions, Cloned, clone_process, exit_now, fork_process};
+pub(crate) use descriptor::{close_from, set_inheritable};
+pub(crate) use mount::{MountAttr, mount_setattr};
+pub(crate) use seccomp::load_filter;
+pub(crate) use signal::{SignalSet, reset_signals, send_signal};
+
+use rustix::io::Errno;
+
+/// One system call that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{op} {target}: {}", crate::failure::describe(*.errno))]
+pub struct SysError {
+    /// The system call.
+    pub op: &'static str,
+    /// What it was called on.
+    pub target: String,
+    /// The kernel's error number.
+    pub errno: i32,
+}
+
+impl SysError {
+    /// Describes a call that failed.
+    pub fn new(op: &'static str, target: impl Into<String>, errno: i32) -> Self {
+        Self { op, target: target.into(), errno }
+    }
+}
+
+/// The errno of a raw call that has just returned -1.
+fn last_errno() -> Errno {
+    let raw = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+    Errno::from_raw_os_error(raw)
+}

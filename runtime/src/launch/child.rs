@@ -1,0 +1,154 @@
+//! What the container's first process does between its creation and its program.
+//!
+//! It runs in a copy of the launching process: no thread, no logging, `_exit` only. Order matters
+//! and is the order of the code: sources are opened as the caller, everything inside is made as root
+//! of the user namespace, and covers are taken from the host's tree before that tree goes away.
+
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, fstatfs};
+use rustix::process::umask;
+
+use super::channel::{self, Message};
+use super::devices::{self, Terminal};
+use super::fault::Fault;
+use super::inside::{Inside, Shape};
+use super::mounting::{self, Mounted, PROC_MAGIC};
+use super::options::{Rootfs, Stdio};
+use super::program::{self, Departure, Hold, Streams, follow_parent, hide, set_streams};
+use super::{confining, identity, rootfs};
+use crate::failure::{LaunchFailure, Stage};
+use crate::plan::{Plan, flags};
+use crate::sys::{MountAttr, mount_setattr};
+
+/// Everything the child needs, opened and decided by its parent.
+pub(crate) struct Child<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) rootfs: &'a Rootfs,
+    pub(crate) bundle: &'a Path,
+    pub(crate) stdio: Stdio<'a>,
+    pub(crate) hold: Hold,
+    pub(crate) keep_fds: &'a [RawFd],
+    pub(crate) die_with_parent: bool,
+    pub(crate) init_reaper: bool,
+    pub(crate) no_pivot: bool,
+}
+
+/// Runs in the child; its result is the exit code of a child that gave up.
+pub(crate) fn run(child: Child<'_>, channel: OwnedFd) -> i32 {
+    let terminal = match build(&child, &channel) {
+        Ok(terminal) => terminal,
+        Err(failure) => return program::report(&channel, failure),
+    };
+    let process = &child.plan.process;
+    let streams = match (&child.stdio, &terminal) {
+        (_, Some(terminal)) => Streams::Terminal(terminal),
+        (Stdio::Fds(fds), None) => Streams::Fds(*fds),
+        _ => Streams::Keep,
+    };
+    if let Err(failure) = set_streams(&streams, process.uid) {
+        return program::report(&channel, failure);
+    }
+    let departure = Departure {
+        process,
+        hold: child.hold,
+        keep_fds: child.keep_fds,
+        die_with_parent: child.die_with_parent,
+        init_reaper: child.init_reaper,
+    };
+    program::depart(&departure, channel)
+}
+
+/// Builds the container around this process. Everything opened here is closed on return.
+fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, LaunchFailure> {
+    let plan = child.plan;
+    follow_parent(child.die_with_parent)?;
+    expect(channel, Stage::Ids, |message| matches!(message, Message::Mapped))?;
+    // While our own /proc files still belong to the caller.
+    set_oom_score(plan.process.oom_score_adj)?;
+    hide()?;
+    umask(Mode::empty());
+    let owns_namespace = plan.namespaces.creates_user();
+    rootfs::detach_propagation(plan.root_propagation, owns_namespace)?;
+    let sources = mounting::open_sources(&plan.mounts, child.bundle)?;
+    let has = |id: fn(&crate::idmap::IdMap) -> Option<u32>| plan.idmap.as_ref().is_some_and(|map| id(map).is_some());
+    identity::become_root(has(|map| map.host_uid(0)), has(|map| map.host_gid(0)))?;
+    let root = rootfs::mount_root(child.rootfs)?;
+    let inside = Inside::new(&root);
+    let mut mounted = mounting::mount_all(&plan.mounts, sources, inside)?;
+    let terminal = open_terminal(child, &mounted, channel)?;
+    mounted.finish()?;
+    confining::confine(&plan.confinement, mounted.proc.as_ref(), inside)?;
+    make_working_directory(&plan.process.cwd, inside)?;
+    if plan.root_readonly {
+        let attr = MountAttr { set: flags::RDONLY, ..MountAttr::default() };
+        mount_setattr(root.as_fd(), false, &attr).fault(Stage::Rootfs, "make read-only", "root")?;
+    }
+    rootfs::enter(&root, child.no_pivot)?;
+    rootfs::share(&root, plan.root_propagation)?;
+    expect(channel, Stage::Network, |message| matches!(message, Message::Proceed))?;
+    identity::limit(&plan.process)?;
+    Ok(terminal)
+}
+
+/// Waits for one message of the parent. A parent that is gone ends the launch.
+pub(crate) fn expect(channel: &OwnedFd, stage: Stage, fits: fn(&Message) -> bool) -> Result<(), LaunchFailure> {
+    match channel::receive(channel).fault(stage, "hear from", "launcher")? {
+        Some(message) if fits(&message) => Ok(()),
+        _ => Err(LaunchFailure::rule(stage, "launcher", "went away during the launch")),
+    }
+}
+
+fn open_terminal(
+    child: &Child<'_>,
+    mounted: &Mounted,
+    channel: &OwnedFd,
+) -> Result<Option<Terminal>, LaunchFailure> {
+    if !matches!(child.stdio, Stdio::Console) {
+        return Ok(None);
+    }
+    let devpts = mounted.devpts.as_ref().ok_or_else(|| {
+        LaunchFailure::rule(Stage::Devices, "terminal", "needs a devpts of the container's own at /dev/pts")
+    })?;
+    let ptmx = devices::open_ptmx(devpts)?;
+    let terminal = devices::open_terminal(&ptmx, child.plan.process.console_size)?;
+    if let Some(dev) = &mounted.dev {
+        devices::bind_console(dev, &terminal)?;
+    }
+    send_master(channel, &terminal)?;
+    Ok(Some(terminal))
+}
+
+/// Hands the master side of a terminal to the launching process.
+pub(crate) fn send_master(channel: &OwnedFd, terminal: &Terminal) -> Result<(), LaunchFailure> {
+    let copy = terminal.master.try_clone().map_err(|_| rustix::io::Errno::MFILE);
+    let copy = copy.fault(Stage::Devices, "copy", "terminal")?;
+    channel::send(channel, &Message::Console(copy)).fault(Stage::Devices, "hand over", "terminal")
+}
+
+/// Sets the score through a file proven to be procfs (A10). Lowering it is not ours to grant: a
+/// value below the current one is left as it is.
+fn set_oom_score(score: Option<i32>) -> Result<(), LaunchFailure> {
+    let Some(score) = score else { return Ok(()) };
+    let shown = "/proc/self/oom_score_adj";
+    let file = rustix::fs::open(shown, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
+        .fault(Stage::Prepare, "open", shown)?;
+    if fstatfs(&file).fault(Stage::Prepare, "stat", shown)?.f_type as u64 != PROC_MAGIC {
+        return Err(LaunchFailure::rule(Stage::Prepare, shown, "is not in a procfs"));
+    }
+    match rustix::io::write(&file, score.to_string().as_bytes()) {
+        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => Ok(()),
+        result => result.map(drop).fault(Stage::Prepare, "write", shown),
+    }
+}
+
+/// Docker makes the working directory that an image names and does not have. Where that is
+/// impossible, entering it fails later and says so.
+fn make_working_directory(cwd: &Path, inside: Inside<'_>) -> Result<(), LaunchFailure> {
+    match inside.mount_point(cwd, Shape::Directory) {
+        Ok(_) => Ok(()),
+        Err(rustix::io::Errno::ROFS | rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => Ok(()),
+        Err(errno) => Err(errno).fault(Stage::WorkingDirectory, "make", cwd.display()),
+    }
+}

@@ -1,0 +1,158 @@
+//! Device nodes and the terminal of a container.
+//!
+//! Nodes are the host's own, bound onto empty files of a tmpfs that nobody else has seen yet; each is
+//! proven by its device number. Their mounts are read-only, which still lets programs write to the
+//! devices but keeps a container from changing the host's inode (its mode, its owner).
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, fstatfs, major, minor, mkdirat, openat, symlinkat};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+use super::fault::Fault;
+use super::mounting::attach;
+use crate::failure::{LaunchFailure, Stage};
+use crate::plan::{DeviceNode, flags};
+use crate::sys::{MountAttr, mount_setattr};
+
+const STAGE: Stage = Stage::Devices;
+
+/// `DEVPTS_SUPER_MAGIC` of linux/magic.h.
+const DEVPTS_MAGIC: u64 = 0x1cd1;
+/// Device numbers of the host's null device and of every /dev/ptmx.
+const NULL_DEVICE: (u32, u32) = (1, 3);
+const PTMX_DEVICE: (u32, u32) = (5, 2);
+
+/// Links that programs expect (runtime-spec, "Dev symbolic links", and /dev/ptmx).
+const LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// Fills a new /dev that is not attached yet.
+pub(crate) fn fill(dev: &OwnedFd, nodes: &[DeviceNode]) -> Result<(), LaunchFailure> {
+    for node in nodes {
+        match add_node(dev, node) {
+            Err(failure) if node.optional && failure.errno == libc::ENOENT => {}
+            result => result?,
+        }
+    }
+    for (name, target) in LINKS {
+        symlinkat(target, dev, name).fault(STAGE, "link /dev to", name)?;
+    }
+    Ok(())
+}
+
+fn add_node(dev: &OwnedFd, node: &DeviceNode) -> Result<(), LaunchFailure> {
+    let host = Path::new("/dev").join(&node.name);
+    let shown = host.display();
+    let tree = clone_device(&host, node.character, (node.major, node.minor))?;
+    let place = place_below(dev, &node.name).fault(STAGE, "make", &shown)?;
+    attach(&tree, &place).fault(STAGE, "mount", &shown)
+}
+
+/// A private read-only mount of a device node of the host, proven to be that device.
+fn clone_device(host: &Path, character: bool, number: (u32, u32)) -> Result<OwnedFd, LaunchFailure> {
+    let shown = host.display();
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    let tree = open_tree(CWD, host, flags).fault(STAGE, "open device", &shown)?;
+    prove(&tree, character, number).fault(STAGE, "trust device", &shown)?;
+    let attr = MountAttr {
+        set: flags::RDONLY | flags::NOSUID | flags::NOEXEC,
+        propagation: flags::PRIVATE,
+        ..MountAttr::default()
+    };
+    mount_setattr(tree.as_fd(), false, &attr).fault(STAGE, "restrict device", &shown)?;
+    Ok(tree)
+}
+
+/// `ENODEV` unless the descriptor is this device.
+fn prove(fd: &OwnedFd, character: bool, number: (u32, u32)) -> Result<(), Errno> {
+    let stat = fstat(fd)?;
+    let kind = if character { FileType::CharacterDevice } else { FileType::BlockDevice };
+    let fits = FileType::from_raw_mode(stat.st_mode) == kind
+        && (major(stat.st_rdev), minor(stat.st_rdev)) == number;
+    if fits { Ok(()) } else { Err(Errno::NODEV) }
+}
+
+/// An empty file below /dev, with its directories. The tmpfs holds nothing but what we made.
+fn place_below(dev: &OwnedFd, name: &Path) -> Result<OwnedFd, Errno> {
+    let mut place = dev.try_clone().map_err(|_| Errno::MFILE)?;
+    let mut names = name.components().peekable();
+    while let Some(component) = names.next() {
+        let Component::Normal(name) = component else { return Err(Errno::INVAL) };
+        if names.peek().is_none() {
+            return empty_file(&place, name);
+        }
+        match mkdirat(&place, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        place = openat(&place, name, flags, Mode::empty())?;
+    }
+    Err(Errno::INVAL)
+}
+
+fn empty_file(dir: &OwnedFd, name: &std::ffi::OsStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    drop(openat(dir, name.as_bytes(), flags, Mode::from_raw_mode(0o644))?);
+    openat(dir, name.as_bytes(), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// The host's null device as a place of which mounts are made, proven by its number (A06).
+pub(crate) fn open_null() -> Result<OwnedFd, LaunchFailure> {
+    let null = super::inside::open_host(Path::new("/dev/null")).fault(STAGE, "open", "/dev/null")?;
+    prove(&null, true, NULL_DEVICE).fault(STAGE, "trust device", "/dev/null")?;
+    Ok(null)
+}
+
+/// The two sides of a new terminal.
+#[derive(Debug)]
+pub(crate) struct Terminal {
+    pub(crate) master: OwnedFd,
+    pub(crate) peer: OwnedFd,
+}
+
+/// Opens a terminal of this devpts and nobody else's: both sides come from one descriptor (A07).
+pub(crate) fn open_terminal(ptmx: &OwnedFd, size: Option<(u16, u16)>) -> Result<Terminal, LaunchFailure> {
+    let shown = "ptmx";
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    unlockpt(ptmx).fault(STAGE, "unlock", shown)?;
+    let peer = ioctl_tiocgptpeer(ptmx, flags).fault(STAGE, "open terminal of", shown)?;
+    if let Some((rows, columns)) = size {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(ptmx, size).fault(STAGE, "size terminal of", shown)?;
+    }
+    let master = ptmx.try_clone().map_err(|_| Errno::MFILE).fault(STAGE, "keep", shown)?;
+    Ok(Terminal { master, peer })
+}
+
+/// Opens the multiplexer of a devpts, given the directory it is mounted on.
+pub(crate) fn open_ptmx(devpts: impl AsFd) -> Result<OwnedFd, LaunchFailure> {
+    let shown = "/dev/pts/ptmx";
+    if fstatfs(&devpts).fault(STAGE, "stat", "/dev/pts")?.f_type as u64 != DEVPTS_MAGIC {
+        return Err(LaunchFailure::rule(STAGE, "/dev/pts", "is not a devpts"));
+    }
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let ptmx = openat(devpts, "ptmx", flags, Mode::empty()).fault(STAGE, "open", shown)?;
+    prove(&ptmx, true, PTMX_DEVICE).fault(STAGE, "trust device", shown)?;
+    Ok(ptmx)
+}
+
+/// Shows the terminal as /dev/console.
+pub(crate) fn bind_console(dev: &OwnedFd, terminal: &Terminal) -> Result<(), LaunchFailure> {
+    let shown = "/dev/console";
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(&terminal.peer, "", flags).fault(STAGE, "open terminal for", shown)?;
+    let place = place_below(dev, Path::new("console")).fault(STAGE, "make", shown)?;
+    attach(&tree, &place).fault(STAGE, "mount", shown)
+}

@@ -1,0 +1,118 @@
+//! Joins namespaces that exist already, by way of an intermediate child.
+//!
+//! The launching process never changes its own namespaces. The intermediate child joins, clones the
+//! real one as its sibling (CLONE_PARENT), hands its pidfd back and ends.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, fstatfs};
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::channel::{self, Message};
+use super::close_in_child;
+use super::fault::Fault;
+use super::program::{hide, report};
+use crate::failure::{LaunchFailure, Stage};
+use crate::sys::{CloneFlags, CloneOptions, Cloned, clone_process};
+
+const STAGE: Stage = Stage::Namespaces;
+
+/// `NSFS_MAGIC` of linux/magic.h.
+const NSFS_MAGIC: u64 = 0x6e73_6673;
+
+/// One namespace to join.
+pub(crate) struct Joined {
+    namespace: OwnedFd,
+    kind: CloneFlags,
+    path: PathBuf,
+}
+
+/// Opens namespaces by path, without waiting on a fifo and without trusting that they are any.
+pub(crate) fn open_all(list: &[(CloneFlags, PathBuf)]) -> Result<Vec<Joined>, LaunchFailure> {
+    list.iter().map(|(kind, path)| open_one(*kind, path)).collect()
+}
+
+fn open_one(kind: CloneFlags, path: &Path) -> Result<Joined, LaunchFailure> {
+    let shown = path.display();
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let namespace = rustix::fs::open(path, flags, Mode::empty()).fault(STAGE, "open namespace", &shown)?;
+    if fstatfs(&namespace).fault(STAGE, "stat", &shown)?.f_type as u64 != NSFS_MAGIC {
+        return Err(LaunchFailure::rule(STAGE, shown, "is not a namespace"));
+    }
+    Ok(Joined { namespace, kind, path: path.to_owned() })
+}
+
+/// Enters all of them; the kernel checks that each is of its kind.
+pub(crate) fn enter_all(list: &[Joined], _channel: &OwnedFd) -> Result<(), LaunchFailure> {
+    for joined in list {
+        move_into_link_name_space(joined.namespace.as_fd(), link_type(joined.kind))
+            .fault(STAGE, "join namespace", joined.path.display())?;
+    }
+    Ok(())
+}
+
+fn link_type(kind: CloneFlags) -> Option<LinkNameSpaceType> {
+    let kinds = [
+        (CloneFlags::USER, LinkNameSpaceType::User),
+        (CloneFlags::MOUNT, LinkNameSpaceType::Mount),
+        (CloneFlags::PID, LinkNameSpaceType::ProcessID),
+        (CloneFlags::IPC, LinkNameSpaceType::InterProcessCommunication),
+        (CloneFlags::UTS, LinkNameSpaceType::HostNameAndNISDomainName),
+        (CloneFlags::NET, LinkNameSpaceType::Network),
+        (CloneFlags::CGROUP, LinkNameSpaceType::ControlGroup),
+    ];
+    kinds.into_iter().find(|(flag, _)| *flag == kind).map(|(_, link)| link)
+}
+
+/// Clones `child` from a process that has run `enter`.
+pub(crate) fn clone_inside(
+    enter: impl FnOnce(&OwnedFd) -> Result<(), LaunchFailure>,
+    options: &CloneOptions<'_>,
+    ours: &OwnedFd,
+    theirs: OwnedFd,
+    child: impl FnOnce(OwnedFd) -> i32,
+) -> Result<Cloned, LaunchFailure> {
+    let intermediate = clone_process(&CloneOptions::default(), || {
+        close_in_child(ours);
+        // Whoever lives in those namespaces sees this process from the moment it joins (A03).
+        if let Err(failure) = hide().and_then(|()| enter(&theirs)) {
+            return report(&theirs, failure);
+        }
+        let flags = options.flags.with(CloneFlags::PARENT);
+        let told = theirs.try_clone();
+        let cloned = clone_process(&CloneOptions { flags, cgroup: options.cgroup }, || child(theirs));
+        let Ok(told) = told else { return 1 };
+        match cloned.fault(STAGE, "create", "namespaces") {
+            Ok(cloned) => i32::from(channel::send(&told, &Message::Process(cloned.pidfd)).is_err()),
+            Err(failure) => report(&told, failure),
+        }
+    })
+    .fault(STAGE, "create", "process")?;
+    let pidfd = first_answer(ours);
+    let wait = || waitid(WaitId::PidFd(intermediate.pidfd.as_fd()), WaitIdOptions::EXITED);
+    // It ends by itself; all that matters is that no zombie stays.
+    let _ = rustix::io::retry_on_intr(wait);
+    let pidfd = pidfd?;
+    let pid = number_of(&pidfd).fault(STAGE, "find", "process")?;
+    Ok(Cloned { pid, pidfd })
+}
+
+fn first_answer(ours: &OwnedFd) -> Result<OwnedFd, LaunchFailure> {
+    match channel::receive(ours).fault(STAGE, "hear from", "child")? {
+        Some(Message::Process(pidfd)) => Ok(pidfd),
+        Some(Message::Failure(failure)) => Err(failure),
+        _ => Err(LaunchFailure::rule(STAGE, "child", "ended without a word")),
+    }
+}
+
+/// The number of a process in our own namespace.
+fn number_of(pidfd: &OwnedFd) -> Result<i32, Errno> {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let text = fs_err::read_to_string(path).map_err(|_| Errno::SRCH)?;
+    let number = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    number.filter(|pid: &i32| *pid > 0).ok_or(Errno::SRCH)
+}

@@ -1,0 +1,115 @@
+//! From a specification to a list of operations: pure functions, plain data, no system calls.
+//!
+//! Whatever a specification asks for and we cannot do is refused here by name, before anything is
+//! created. `launch` walks the lists and decides nothing.
+
+mod confine;
+pub(crate) mod flags;
+mod mounts;
+mod namespaces;
+mod process;
+
+pub(crate) use confine::Confinement;
+pub(crate) use mounts::{DeviceNode, MountSource, MountStep, may_cover};
+pub(crate) use namespaces::NamespacePlan;
+pub(crate) use process::{ProcessPlan, plan as plan_process};
+
+use oci_spec::runtime::Spec;
+
+use crate::failure::{LaunchFailure, Stage};
+use crate::idmap::{IdMap, IdRange};
+
+/// Everything the child does, in order of the fields.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) namespaces: NamespacePlan,
+    /// The ids of a new user namespace; `None` when none is created.
+    pub(crate) idmap: Option<IdMap>,
+    /// Propagation of the whole tree before the root is mounted, as `MS_*`.
+    pub(crate) root_propagation: u64,
+    pub(crate) mounts: Vec<MountStep>,
+    pub(crate) confinement: Confinement,
+    pub(crate) root_readonly: bool,
+    pub(crate) process: ProcessPlan,
+}
+
+/// Makes the plan of a container. `idmap` wins over the mappings of the specification.
+pub(crate) fn plan(spec: &Spec, idmap: Option<&IdMap>) -> Result<Plan, LaunchFailure> {
+    let process = spec.process().as_ref().ok_or_else(|| refuse("process", "is missing"))?;
+    let linux = spec.linux().as_ref().ok_or_else(|| refuse("linux", "is missing"))?;
+    refuse_unsupported(spec)?;
+    let namespaces = namespaces::plan(linux.namespaces().as_deref().unwrap_or_default())?;
+    let idmap = if namespaces.creates_user() {
+        Some(match idmap {
+            Some(map) => map.clone(),
+            None => map_of_spec(linux)?,
+        })
+    } else {
+        None
+    };
+    let mut mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default())?;
+    mounts::add_devices(&mut mounts, linux.devices().as_deref().unwrap_or_default())?;
+    mounts::fit_ids(&mut mounts, idmap.as_ref());
+    Ok(Plan {
+        root_propagation: flags::root_propagation(linux.rootfs_propagation().as_deref())?,
+        mounts,
+        confinement: confine::plan(spec, linux, &namespaces)?,
+        root_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
+        process: process::plan(process, idmap.as_ref())?,
+        namespaces,
+        idmap,
+    })
+}
+
+/// A field that is not as it must be.
+fn refuse(field: &str, statement: &str) -> LaunchFailure {
+    LaunchFailure::rule(Stage::Plan, field, statement)
+}
+
+/// Fields that would change what the container is, and that we do not implement.
+fn refuse_unsupported(spec: &Spec) -> Result<(), LaunchFailure> {
+    let linux = spec.linux().as_ref();
+    let asked = [
+        ("linux.netDevices", linux.is_some_and(|linux| filled(linux.net_devices().as_ref().map(|map| map.len())))),
+        ("linux.intelRdt", linux.is_some_and(|linux| linux.intel_rdt().is_some())),
+        ("linux.memoryPolicy", linux.is_some_and(|linux| linux.memory_policy().is_some())),
+        ("linux.personality", linux.is_some_and(|linux| linux.personality().is_some())),
+        ("linux.timeOffsets", linux.is_some_and(|linux| filled(linux.time_offsets().as_ref().map(|map| map.len())))),
+        ("linux.mountLabel", linux.is_some_and(|linux| filled(linux.mount_label().as_ref().map(String::len)))),
+        ("vm", spec.vm().is_some()),
+        ("hooks", spec.hooks().as_ref().is_some_and(has_hooks)),
+    ];
+    match asked.iter().find(|(_, asked)| *asked) {
+        Some((field, _)) => Err(refuse(field, "is not supported")),
+        None => Ok(()),
+    }
+}
+
+fn has_hooks(hooks: &oci_spec::runtime::Hooks) -> bool {
+    let kinds = [
+        hooks.prestart(),
+        hooks.create_runtime(),
+        hooks.create_container(),
+        hooks.start_container(),
+        hooks.poststart(),
+        hooks.poststop(),
+    ];
+    kinds.iter().any(|kind| kind.as_ref().is_some_and(|list| !list.is_empty()))
+}
+
+fn filled(length: Option<usize>) -> bool {
+    length.unwrap_or(0) > 0
+}
+
+fn map_of_spec(linux: &oci_spec::runtime::Linux) -> Result<IdMap, LaunchFailure> {
+    let ranges = |list: &Option<Vec<oci_spec::runtime::LinuxIdMapping>>| -> Vec<IdRange> {
+        let list = list.iter().flatten();
+        list.map(|one| IdRange { container: one.container_id(), host: one.host_id(), size: one.size() }).collect()
+    };
+    let map = IdMap { uids: ranges(linux.uid_mappings()), gids: ranges(linux.gid_mappings()) };
+    map.check().map_err(|error| refuse("linux.uidMappings and gidMappings", &error.to_string()))?;
+    Ok(map)
+}
+
+#[cfg(test)]
+mod tests;

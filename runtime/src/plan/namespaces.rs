@@ -1,0 +1,61 @@
+//! Which namespaces are created and which are joined.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
+
+use super::refuse;
+use crate::failure::LaunchFailure;
+use crate::sys::CloneFlags;
+
+/// The namespaces of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct NamespacePlan {
+    pub(crate) create: CloneFlags,
+    /// Namespaces joined by path, user first.
+    pub(crate) join: Vec<(CloneFlags, PathBuf)>,
+}
+
+impl NamespacePlan {
+    pub(crate) fn creates_user(&self) -> bool {
+        self.create.contains(CloneFlags::USER)
+    }
+
+    /// Whether the container does not see the host's namespace of this kind.
+    pub(crate) fn separates(&self, kind: CloneFlags) -> bool {
+        self.create.contains(kind) || self.join.iter().any(|(joined, _)| *joined == kind)
+    }
+}
+
+pub(super) fn plan(list: &[LinuxNamespace]) -> Result<NamespacePlan, LaunchFailure> {
+    let mut plan = NamespacePlan::default();
+    for namespace in list {
+        let kind = kind(namespace.typ())?;
+        if plan.separates(kind) {
+            return Err(refuse("linux.namespaces", &format!("names {} twice", namespace.typ())));
+        }
+        match namespace.path() {
+            Some(path) if !path.as_os_str().is_empty() => plan.join.push((kind, path.clone())),
+            _ => plan.create = plan.create.with(kind),
+        }
+    }
+    if !plan.create.contains(CloneFlags::MOUNT) {
+        return Err(refuse("linux.namespaces", "must create a mount namespace"));
+    }
+    // Joining the owner first is what gives the right to join the others.
+    plan.join.sort_by_key(|(kind, _)| *kind != CloneFlags::USER);
+    Ok(plan)
+}
+
+fn kind(typ: LinuxNamespaceType) -> Result<CloneFlags, LaunchFailure> {
+    Ok(match typ {
+        LinuxNamespaceType::Mount => CloneFlags::MOUNT,
+        LinuxNamespaceType::Cgroup => CloneFlags::CGROUP,
+        LinuxNamespaceType::Uts => CloneFlags::UTS,
+        LinuxNamespaceType::Ipc => CloneFlags::IPC,
+        LinuxNamespaceType::User => CloneFlags::USER,
+        LinuxNamespaceType::Pid => CloneFlags::PID,
+        LinuxNamespaceType::Network => CloneFlags::NET,
+        LinuxNamespaceType::Time => return Err(refuse("linux.namespaces: time", "is not supported")),
+    })
+}
