@@ -3,20 +3,28 @@
 //! This crate knows nothing about containers and starts none. It prints nothing. tokio stays in
 //! `registry`; everything else is plain blocking code on a few threads.
 
+pub mod credentials;
+mod decompression;
 pub mod digest;
 pub mod layer;
 pub mod limits;
 pub mod platform;
 pub mod progress;
+pub mod pull;
 pub mod reference;
+pub mod registry;
+pub mod removal;
 pub mod store;
+pub mod unpack;
 
 pub use digest::{Digest, DigestError};
 pub use layer::{Compression, Layer, LayerSpace, Ownership};
 pub use platform::Platform;
 pub use progress::{NoProgress, Progress};
+pub use pull::{PullError, PullOptions, pull};
 pub use reference::Reference;
 pub use store::{
-    Image, IngestError, KeepGuard, LayerIngest, OpenSource, Publication, SourceError, Store,
-    StoreError,
+    HistoryEntry, Image, IngestError, Ingested, KeepGuard, LayerIngest, OpenSource, Publication, Removed, SourceError,
+    Store, StoreError,
 };
+pub use unpack::{UnpackError, UnpackReport};
