@@ -1,0 +1,102 @@
+//! Safe connections stay safe (A64), and unsafe ones are chosen, never fallen into.
+
+use coracle_images::registry::{Fault, RegistryError, TlsFault};
+use coracle_images::{PullError, Reference};
+
+use crate::server::{Identity, Server};
+use crate::site::{Made, Place, Site};
+
+fn name(host: &str, port: u16) -> Reference {
+    format!("{host}:{port}/x:t").parse().expect("name")
+}
+
+fn tls_fault(error: PullError) -> TlsFault {
+    match error {
+        PullError::Registry(RegistryError::Tls { fault, .. }) => fault,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn certs_d_trusts_an_authority_for_one_registry_only() {
+    let identity = Identity::new(&["localhost", "127.0.0.1"]);
+    let site = Site::tls(Made::small().content("t"), &identity);
+    let port = site.server.port;
+    let place = Place::new();
+    place.trust(&format!("localhost:{port}"), &identity);
+    let fault = tls_fault(place.refused(&name("127.0.0.1", port)));
+    assert_eq!(fault, TlsFault::UnknownAuthority);
+    place.pull(&name("localhost", port)).expect("trusted");
+}
+
+#[test]
+fn a64_a_bad_certificate_is_no_reason_for_plain_http() {
+    // Loopback and named insecure: even then, TLS that fails its checks is the end.
+    let identity = Identity::new(&["localhost"]);
+    let site = Site::tls(Made::small().content("t"), &identity);
+    let port = site.server.port;
+    let mut place = Place::new();
+    place.options.insecure_registries = vec![format!("localhost:{port}"), format!("127.0.0.1:{port}")];
+    assert_eq!(tls_fault(place.refused(&name("localhost", port))), TlsFault::UnknownAuthority);
+    place.trust(&format!("127.0.0.1:{port}"), &identity);
+    assert_eq!(tls_fault(place.refused(&name("127.0.0.1", port))), TlsFault::WrongName);
+    assert!(site.server.seen().is_empty(), "no request may get through");
+}
+
+#[test]
+fn a64_plain_http_is_only_for_registries_that_are_named_insecure() {
+    let site = Site::new(Made::small().content("t"));
+    let port = site.server.port;
+    let mut place = Place::new();
+    place.name_host("registry.example", "127.0.0.1");
+    place.name_host("other.example", "127.0.0.1");
+    place.options.insecure_registries = vec!["other.example".to_owned(), format!("other.example:{}", port ^ 1)];
+    let error = place.refused(&name("registry.example", port));
+    assert!(
+        matches!(
+            error,
+            PullError::Registry(RegistryError::Tls { .. } | RegistryError::Unreachable { fault: Fault::Broken, .. })
+        ),
+        "{error:?}"
+    );
+    assert!(place.pull(&name("other.example", port)).is_err());
+    assert!(site.server.seen().is_empty(), "nothing may be asked in the clear");
+    place.options.insecure_registries = vec![format!("registry.example:{port}")];
+    place.pull(&name("registry.example", port)).expect("named insecure");
+}
+
+#[test]
+fn localhost_by_every_name_may_be_plain() {
+    let site = Site::new(Made::small().content("t"));
+    for host in ["localhost", "127.0.0.1", "registry.localhost"] {
+        Place::new().pull(&name(host, site.server.port)).expect(host);
+    }
+}
+
+#[test]
+fn a64_a_broken_authority_file_is_an_error_that_names_it() {
+    let identity = Identity::new(&["localhost"]);
+    let server = Server::tls(&identity, |_| crate::server::Reply::new(200));
+    let host = format!("localhost:{}", server.port);
+    let place = Place::new();
+    place.trust(&host, &identity);
+    let path = place.dir.path().join("certs.d").join(&host).join("ca.crt");
+    fs_err::write(&path, "not a certificate").expect("write");
+    let error = place.refused(&name("localhost", server.port));
+    let PullError::Registry(RegistryError::Certificates { source, .. }) = &error else { panic!("{error:?}") };
+    assert!(source.to_string().contains("ca.crt"), "{source}");
+    assert_eq!(server.connections(), 0);
+}
+
+#[test]
+fn nobody_at_home_is_told_apart_from_everything_else() {
+    let port = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
+        listener.local_addr().expect("address").port()
+    };
+    let error = Place::new().refused(&name("localhost", port));
+    assert!(
+        matches!(error, PullError::Registry(RegistryError::Unreachable { fault: Fault::Refused, .. })),
+        "{error:?}"
+    );
+}
