@@ -95,9 +95,9 @@ fn image_config_is_honoured() {
     }
     assert_eq!(env.container(&[&image]).ok(), "entry one two");
     assert_eq!(env.container(&[&image, "three"]).ok(), "entry three", "CMD is replaced, ENTRYPOINT stays");
-    let script = "id -u; pwd; echo $FROM_IMAGE $OVERRIDE; cat /data/file; mount | grep -c ' /data '; touch /data/new && echo new";
+    let script = "id -u; pwd; echo $FROM_IMAGE $OVERRIDE; cat /data/file; mount | grep -c ' /data '";
     let run = env.container(&["-e", "OVERRIDE=flag", "--entrypoint", "/bin/sh", &image, "-c", script]);
-    assert_eq!(run.ok().lines().take(5).collect::<Vec<_>>(), ["1000", "/work", "yes flag", "from-image", "1"]);
+    assert_eq!(run.ok().lines().collect::<Vec<_>>(), ["1000", "/work", "yes flag", "from-image", "1"]);
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn a_directory_that_only_an_upper_layer_implies_keeps_its_mode() {
     require!();
     let env = TestEnv::new();
     let upper = Layer::new().file("tmp/only-file", 0o644, b"x").file("root/deep/er/file", 0o644, b"y");
-    let base = Layer::busybox().dir("tmp", 0o1777).dir("root", 0o700);
+    let base = Layer::busybox();
     let image = Image::new(vec![base.bytes(), upper.bytes()], &json!({}));
     let registry = Mock::serving(&[("implied", image)]);
     let script = "stat -c %a:%u:%g /tmp /root /root/deep; cat /tmp/only-file /root/deep/er/file";

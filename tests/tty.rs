@@ -36,14 +36,14 @@ fn a_shell_at_a_terminal() {
 fn resize_reaches_the_container() {
     require!();
     let env = TestEnv::new();
-    let mut terminal = start(&env, &["-it"], &["sh", "-c", "trap 'stty size' WINCH; echo ready; while :; do sleep 0.1; done"]);
+    let mut terminal = start(&env, &["-it"], &["sh", "-c", "trap 'stty size' WINCH; trap 'exit 0' INT; echo ready; while :; do sleep 0.1; done"]);
     terminal.expect("ready");
     terminal.resize(55, 22);
     terminal.expect("22 55");
     terminal.resize(99, 11);
     terminal.expect("11 99");
-    terminal.type_in("\u{1c}");
-    terminal.exit_code();
+    terminal.type_in("\u{3}");
+    assert_eq!(terminal.exit_code(), 0);
 }
 
 #[test]

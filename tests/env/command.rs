@@ -137,10 +137,7 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> Collected {
     let target = collected.clone();
     std::thread::spawn(move || {
         let mut buffer = vec![0; 1 << 16];
-        while let Ok(count) = pipe.read(&mut buffer) {
-            if count == 0 {
-                break;
-            }
+        while let Ok(count @ 1..) = pipe.read(&mut buffer) {
             target.0.lock().unwrap().extend_from_slice(&buffer[..count]);
         }
         target.1.store(true, std::sync::atomic::Ordering::SeqCst);

@@ -29,9 +29,10 @@ impl Layer {
     pub fn busybox() -> Self {
         let busybox = fs_err::read("/bin/busybox").unwrap();
         let mut layer = Self::new();
-        for dir in ["bin", "etc", "dev", "proc", "sys", "tmp", "root", "run", "var"] {
+        for dir in ["bin", "etc", "dev", "proc", "sys", "run", "var"] {
             layer = layer.dir(dir, 0o755);
         }
+        layer = layer.dir("tmp", 0o1777).dir("root", 0o700);
         layer = layer.file("bin/busybox", 0o755, &busybox);
         for applet in APPLETS {
             layer = layer.symlink(&format!("bin/{applet}"), "busybox");
