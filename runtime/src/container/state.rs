@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::identity::Identity;
-use crate::idmap::IdMap;
 
 /// Where a container is in its life, in the words of the runtime specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,12 +49,6 @@ pub struct State {
     pub init: Identity,
     /// The host user who created it.
     pub owner_uid: u32,
-    /// The id map under which it runs; absent without a user namespace of its own.
-    #[serde(default)]
-    pub idmap: Option<IdMap>,
-    /// Descriptors that were passed on, so that `exec` can be told apart from them.
-    #[serde(default)]
-    pub preserve_fds: u32,
 }
 
 impl fmt::Display for Status {

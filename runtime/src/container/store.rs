@@ -61,6 +61,14 @@ pub enum ContainerError {
         /// Who we are.
         own_uid: u32,
     },
+    /// The directory of all containers can be changed by others.
+    #[error("state directory {} can be changed by other users, its mode is {mode:o}", path.display())]
+    Open {
+        /// The directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// Somebody else has held the lock all the time.
     #[error("container {id} is being changed by another process")]
     Busy {
@@ -95,6 +103,9 @@ pub enum ContainerError {
     },
 }
 
+/// Write permission of group and others.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+
 /// The directory that holds all containers of one user.
 #[derive(Debug)]
 pub struct StateRoot {
@@ -102,6 +113,7 @@ pub struct StateRoot {
     path: PathBuf,
     owner_uid: u32,
     owner_gid: u32,
+    mode: u32,
 }
 
 /// The directory of one container.
@@ -154,7 +166,13 @@ impl StateRoot {
 
     fn look(dir: OwnedFd, path: &Path) -> Result<Self, ContainerError> {
         let stat = fstat(&dir).map_err(|errno| io("look at", path, errno))?;
-        Ok(Self { dir, path: path.to_owned(), owner_uid: stat.st_uid, owner_gid: stat.st_gid })
+        Ok(Self {
+            dir,
+            path: path.to_owned(),
+            owner_uid: stat.st_uid,
+            owner_gid: stat.st_gid,
+            mode: stat.st_mode & 0o7777,
+        })
     }
 
     /// Who owns the directory: user and group.
@@ -167,17 +185,16 @@ impl StateRoot {
         &self.path
     }
 
-    /// Refuses a directory that somebody else could fill.
-    pub fn require_owner(&self, own_uid: u32) -> Result<(), ContainerError> {
-        if self.owner_uid == own_uid {
-            Ok(())
-        } else {
-            Err(ContainerError::Foreign {
-                path: self.path.clone(),
-                owner_uid: self.owner_uid,
-                own_uid,
-            })
+    /// Refuses a directory that somebody else than this user could fill.
+    pub fn require_owner(&self, uid: u32) -> Result<(), ContainerError> {
+        let path = self.path.clone();
+        if self.owner_uid != uid {
+            return Err(ContainerError::Foreign { path, owner_uid: self.owner_uid, own_uid: uid });
         }
+        if self.mode & WRITABLE_BY_OTHERS != 0 {
+            return Err(ContainerError::Open { path, mode: self.mode });
+        }
+        Ok(())
     }
 
     /// Makes the directory of a new container; exactly one of several callers succeeds (C19).
@@ -310,7 +327,12 @@ impl Container {
     }
 }
 
-impl Lock<'_> {
+impl<'a> Lock<'a> {
+    /// What is locked.
+    pub fn container(&self) -> &'a Container {
+        self.container
+    }
+
     /// Keeps the specification for later commands; the bundle may go away before the container.
     pub fn save_config(&self, text: &[u8]) -> Result<(), ContainerError> {
         self.write(CONFIG, text)
@@ -423,8 +445,6 @@ mod tests {
             created: timestamp(std::time::SystemTime::now()),
             init: Identity::of(pid).expect("this process"),
             owner_uid: 0,
-            idmap: None,
-            preserve_fds: 0,
         }
     }
 

@@ -1,0 +1,236 @@
+//! `create`, `start` and `run`: from a bundle to a process.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use clap::Args;
+use coracle_runtime::bundle::{self, Config};
+use coracle_runtime::container::{Container, Id, Identity, Lock, State, Status, timestamp};
+use coracle_runtime::{
+    Gate, LaunchFailure, LaunchOptions, Rootfs, Running, Stdio, launch, open_gate, seal,
+};
+use coracle_shim::Foreground;
+
+use super::error::OciError;
+use super::streams::{check_console, connect_console, preserved, send_console, write_pid};
+use super::{Context, delete};
+
+/// What `create` and `run` have in common.
+#[derive(Args)]
+pub struct BundleArgs {
+    /// The bundle's directory [default: .]
+    #[arg(short, long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    /// Send the terminal to the program that listens at SOCKET
+    #[arg(long, value_name = "SOCKET")]
+    console_socket: Option<PathBuf>,
+    /// Write the pid of the first process to FILE
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// Change the root without pivot_root, for an initramfs
+    #[arg(long)]
+    no_pivot: bool,
+    /// Accepted for runc's sake: no container gets a session keyring
+    #[arg(long)]
+    no_new_keyring: bool,
+    /// Give the container N more descriptors, from 3
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    preserve_fds: u32,
+    /// The new container's id
+    id: String,
+}
+
+/// Make a container; `start` runs its program
+#[derive(Args)]
+pub struct CreateArgs {
+    #[command(flatten)]
+    bundle: BundleArgs,
+}
+
+/// Make a container and run its program
+#[derive(Args)]
+pub struct RunArgs {
+    /// Return as soon as the program runs
+    #[arg(short, long)]
+    detach: bool,
+    /// Keep the container's state after its end
+    #[arg(long)]
+    keep: bool,
+    #[command(flatten)]
+    bundle: BundleArgs,
+}
+
+/// Run the program of a container that was created
+#[derive(Args)]
+pub struct StartArgs {
+    /// The container's id
+    id: String,
+}
+
+/// Is a bundle that was read, with everything checked that needs no container.
+struct Order<'a> {
+    args: &'a BundleArgs,
+    id: Id,
+    directory: PathBuf,
+    config: Config,
+}
+
+/// Runs `create`.
+pub fn create(context: &Context, args: &CreateArgs) -> Result<ExitCode, OciError> {
+    let order = Order::read(context, &args.bundle)?;
+    check_console(order.terminal(), false, args.bundle.console_socket.as_deref())?;
+    seal::ensure_sealed().map_err(OciError::Seal)?;
+    let root = context.place.make()?;
+    let container = root.add(&order.id)?;
+    let lock = container.lock()?;
+    order.or_remove(lock, |order, lock| {
+        let gate = Gate::Socket(container.gate());
+        order.launch(lock, gate, order.terminal(), false).map(|_| ExitCode::SUCCESS)
+    })
+}
+
+/// Runs `start`.
+pub fn start(context: &Context, args: &StartArgs) -> Result<ExitCode, OciError> {
+    let id: Id = args.id.parse()?;
+    let container = context.place.container(&id)?;
+    let _lock = container.lock()?;
+    let state = container.state()?;
+    match container.status(state.as_ref())? {
+        Status::Created => {}
+        status => return Err(OciError::Status { verb: "start", id, status }),
+    }
+    open_gate(&container.gate()).map_err(|source| OciError::Start { id, source })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `run`.
+pub fn run(context: &Context, args: &RunArgs) -> Result<ExitCode, OciError> {
+    let order = Order::read(context, &args.bundle)?;
+    let terminal = order.terminal();
+    let watched = !args.detach && args.bundle.console_socket.is_none();
+    check_console(terminal, watched, args.bundle.console_socket.as_deref())?;
+    seal::ensure_sealed().map_err(OciError::Seal)?;
+    let watch_failed = |source| OciError::Watch { id: order.id.clone(), source };
+    // Before the container exists, so that no signal is lost.
+    let watch = if args.detach { None } else { Some(Foreground::prepare().map_err(watch_failed)?) };
+    let root = context.place.make()?;
+    let container = root.add(&order.id)?;
+    let mut running = order.or_remove(container.lock()?, |order, lock| {
+        let mut running = order.launch(lock, Gate::Wait, terminal, watch.is_some())?;
+        running.start().map_err(|source| OciError::Start { id: order.id.clone(), source })?;
+        Ok(running)
+    })?;
+    let Some(watch) = watch else { return Ok(ExitCode::SUCCESS) };
+    let exit = watch.run(&mut running, terminal && watched).map_err(watch_failed)?;
+    if !args.keep {
+        delete::remove(container.lock()?)?;
+    }
+    Ok(ExitCode::from(u8::try_from(exit.status()).unwrap_or(u8::MAX)))
+}
+
+impl<'a> Order<'a> {
+    fn read(context: &Context, args: &'a BundleArgs) -> Result<Self, OciError> {
+        let id: Id = args.id.parse()?;
+        let given = args.bundle.as_deref().unwrap_or(Path::new("."));
+        let directory = fs_err::canonicalize(given).map_err(|source| OciError::File {
+            op: "find bundle",
+            path: given.to_owned(),
+            source,
+        })?;
+        let config = bundle::read(&directory, context.limits)?;
+        for warning in &config.warnings {
+            context.journal.warn(warning);
+        }
+        context.journal.debug(&format!("container {id} from bundle {}", directory.display()));
+        Ok(Self { args, id, directory, config })
+    }
+
+    fn terminal(&self) -> bool {
+        let process = self.config.spec.process().as_ref();
+        process.and_then(|process| process.terminal()).unwrap_or(false)
+    }
+
+    fn rootfs(&self) -> PathBuf {
+        let root = self.config.spec.root().as_ref();
+        self.directory.join(root.map_or(Path::new(""), |root| root.path()))
+    }
+
+    /// Does something that may fail; what is left of the container then goes away.
+    fn or_remove<T>(
+        &self,
+        lock: Lock<'_>,
+        make: impl FnOnce(&Self, &Lock<'_>) -> Result<T, OciError>,
+    ) -> Result<T, OciError> {
+        match make(self, &lock) {
+            Ok(made) => Ok(made),
+            Err(error) => {
+                // The first error is the one that tells why.
+                let _ = delete::kill_and_remove(lock);
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts the first process and writes down that it exists.
+    fn launch(
+        &self,
+        lock: &Lock<'_>,
+        gate: Gate,
+        terminal: bool,
+        watched: bool,
+    ) -> Result<Running, OciError> {
+        lock.save_config(&self.config.text)?;
+        let keep_fds = preserved(self.args.preserve_fds)?;
+        let socket = match &self.args.console_socket {
+            Some(path) => Some((connect_console(path)?, path)),
+            None => None,
+        };
+        let mut options = LaunchOptions::new(
+            self.id.as_str(),
+            &self.config.spec,
+            &self.directory,
+            Rootfs::Directory(self.rootfs()),
+        );
+        options.gate = gate;
+        options.stdio = if terminal { Stdio::Console } else { Stdio::Inherit };
+        options.keep_fds = &keep_fds;
+        options.no_pivot = self.args.no_pivot;
+        options.die_with_parent = watched;
+        let mut running = launch(options).map_err(|source| self.failed(source))?;
+        lock.publish(&self.state(&running)?)?;
+        if let (Some((socket, path)), Some(master)) = (socket, running.console.take()) {
+            send_console(&socket, path, &master)?;
+        }
+        if let Some(path) = &self.args.pid_file {
+            write_pid(path, running.pid)?;
+        }
+        Ok(running)
+    }
+
+    fn failed(&self, source: LaunchFailure) -> OciError {
+        OciError::Create { id: self.id.clone(), source }
+    }
+
+    fn state(&self, running: &Running) -> Result<State, OciError> {
+        let spec = &self.config.spec;
+        Ok(State {
+            oci_version: spec.version().clone(),
+            id: self.id.to_string(),
+            bundle: self.directory.clone(),
+            annotations: spec.annotations().clone().unwrap_or_default().into_iter().collect(),
+            rootfs: self.rootfs(),
+            created: timestamp(SystemTime::now()),
+            init: Identity::of(running.pid)?,
+            owner_uid: rustix::process::getuid().as_raw(),
+        })
+    }
+}
+
+/// Reads the specification that a container was created with.
+pub fn config_of(container: &Container) -> Result<Config, OciError> {
+    let text =
+        container.config()?.ok_or_else(|| OciError::NoConfig { id: container.id().clone() })?;
+    let what = container.path().join(bundle::CONFIG);
+    Ok(bundle::parse(text, &what.display().to_string(), bundle::Limits::Ignore)?)
+}

@@ -1,0 +1,88 @@
+//! `delete`: the end of a container's state.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use coracle_runtime::container::{ContainerError, Id, Lock, Status};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal};
+
+use super::Context;
+use super::error::OciError;
+
+/// How long a killed process may take to go away: uninterruptible I/O ends at some time, or never.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Remove the state of a container that has ended
+#[derive(Args)]
+pub struct DeleteArgs {
+    /// Kill what still runs; a missing container is no error
+    #[arg(short, long)]
+    force: bool,
+    /// The container's id
+    id: String,
+}
+
+/// Runs `delete`.
+pub fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode, OciError> {
+    let id: Id = args.id.parse()?;
+    let container = match context.place.container(&id) {
+        Err(OciError::Container(ContainerError::Missing { .. })) if args.force => {
+            return Ok(ExitCode::SUCCESS);
+        }
+        other => other?,
+    };
+    let lock = container.lock()?;
+    let state = container.state()?;
+    match container.status(state.as_ref())? {
+        // We hold the lock, so nobody is creating it.
+        Status::Stopped | Status::Creating => remove(lock)?,
+        // As runc does: a container whose program never ran has nothing to lose.
+        Status::Created => kill_and_remove(lock)?,
+        _ if args.force => kill_and_remove(lock)?,
+        status => return Err(OciError::Status { verb: "delete", id, status }),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Removes the state of a container whose first process is gone.
+pub fn remove(lock: Lock<'_>) -> Result<(), OciError> {
+    Ok(lock.remove()?)
+}
+
+/// Kills the first process, and with it everything in its pid namespace, and removes the state.
+pub fn kill_and_remove(lock: Lock<'_>) -> Result<(), OciError> {
+    let container = lock.container();
+    if let Some(state) = container.state()?
+        && let Some(pidfd) = state.init.open()?
+    {
+        let id = container.id();
+        match pidfd_send_signal(&pidfd, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(source) => return Err(OciError::Kill { id: id.clone(), source }),
+        }
+        wait_for_end(&pidfd, id)?;
+    }
+    remove(lock)
+}
+
+fn wait_for_end(pidfd: &std::os::fd::OwnedFd, id: &Id) -> Result<(), OciError> {
+    let deadline = Instant::now() + KILL_DEADLINE;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).unwrap_or_default();
+        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => {
+                return Err(OciError::Unkillable {
+                    id: id.clone(),
+                    seconds: KILL_DEADLINE.as_secs(),
+                });
+            }
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(source) => return Err(OciError::Kill { id: id.clone(), source }),
+        }
+    }
+}

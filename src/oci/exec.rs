@@ -1,0 +1,189 @@
+//! `exec`: one more process in a running container.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use coracle_runtime::bundle;
+use coracle_runtime::caps::{self, CapSet, CapabilitySets};
+use coracle_runtime::container::{Id, Status};
+use coracle_runtime::{ExecOptions, LaunchFailure, Stdio, exec as launch_exec, seal};
+use coracle_shim::Foreground;
+use oci_spec::runtime::{Process, Spec};
+use std::os::fd::AsFd;
+
+use super::Context;
+use super::create::config_of;
+use super::error::OciError;
+use super::streams::{check_console, connect_console, preserved, send_console, write_pid};
+
+/// Run a process in a container
+#[derive(Args)]
+pub struct ExecArgs {
+    /// Read the process from FILE, in the form of config.json's "process"
+    #[arg(short, long, value_name = "FILE")]
+    process: Option<PathBuf>,
+    /// Give it a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Return as soon as it runs
+    #[arg(short, long)]
+    detach: bool,
+    /// Start in DIR
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<PathBuf>,
+    /// Set a variable
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// Run as this user, by numbers
+    #[arg(short, long, value_name = "UID[:GID]")]
+    user: Option<String>,
+    /// Add a supplementary group
+    #[arg(short = 'g', long, value_name = "GID")]
+    additional_gids: Vec<u32>,
+    /// Add a capability
+    #[arg(short, long, value_name = "NAME")]
+    cap: Vec<String>,
+    /// Write its pid to FILE
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// Send the terminal to the program that listens at SOCKET
+    #[arg(long, value_name = "SOCKET")]
+    console_socket: Option<PathBuf>,
+    /// Give it N more descriptors, from 3
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    preserve_fds: u32,
+    /// Forbid gaining privileges by executing files
+    #[arg(long)]
+    no_new_privs: bool,
+    /// The container's id
+    id: String,
+    /// The program and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+/// Runs `exec`.
+pub fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, OciError> {
+    let id: Id = args.id.parse()?;
+    seal::ensure_sealed().map_err(OciError::Seal)?;
+    let container = context.place.container(&id)?;
+    let state = container.state()?;
+    let status = container.status(state.as_ref())?;
+    let Some(state) = state.filter(|_| matches!(status, Status::Running | Status::Created)) else {
+        return Err(OciError::Status { verb: "execute in", id, status });
+    };
+    let config = config_of(&container)?;
+    let process = args.to_process(context, &config.spec)?;
+    let terminal = process.terminal().unwrap_or(false);
+    let watched = !args.detach && args.console_socket.is_none();
+    check_console(terminal, watched, args.console_socket.as_deref())?;
+    let socket = args.console_socket.as_deref().map(connect_console).transpose()?;
+    let keep_fds = preserved(args.preserve_fds)?;
+    let watch_failed = |source| OciError::Watch { id: id.clone(), source };
+    let watch = if args.detach { None } else { Some(Foreground::prepare().map_err(watch_failed)?) };
+    let Some(pidfd) = state.init.open()? else {
+        return Err(OciError::Status { verb: "execute in", id, status: Status::Stopped });
+    };
+    let mut options = ExecOptions::new(state.init.pid, pidfd.as_fd(), &process);
+    options.seccomp = config.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    options.stdio = if terminal { Stdio::Console } else { Stdio::Inherit };
+    options.keep_fds = &keep_fds;
+    options.die_with_parent = watch.is_some();
+    let failed = |source: LaunchFailure| OciError::Exec { id: id.clone(), source };
+    let mut running = launch_exec(options).map_err(failed)?;
+    if let (Some(socket), Some(path)) = (&socket, &args.console_socket)
+        && let Some(master) = running.console.take()
+    {
+        send_console(socket, path, &master)?;
+    }
+    if let Some(path) = &args.pid_file {
+        write_pid(path, running.pid)?;
+    }
+    let Some(watch) = watch else { return Ok(ExitCode::SUCCESS) };
+    let exit = watch.run(&mut running, terminal && watched).map_err(watch_failed)?;
+    Ok(ExitCode::from(u8::try_from(exit.status()).unwrap_or(u8::MAX)))
+}
+
+impl ExecArgs {
+    /// The process of the container's own specification with what the flags change.
+    fn to_process(&self, context: &Context, spec: &Spec) -> Result<Process, OciError> {
+        if let Some(path) = &self.process {
+            let (process, warnings) = bundle::read_process(path)?;
+            warnings.iter().for_each(|warning| context.journal.warn(warning));
+            return Ok(process);
+        }
+        if self.command.is_empty() {
+            return Err(OciError::NoProgram);
+        }
+        let mut process = spec.process().clone().unwrap_or_default();
+        process
+            .set_args(Some(self.command.clone()))
+            .set_terminal(Some(self.tty))
+            .set_console_size(None);
+        if let Some(cwd) = &self.cwd {
+            process.set_cwd(cwd.clone());
+        }
+        let mut env = process.env().clone().unwrap_or_default();
+        for variable in &self.env {
+            if !variable.split_once('=').is_some_and(|(name, _)| !name.is_empty()) {
+                return Err(OciError::Variable(variable.clone()));
+            }
+            env.push(variable.clone());
+        }
+        process.set_env(Some(env));
+        self.set_user(&mut process)?;
+        if self.no_new_privs {
+            process.set_no_new_privileges(Some(true));
+        }
+        self.add_capabilities(&mut process)?;
+        Ok(process)
+    }
+
+    /// Takes numbers alone, whole and in range: `-u 1` is user 1 (CVE-2026-30892).
+    fn set_user(&self, process: &mut Process) -> Result<(), OciError> {
+        let mut user = process.user().clone();
+        if let Some(text) = &self.user {
+            let (uid, gid) = match text.split_once(':') {
+                Some((uid, gid)) => (uid, Some(gid)),
+                None => (text.as_str(), None),
+            };
+            let number = |digits: &str| {
+                let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+                digits
+                    .parse::<u32>()
+                    .ok()
+                    .filter(|_| plain)
+                    .ok_or_else(|| OciError::User(text.clone()))
+            };
+            user.set_uid(number(uid)?);
+            if let Some(gid) = gid {
+                user.set_gid(number(gid)?);
+            }
+        }
+        if !self.additional_gids.is_empty() {
+            let mut groups = user.additional_gids().clone().unwrap_or_default();
+            groups.extend(&self.additional_gids);
+            user.set_additional_gids(Some(groups));
+        }
+        process.set_user(user);
+        Ok(())
+    }
+
+    /// Adds to what an execve by root keeps, never to the inheritable and ambient sets (A22).
+    fn add_capabilities(&self, process: &mut Process) -> Result<(), OciError> {
+        if self.cap.is_empty() {
+            return Ok(());
+        }
+        let mut added = CapSet::EMPTY;
+        for name in &self.cap {
+            added = added.with(caps::parse(name)?);
+        }
+        let mut sets = CapabilitySets::from_spec(process.capabilities().as_ref())?;
+        sets.bounding = sets.bounding.union(added);
+        sets.permitted = sets.permitted.union(added);
+        sets.effective = sets.effective.union(added);
+        process.set_capabilities(Some(sets.to_spec()));
+        Ok(())
+    }
+}

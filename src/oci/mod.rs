@@ -1,0 +1,164 @@
+//! `coracle-oci`: the runc-compatible command line, for other people's tools and test suites.
+//!
+//! It keeps containers in directories of its own (`runtime::container`) and starts them with exactly
+//! the code that `coracle run` uses. Errors are one line on stderr, and in `--log` in runc's form.
+
+mod create;
+mod delete;
+mod error;
+mod exec;
+mod features;
+mod journal;
+mod kill;
+mod list;
+mod place;
+mod spec;
+mod streams;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ErrorKind};
+use clap::{Parser, Subcommand, ValueEnum};
+use coracle_runtime::bundle::Limits;
+use coracle_runtime::defaults::OCI_VERSION;
+
+use error::OciError;
+use journal::Journal;
+use place::Place;
+
+/// What a shell sees when the runtime itself failed; runc's.
+const EXIT_FAILED: u8 = 1;
+
+/// Start and control containers from OCI bundles.
+#[derive(Parser)]
+#[command(name = "coracle-oci", disable_version_flag = true, disable_help_subcommand = true)]
+struct Cli {
+    /// Keep the containers' state in DIR
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Append errors to FILE
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Write the log as text or json
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: journal::Format,
+    /// Log more than errors
+    #[arg(long)]
+    debug: bool,
+    /// How limits are put on: only "disabled" is implemented, which ignores them
+    #[arg(long, value_enum)]
+    cgroup_manager: Option<CgroupManager>,
+    /// Let systemd make the cgroup (not implemented)
+    #[arg(long)]
+    systemd_cgroup: bool,
+    /// Accepted for runc's sake: whether we are rootless is seen, not told
+    #[arg(long, value_name = "true|false|auto")]
+    rootless: Option<String>,
+    /// Print the version
+    #[arg(short = 'v', long)]
+    version: bool,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CgroupManager {
+    Disabled,
+    Cgroupfs,
+    Systemd,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Create(create::CreateArgs),
+    Run(create::RunArgs),
+    Start(create::StartArgs),
+    State(list::StateArgs),
+    Kill(kill::KillArgs),
+    Delete(delete::DeleteArgs),
+    List(list::ListArgs),
+    Exec(Box<exec::ExecArgs>),
+    Spec(spec::SpecArgs),
+    Features(features::FeaturesArgs),
+}
+
+/// What every command gets.
+struct Context {
+    place: Place,
+    journal: Journal,
+    limits: Limits,
+}
+
+/// Parses the arguments and runs one command.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    if cli.version {
+        list::print(&format!(
+            "coracle-oci version {}\nspec: {OCI_VERSION}",
+            env!("CARGO_PKG_VERSION")
+        ));
+        return ExitCode::SUCCESS;
+    }
+    let journal = match Journal::open(cli.log.as_deref(), cli.log_format, cli.debug) {
+        Ok(journal) => journal,
+        Err(error) => return Journal::default().fail(&error),
+    };
+    match dispatch(cli, &journal) {
+        Ok(code) => code,
+        Err(error) => journal.fail(&error),
+    }
+}
+
+fn dispatch(cli: Cli, journal: &Journal) -> Result<ExitCode, OciError> {
+    let limits = match cli.cgroup_manager {
+        None => Limits::Refuse,
+        Some(CgroupManager::Disabled) => Limits::Ignore,
+        Some(CgroupManager::Cgroupfs) => return Err(OciError::Flag("--cgroup-manager=cgroupfs")),
+        Some(CgroupManager::Systemd) => return Err(OciError::Flag("--cgroup-manager=systemd")),
+    };
+    if cli.systemd_cgroup {
+        return Err(OciError::Flag("--systemd-cgroup"));
+    }
+    let Some(command) = cli.command else { return Err(OciError::NoCommand) };
+    let context = Context { place: Place::new(cli.root), journal: journal.clone(), limits };
+    match command {
+        Command::Create(args) => create::create(&context, &args),
+        Command::Run(args) => create::run(&context, &args),
+        Command::Start(args) => create::start(&context, &args),
+        Command::State(args) => list::state(&context, &args),
+        Command::Kill(args) => kill::kill(&context, &args),
+        Command::Delete(args) => delete::delete(&context, &args),
+        Command::List(args) => list::list(&context, &args),
+        Command::Exec(args) => exec::exec(&context, &args),
+        Command::Spec(args) => spec::spec(&args),
+        Command::Features(_) => features::features(),
+    }
+}
+
+/// Prints help where it was asked for; refuses what we have not by its name.
+fn usage(error: &clap::Error) -> ExitCode {
+    let what = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
+    let journal = Journal::default();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        ErrorKind::UnknownArgument => {
+            journal.fail(&OciError::UnknownFlag(what(ContextKind::InvalidArg)))
+        }
+        ErrorKind::InvalidSubcommand => {
+            journal.fail(&OciError::UnknownCommand(what(ContextKind::InvalidSubcommand)))
+        }
+        _ => {
+            let _ = error.print();
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
+}

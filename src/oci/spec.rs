@@ -1,0 +1,45 @@
+//! `spec`: a configuration to start from.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use coracle_runtime::bundle::CONFIG;
+use coracle_runtime::defaults::{self, MountOptions, SpecOptions};
+
+use super::error::OciError;
+
+/// Write a config.json with the defaults
+#[derive(Args)]
+pub struct SpecArgs {
+    /// The bundle's directory [default: .]
+    #[arg(short, long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    /// For a user without root: root inside is the caller, and the network is the host's
+    #[arg(long)]
+    rootless: bool,
+}
+
+/// Runs `spec`.
+pub fn spec(args: &SpecArgs) -> Result<ExitCode, OciError> {
+    let path = args.bundle.clone().unwrap_or_default().join(CONFIG);
+    let mut options = SpecOptions::default();
+    if args.rootless {
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        options.map_root_to = Some((uid, gid));
+        options.mounts =
+            MountOptions { own_network: false, tty_group_mapped: false, ..MountOptions::default() };
+    }
+    let mut text = serde_json::to_vec_pretty(&defaults::spec(&options)).map_err(OciError::Json)?;
+    text.push(b'\n');
+    let mut file = match fs_err::OpenOptions::new().write(true).create_new(true).open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            return Err(OciError::ConfigExists(path));
+        }
+        Err(source) => return Err(OciError::File { op: "make", path, source }),
+    };
+    file.write_all(&text).map_err(|source| OciError::File { op: "write", path, source })?;
+    Ok(ExitCode::SUCCESS)
+}
