@@ -8,6 +8,7 @@ mod decompression;
 pub mod digest;
 pub mod layer;
 pub mod limits;
+pub mod lookup;
 pub mod platform;
 pub mod progress;
 pub mod pull;
@@ -19,6 +20,7 @@ pub mod unpack;
 
 pub use digest::{Digest, DigestError};
 pub use layer::{Compression, Layer, LayerSpace, Ownership};
+pub use lookup::{LookupError, open_in_layers};
 pub use platform::Platform;
 pub use progress::{NoProgress, Progress};
 pub use pull::{PullError, PullOptions, pull};

@@ -266,7 +266,7 @@ mod tests {
 
     #[test]
     fn binary_values_do_not_hide_later_records() {
-        let pax = parse(b"30 SCHILY.xattr.user.a=1\n2\0=3\n10 size=77\n").expect("valid");
+        let pax = parse(b"30 SCHILY.xattr.user.a=1\n2\0=3\n11 size=77\n").expect("valid");
         assert_eq!(pax.xattrs, [(b"user.a".to_vec(), b"1\n2\0=3".to_vec())]);
         assert_eq!(pax.size_bytes, Some(77));
     }
