@@ -1,0 +1,150 @@
+//! What an agent needs from whatever runs containers, and a simulated one.
+
+use std::collections::BTreeMap;
+
+use crate::model::*;
+
+/// Says why an engine could not do something.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot {op} instance {instance}: {reason}")]
+pub struct EngineError {
+    /// What was tried.
+    pub op: &'static str,
+    /// On what.
+    pub instance: InstanceId,
+    /// Why it failed.
+    pub reason: String,
+}
+
+/// Runs containers. Every call returns at once; progress shows in `report`.
+pub trait Engine: Send {
+    /// What the owner lends.
+    fn capacity(&self) -> Resources;
+    /// Whether the owner lets new work in.
+    fn accepting(&self) -> bool;
+    /// Changes at every boot of the host.
+    fn boot_id(&self) -> String;
+    /// Everything that is known about the host.
+    fn facts(&mut self) -> BTreeMap<String, FactReport>;
+    /// Begins an allocation; one that is here already, ended or not, is left alone.
+    fn start(&mut self, instance: InstanceId, epoch: u64, spec: &InstanceSpec) -> Result<(), EngineError>;
+    /// Ends an allocation; one that is not here is no error.
+    fn stop(&mut self, instance: InstanceId, epoch: u64, grace_ms: u64) -> Result<(), EngineError>;
+    /// Lists every allocation that is here, ended ones included until they are forgotten.
+    fn report(&mut self) -> Vec<AllocStatus>;
+    /// Forgets an ended allocation, whose end the scheduler has made durable.
+    fn forget(&mut self, instance: InstanceId, epoch: u64);
+    /// Tells how long an allocation may run without the scheduler; `None` means for ever.
+    fn alone_ms(&self, instance: InstanceId, epoch: u64) -> Option<u64>;
+}
+
+/// An engine that runs nothing and believes everything: for the simulator, the tests and the benchmarks.
+#[derive(Debug, Clone, Default)]
+pub struct SimulatedEngine {
+    /// What it lends.
+    pub capacity: Resources,
+    /// Whether it lets new work in.
+    pub paused: bool,
+    /// What it says about itself.
+    pub facts: BTreeMap<String, FactReport>,
+    /// Changes when the simulated host boots.
+    pub boot: u64,
+    allocs: BTreeMap<(InstanceId, u64), (InstanceSpec, Phase)>,
+    /// How often each allocation was begun.
+    pub starts: BTreeMap<(InstanceId, u64), u32>,
+}
+
+impl SimulatedEngine {
+    /// Lets everything that is pulling run.
+    pub fn advance(&mut self) {
+        for (_, phase) in self.allocs.values_mut() {
+            if *phase == Phase::Pulling {
+                *phase = Phase::Running { healthy: true };
+            }
+        }
+    }
+
+    /// Ends an allocation by itself.
+    pub fn exit(&mut self, instance: InstanceId, epoch: u64, code: i32) {
+        if let Some((_, phase)) = self.allocs.get_mut(&(instance, epoch))
+            && !matches!(phase, Phase::Exited { .. })
+        {
+            *phase = Phase::Exited { code: Some(code), reason: format!("exited with {code}") };
+        }
+    }
+
+    /// Lists what runs or is about to.
+    pub fn running(&self) -> Vec<(InstanceId, u64)> {
+        let alive = self.allocs.iter().filter(|(_, (_, phase))| !matches!(phase, Phase::Exited { .. }));
+        alive.map(|(key, _)| *key).collect()
+    }
+
+    /// Returns what was asked for an allocation.
+    pub fn spec(&self, instance: InstanceId, epoch: u64) -> Option<&InstanceSpec> {
+        self.allocs.get(&(instance, epoch)).map(|(spec, _)| spec)
+    }
+
+    /// Boots the host: everything is gone.
+    pub fn reboot(&mut self) {
+        self.boot += 1;
+        self.allocs.clear();
+    }
+}
+
+impl Engine for SimulatedEngine {
+    fn capacity(&self) -> Resources {
+        self.capacity
+    }
+
+    fn accepting(&self) -> bool {
+        !self.paused
+    }
+
+    fn boot_id(&self) -> String {
+        format!("boot-{}", self.boot)
+    }
+
+    fn facts(&mut self) -> BTreeMap<String, FactReport> {
+        self.facts.clone()
+    }
+
+    fn start(&mut self, instance: InstanceId, epoch: u64, spec: &InstanceSpec) -> Result<(), EngineError> {
+        if !self.allocs.contains_key(&(instance, epoch)) {
+            *self.starts.entry((instance, epoch)).or_default() += 1;
+            self.allocs.insert((instance, epoch), (spec.clone(), Phase::Pulling));
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self, instance: InstanceId, epoch: u64, _grace_ms: u64) -> Result<(), EngineError> {
+        if let Some((_, phase)) = self.allocs.get_mut(&(instance, epoch))
+            && !matches!(phase, Phase::Exited { .. })
+        {
+            *phase = Phase::Exited { code: Some(143), reason: "stopped".to_owned() };
+        }
+        Ok(())
+    }
+
+    fn report(&mut self) -> Vec<AllocStatus> {
+        let each = self.allocs.iter().map(|((instance, epoch), (_, phase))| AllocStatus {
+            instance: *instance,
+            epoch: *epoch,
+            phase: phase.clone(),
+            usage: Usage::default(),
+        });
+        each.collect()
+    }
+
+    fn forget(&mut self, instance: InstanceId, epoch: u64) {
+        if matches!(self.allocs.get(&(instance, epoch)), Some((_, Phase::Exited { .. }))) {
+            self.allocs.remove(&(instance, epoch));
+        }
+    }
+
+    fn alone_ms(&self, instance: InstanceId, epoch: u64) -> Option<u64> {
+        match self.allocs.get(&(instance, epoch))?.0.on_loss {
+            OnLoss::StopAfter { after_ms } => Some(after_ms),
+            _ => None,
+        }
+    }
+}

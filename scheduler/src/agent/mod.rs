@@ -1,0 +1,10 @@
+//! The provider's side: a pure session machine, the `Engine` it drives, and a client that speaks HTTP.
+//!
+//! The agent dials out and opens no port (A82). It keeps instances running while the scheduler is away, reports
+//! everything before it takes new orders, and applies each order once.
+
+mod engine;
+mod machine;
+
+pub use engine::{Engine, EngineError, SimulatedEngine};
+pub use machine::{Machine, REPLY_MAX_MS};

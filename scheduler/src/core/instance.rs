@@ -1,0 +1,508 @@
+//! The life of one instance.
+//!
+//! Every way out of a reservation ends in `ended` (the provider said so) or `abandon` (the provider is away and its
+//! room stays reserved). An exit that was written is never changed: a final instance answers reports with `Stop` only.
+
+use super::live::{charge, discharge, register, release, reserve, unregister};
+use super::state::State;
+use super::timer::Timer;
+use super::{job, provider, queue, service};
+use crate::model::*;
+
+/// Moves because of a loss within an hour; more would be a storm (F35).
+pub const MOVES_PER_HOUR: usize = 4;
+/// One hour.
+pub(super) const HOUR_MS: u64 = 3_600_000;
+/// First wait before another try; doubled by each failure.
+const BACKOFF_MS: u64 = 1_000;
+/// Longest wait before another try.
+const BACKOFF_MAX_MS: u64 = 300_000;
+/// Slack on top of `stop_after`, for clocks that run up to a tenth apart and for the stop itself.
+const STOP_AFTER_SLACK_MS: u64 = 30_000;
+/// Polite time before the final signal, when none is asked: Docker's.
+const GRACE_MS: u64 = 10_000;
+/// Bytes of an agent's words that are kept.
+const REASON_BYTES: usize = 200;
+
+/// What a new instance is made of.
+pub(super) struct New {
+    pub group: GroupId,
+    pub user: UserId,
+    pub owner: Owner,
+    pub name: Name,
+    pub spec: InstanceSpec,
+    pub pinned: Option<ProviderId>,
+    pub gang: Option<Gang>,
+    pub time_limit_ms: Option<u64>,
+}
+
+/// Makes an instance and puts it in line.
+pub(super) fn create(state: &mut State, now: u64, new: New) -> InstanceId {
+    let id = InstanceId::new(state.random.id(now));
+    let ends_at_ms = now + new.spec.ttl_ms.unwrap_or(limits::DEFAULT_TTL_MS);
+    state.put_instance(Instance {
+        id,
+        name: new.name,
+        group: new.group,
+        user: new.user,
+        owner: new.owner,
+        spec: new.spec,
+        pinned: new.pinned,
+        gang: new.gang,
+        time_limit_ms: new.time_limit_ms,
+        state: InstanceState::Pending,
+        reason: String::new(),
+        epoch: 0,
+        alloc: None,
+        old: Vec::new(),
+        stop: None,
+        exit: None,
+        failures: 0,
+        moves_ms: Vec::new(),
+        retry_at_ms: None,
+        created_at_ms: now,
+        ends_at_ms,
+        ended_at_ms: None,
+        usage: Usage::default(),
+    });
+    register(state, id);
+    state.live.used.entry(new.group).or_default().instances += 1;
+    state.live.arm(ends_at_ms, Timer::Ttl(id));
+    queue::enqueue(state, now, id);
+    tell(state, now, id, "instance.pending", String::new());
+    id
+}
+
+fn tell(state: &mut State, now: u64, id: InstanceId, kind: &str, text: String) {
+    if let Some(group) = state.instances.get(&id).map(|found| found.group) {
+        state.notice(now, group, kind, id.to_string(), text);
+    }
+}
+
+/// Gives a pending instance its place and tells the provider.
+pub(super) fn placed(state: &mut State, now: u64, id: InstanceId, provider: ProviderId, explanation: Explanation) {
+    queue::dequeue(state, id);
+    let sentence = explanation.sentence();
+    let Some(found) = state.instance_mut(id) else { return };
+    found.epoch += 1;
+    let epoch = found.epoch;
+    found.state = InstanceState::Placed;
+    found.reason = String::new();
+    found.retry_at_ms = None;
+    found.alloc = Some(Allocation {
+        provider,
+        epoch,
+        placed_at_ms: now,
+        started_at_ms: None,
+        healthy: false,
+        usage: Usage::default(),
+        explanation,
+    });
+    let volumes: Vec<VolumeId> = found.spec.volumes.iter().map(|mount| mount.volume).collect();
+    for volume in volumes {
+        super::volume::bind(state, volume, provider);
+    }
+    reserve(state, id, provider, epoch);
+    charge(state, id);
+    state.count("placements");
+    start(state, id);
+    tell(state, now, id, "instance.placed", sentence);
+}
+
+/// Tells the provider to start the current allocation.
+pub(super) fn start(state: &mut State, id: InstanceId) {
+    let Some(found) = state.instances.get(&id) else { return };
+    let Some(alloc) = &found.alloc else { return };
+    let (to, epoch) = (alloc.provider, alloc.epoch);
+    let command = Command::Start { instance: id, epoch, spec: Box::new(found.spec.clone()) };
+    provider::send(state, to, command);
+}
+
+fn send_stop(state: &mut State, id: InstanceId, provider: ProviderId, epoch: u64) {
+    let grace = state.instances.get(&id).and_then(|found| found.spec.stop_grace_ms).unwrap_or(GRACE_MS);
+    provider::send(state, provider, Command::Stop { instance: id, epoch, grace_ms: grace });
+}
+
+/// Wants an instance stopped.
+pub(super) fn stop(state: &mut State, now: u64, id: InstanceId, reason: StopReason) {
+    let Some(found) = state.instances.get(&id).filter(|found| !found.state.is_final()) else { return };
+    let for_good = matches!(reason, StopReason::Asked | StopReason::Ttl);
+    match found.state {
+        InstanceState::Pending if for_good => return finish(state, now, id, InstanceState::Stopped, words(reason)),
+        InstanceState::Pending => return,
+        InstanceState::Lost if for_good => {
+            abandon(state, now, id);
+            return finish(state, now, id, InstanceState::Stopped, words(reason));
+        }
+        _ => {}
+    }
+    let stronger = for_good || found.stop.is_none();
+    let place = found.alloc.as_ref().map(|alloc| (alloc.provider, alloc.epoch));
+    if let Some(found) = state.instance_mut(id).filter(|_| stronger) {
+        found.stop = Some(reason);
+        found.state = InstanceState::Stopping;
+        found.reason = words(reason).to_owned();
+    }
+    if let Some((provider, epoch)) = place {
+        send_stop(state, id, provider, epoch);
+    }
+    tell(state, now, id, "instance.stopping", words(reason).to_owned());
+}
+
+fn words(reason: StopReason) -> &'static str {
+    match reason {
+        StopReason::Asked => "stopped on request",
+        StopReason::Ttl => "lived as long as it may",
+        StopReason::TimeLimit => "ran longer than its time limit",
+        StopReason::Preempted => "gave way to a more important instance",
+        StopReason::Drained => "its provider is being emptied",
+    }
+}
+
+/// Takes in what a provider says about one allocation.
+pub(super) fn status(state: &mut State, now: u64, provider: ProviderId, status: AllocStatus) {
+    let (id, epoch) = (status.instance, status.epoch);
+    let exited = matches!(status.phase, Phase::Exited { .. });
+    let Some(found) = state.instances.get(&id) else {
+        // Nothing of ours, or long forgotten: it must not run. A lie about somebody else's instance ends here (S05).
+        state.count("statuses_unknown");
+        if !exited {
+            send_stop(state, id, provider, epoch);
+        }
+        return;
+    };
+    let current = found.alloc.as_ref().is_some_and(|alloc| alloc.provider == provider && alloc.epoch == epoch);
+    if current && !found.state.is_final() {
+        return current_status(state, now, status);
+    }
+    let gone = OldAllocation { provider, epoch };
+    if found.old.contains(&gone) && exited {
+        if let Some(found) = state.instance_mut(id) {
+            found.old.retain(|old| *old != gone);
+        }
+        release(state, id, provider, epoch);
+    } else if found.old.contains(&gone) && !adopt_again(state, now, &status, gone) {
+        send_stop(state, id, provider, epoch);
+    } else if !found_place(state, id, provider, epoch) {
+        state.count("statuses_foreign");
+        if !exited {
+            send_stop(state, id, provider, epoch);
+        }
+    }
+}
+
+fn found_place(state: &State, id: InstanceId, provider: ProviderId, epoch: u64) -> bool {
+    state.live.providers.get(&provider).is_some_and(|live| live.allocs.contains(&(id, epoch)))
+}
+
+/// Takes a given-up allocation back when its replacement has no place yet: nothing healthy is killed needlessly.
+fn adopt_again(state: &mut State, now: u64, status: &AllocStatus, gone: OldAllocation) -> bool {
+    let id = status.instance;
+    let newest = state.instances.get(&id).is_some_and(|found| {
+        let waits = found.state == InstanceState::Pending && found.alloc.is_none();
+        waits && found.epoch == gone.epoch && queue::within_quota(state, found.group, &found.spec.resources)
+    });
+    if !newest {
+        return false;
+    }
+    queue::dequeue(state, id);
+    if let Some(found) = state.instance_mut(id) {
+        found.old.retain(|old| *old != gone);
+        found.retry_at_ms = None;
+        found.alloc = Some(Allocation {
+            provider: gone.provider,
+            epoch: gone.epoch,
+            placed_at_ms: now,
+            started_at_ms: None,
+            healthy: false,
+            usage: Usage::default(),
+            explanation: Explanation { at_ms: now, hints: vec!["its provider came back in time".to_owned()], ..Explanation::default() },
+        });
+        found.state = InstanceState::Unknown;
+    }
+    charge(state, id);
+    current_status(state, now, status.clone());
+    true
+}
+
+fn current_status(state: &mut State, now: u64, status: AllocStatus) {
+    let id = status.instance;
+    note_usage(state, now, id, &status.usage);
+    let Some(found) = state.instances.get(&id) else { return };
+    let before = (found.state, found.alloc.as_ref().is_some_and(|alloc| alloc.healthy));
+    let stopping = found.stop.is_some();
+    let after = match status.phase {
+        Phase::Exited { code, reason } => return ended(state, now, id, code, &clean(&reason)),
+        Phase::Pulling if stopping => (InstanceState::Stopping, false),
+        Phase::Pulling => (InstanceState::Pulling, false),
+        Phase::Running { healthy } if stopping => (InstanceState::Stopping, healthy),
+        Phase::Running { healthy } => (InstanceState::Running, healthy),
+    };
+    if before == after {
+        return;
+    }
+    let Some(found) = state.instance_mut(id) else { return };
+    found.state = after.0;
+    if !stopping {
+        found.reason = String::new();
+    }
+    let limit = found.time_limit_ms;
+    let first = after.0 == InstanceState::Running && found.alloc.as_ref().is_some_and(|alloc| alloc.started_at_ms.is_none());
+    if let Some(alloc) = &mut found.alloc {
+        alloc.healthy = after.1;
+        if first {
+            alloc.started_at_ms = Some(now);
+        }
+    }
+    let epoch = found.epoch;
+    if let Some(limit) = limit.filter(|_| first) {
+        state.live.arm(now + limit, Timer::Limit(id, epoch));
+    }
+    if before.0 != after.0 {
+        let kind = if after.0 == InstanceState::Running { "instance.running" } else { "instance.pulling" };
+        tell(state, now, id, kind, String::new());
+    }
+    if let Some(Owner::Service { service, .. }) = state.instances.get(&id).map(|found| found.owner) {
+        service::changed(state, now, service);
+    }
+}
+
+/// Keeps reported usage growing and within what was reserved (S05); memory and disk are reckoned here. No write: a
+/// heartbeat that only counts further must stay out of the store.
+fn note_usage(state: &mut State, now: u64, id: InstanceId, reported: &Usage) {
+    let Some(found) = state.instances.get_mut(&id) else { return };
+    let resources = found.spec.resources;
+    let Some(alloc) = &mut found.alloc else { return };
+    let elapsed = now.saturating_sub(alloc.placed_at_ms);
+    let cpu_most = (u128::from(elapsed) * u128::from(resources.cpu_millis) / 1000).min(u128::from(u64::MAX)) as u64;
+    let area = |bytes: u64| (u128::from(bytes >> 20) * u128::from(elapsed) / 1000).min(u128::from(u64::MAX)) as u64;
+    alloc.usage = Usage {
+        cpu_ms: reported.cpu_ms.min(cpu_most).max(alloc.usage.cpu_ms),
+        memory_mib_s: area(resources.memory_bytes),
+        disk_mib_s: area(resources.disk_bytes),
+        network_bytes: reported.network_bytes.max(alloc.usage.network_bytes),
+    };
+}
+
+/// Books an allocation's usage on its group, user and provider.
+fn book(state: &mut State, id: InstanceId) {
+    let Some(found) = state.instance_mut(id) else { return };
+    let Some(alloc) = &found.alloc else { return };
+    found.usage = found.usage.plus(&alloc.usage);
+    let (key, usage) = ((found.group, found.user, alloc.provider), alloc.usage);
+    let record = state.usage.entry(key).or_insert(UsageRecord {
+        group: key.0,
+        user: key.1,
+        provider: key.2,
+        allocations: 0,
+        usage: Usage::default(),
+    });
+    record.allocations += 1;
+    record.usage = record.usage.plus(&usage);
+    state.touch(Key::Usage(key.0, key.1, key.2));
+}
+
+/// Takes in that the current allocation is over.
+pub(super) fn ended(state: &mut State, now: u64, id: InstanceId, code: Option<i32>, reason: &str) {
+    note_usage(state, now, id, &Usage::default());
+    book(state, id);
+    let Some(found) = state.instances.get(&id) else { return };
+    let Some(alloc) = found.alloc.clone() else { return };
+    let (stop, owner, restart) = (found.stop, found.owner, found.spec.restart);
+    let image = found.spec.image.clone();
+    release(state, id, alloc.provider, alloc.epoch);
+    discharge(state, id);
+    if let Some(found) = state.instance_mut(id) {
+        found.exit = Some(Exit { epoch: alloc.epoch, code, reason: reason.to_owned(), at_ms: now });
+    }
+    let good = code == Some(0);
+    if !good && stop.is_none() {
+        provider::trouble(state, now, alloc.provider, &image);
+    }
+    match (stop, owner) {
+        (Some(StopReason::Asked), _) => finish(state, now, id, InstanceState::Stopped, words(StopReason::Asked)),
+        (Some(StopReason::Ttl), _) => finish(state, now, id, InstanceState::Stopped, words(StopReason::Ttl)),
+        (Some(reason @ (StopReason::Preempted | StopReason::Drained)), _) => requeue(state, now, id, 0, words(reason)),
+        (None, Owner::Service { .. }) => again(state, now, id, reason),
+        (None, _) if good && restart == Restart::Always => again(state, now, id, "ended and is started again"),
+        (None, _) if good => finish(state, now, id, InstanceState::Stopped, "completed"),
+        (None | Some(StopReason::TimeLimit), _) => failed(state, now, id, reason),
+    }
+}
+
+fn failed(state: &mut State, now: u64, id: InstanceId, reason: &str) {
+    let Some(found) = state.instances.get(&id) else { return };
+    let most = match found.spec.restart {
+        Restart::Never => 0,
+        Restart::OnFailure { max } => max,
+        Restart::Always => u32::MAX,
+    };
+    if found.failures < most {
+        again(state, now, id, reason);
+    } else {
+        finish(state, now, id, InstanceState::Failed, reason);
+    }
+}
+
+/// Counts a failure and tries again after a wait.
+fn again(state: &mut State, now: u64, id: InstanceId, reason: &str) {
+    let Some(found) = state.instance_mut(id) else { return };
+    found.failures = found.failures.saturating_add(1);
+    let wait = BACKOFF_MS.saturating_mul(1 << found.failures.min(20).saturating_sub(1)).min(BACKOFF_MAX_MS);
+    requeue(state, now, id, wait, reason);
+}
+
+/// Puts an instance whose allocation is over back in line.
+fn requeue(state: &mut State, now: u64, id: InstanceId, wait_ms: u64, reason: &str) {
+    let Some(found) = state.instance_mut(id) else { return };
+    found.alloc = None;
+    found.stop = None;
+    found.state = InstanceState::Pending;
+    found.reason = reason.to_owned();
+    found.retry_at_ms = (wait_ms > 0).then_some(now + wait_ms);
+    let owner = found.owner;
+    queue::enqueue(state, now, id);
+    tell(state, now, id, "instance.pending", reason.to_owned());
+    if let Owner::Service { service, .. } = owner {
+        service::changed(state, now, service);
+    }
+}
+
+/// Makes an instance final.
+pub(super) fn finish(state: &mut State, now: u64, id: InstanceId, last: InstanceState, reason: &str) {
+    queue::dequeue(state, id);
+    unregister(state, id);
+    let keep = state.options.keep_final_ms;
+    let Some(found) = state.instance_mut(id) else { return };
+    found.state = last;
+    found.reason = reason.to_owned();
+    found.ended_at_ms = Some(now);
+    let (group, owner) = (found.group, found.owner);
+    if let Some(used) = state.live.used.get_mut(&group) {
+        used.instances = used.instances.saturating_sub(1);
+    }
+    state.live.arm(now + keep, Timer::PurgeInstance(id));
+    let kind = if last == InstanceState::Failed { "instance.failed" } else { "instance.stopped" };
+    tell(state, now, id, kind, reason.to_owned());
+    match owner {
+        Owner::User => {}
+        Owner::Service { service, .. } => service::changed(state, now, service),
+        Owner::Job { job, .. } => job::member_ended(state, now, job, id),
+    }
+}
+
+/// Gives the current allocation up while its provider is away. Its room stays reserved until the provider speaks.
+pub(super) fn abandon(state: &mut State, now: u64, id: InstanceId) {
+    note_usage(state, now, id, &Usage::default());
+    book(state, id);
+    discharge(state, id);
+    if let Some(found) = state.instance_mut(id)
+        && let Some(alloc) = found.alloc.take()
+    {
+        found.old.push(OldAllocation { provider: alloc.provider, epoch: alloc.epoch });
+        found.epoch = found.epoch.max(alloc.epoch);
+    }
+}
+
+/// Returns how long this instance's provider may be silent before it counts as lost.
+pub(super) fn patience_ms(state: &State, found: &Instance) -> u64 {
+    let asked = found.spec.lost_after_ms.unwrap_or(state.options.lost_after_ms);
+    match found.spec.on_loss {
+        OnLoss::StopAfter { after_ms } => {
+            let grace = found.spec.stop_grace_ms.unwrap_or(GRACE_MS);
+            asked.max(after_ms.saturating_add(after_ms / 10).saturating_add(grace).saturating_add(STOP_AFTER_SLACK_MS))
+        }
+        _ => asked,
+    }
+}
+
+/// Notes that an instance's provider fell silent.
+pub(super) fn silent(state: &mut State, id: InstanceId, epoch: u64, seen_ms: u64) {
+    let Some(found) = state.instances.get(&id) else { return };
+    let at = seen_ms + patience_ms(state, found);
+    let stopping = found.state == InstanceState::Stopping;
+    if let Some(found) = state.instance_mut(id).filter(|_| !stopping) {
+        found.state = InstanceState::Unknown;
+        found.reason = "its provider is silent; it most likely still runs".to_owned();
+    }
+    state.live.arm(at, Timer::Lost(id, epoch));
+}
+
+/// Decides what becomes of an instance whose provider has been silent for too long.
+pub(super) fn lost(state: &mut State, now: u64, id: InstanceId, epoch: u64) {
+    let Some(found) = state.instances.get(&id) else { return };
+    let Some(alloc) = found.alloc.as_ref().filter(|alloc| alloc.epoch == epoch) else { return };
+    let place = alloc.provider;
+    let away = matches!(found.state, InstanceState::Unknown | InstanceState::Stopping | InstanceState::Lost);
+    let silent = state.providers.get(&place).is_none_or(|provider| provider.state != ProviderState::Ready);
+    if found.state.is_final() || !away || !silent {
+        return;
+    }
+    let seen = state.live.providers.get(&place).map_or(0, |live| live.seen_ms);
+    let due = seen + patience_ms(state, found);
+    if now < due {
+        return state.live.arm(due, Timer::Lost(id, epoch));
+    }
+    give_up(state, now, id, epoch);
+}
+
+/// Applies an instance's policy for a provider that is not coming back in time, or ever.
+pub(super) fn give_up(state: &mut State, now: u64, id: InstanceId, epoch: u64) {
+    let Some(found) = state.instances.get(&id) else { return };
+    if let Some(reason) = found.stop {
+        abandon(state, now, id);
+        return match reason {
+            StopReason::Asked | StopReason::Ttl => finish(state, now, id, InstanceState::Stopped, words(reason)),
+            StopReason::TimeLimit => failed(state, now, id, words(reason)),
+            StopReason::Preempted | StopReason::Drained => requeue(state, now, id, 0, words(reason)),
+        };
+    }
+    let stays = found.spec.on_loss == OnLoss::Keep || !found.spec.volumes.is_empty() || found.pinned.is_some();
+    let recent: Vec<u64> = found.moves_ms.iter().copied().filter(|at| at + HOUR_MS > now).collect();
+    let storm = recent.len() >= MOVES_PER_HOUR;
+    let was = found.state;
+    if stays || storm {
+        if storm && !stays {
+            state.live.arm(recent[0] + HOUR_MS, Timer::Lost(id, epoch));
+        }
+        if was != InstanceState::Lost
+            && let Some(found) = state.instance_mut(id)
+        {
+            found.state = InstanceState::Lost;
+            let why = if stays { "waits for its provider" } else { "was moved too often within an hour" };
+            found.reason = why.to_owned();
+            tell(state, now, id, "instance.lost", why.to_owned());
+        }
+        return;
+    }
+    abandon(state, now, id);
+    if let Some(found) = state.instance_mut(id) {
+        found.moves_ms = recent;
+        found.moves_ms.push(now);
+    }
+    state.count("replacements");
+    tell(state, now, id, "instance.lost", "its provider is lost; it is placed anew".to_owned());
+    requeue(state, now, id, 0, "its provider is lost");
+}
+
+/// Removes a final instance, unless something of it may still run somewhere.
+pub(super) fn purge(state: &mut State, now: u64, id: InstanceId) {
+    let Some(found) = state.instances.get(&id) else { return };
+    if !found.state.is_final() {
+        return;
+    }
+    if !found.old.is_empty() {
+        return state.live.arm(now + HOUR_MS, Timer::PurgeInstance(id));
+    }
+    tell(state, now, id, "instance.removed", String::new());
+    state.erase(Key::Instance(id));
+}
+
+/// Makes an agent's words fit for logs and pages: one line, no control characters, bounded (S05, S11).
+pub(super) fn clean(text: &str) -> String {
+    let mut kept: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(REASON_BYTES).collect();
+    while kept.len() > REASON_BYTES {
+        kept.pop();
+    }
+    kept
+}

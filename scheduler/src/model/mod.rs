@@ -1,0 +1,33 @@
+//! The pool's nouns: what is stored, what travels, in which units.
+//!
+//! Plain data with serde and OpenAPI shapes. Nothing here decides, reads a clock or does I/O. Every string that a
+//! tenant or a provider can send has a bound that is checked by `validate` before it enters the state.
+
+mod fact;
+mod id;
+mod name;
+mod plan;
+mod protocol;
+mod record;
+mod resource;
+mod spec;
+mod tenant;
+
+pub use fact::{Fact, FactReport, FactValue};
+pub use id::{
+    GroupId, IdError, InstanceId, JobId, JoinId, ProviderId, ServiceId, TokenId, UserId, VolumeId,
+};
+pub use name::{Name, NameError};
+pub use plan::{Explanation, ScoreLine};
+pub use protocol::{
+    AllocStatus, Command, Hello, HelloReply, NumberedCommand, PROTOCOL_MAX, PROTOCOL_MIN, Phase, Sync, SyncReply,
+};
+pub use record::{
+    Allocation, Audit, Drain, Exit, Gang, Instance, InstanceState, Job, JobState, Key, Meta, Notice, OldAllocation, Owner,
+    Provider, ProviderState, Record, Remembered, Service, StopReason, UsageRecord, Volume,
+};
+pub use resource::{Resources, Usage};
+pub use spec::{
+    Class, InstanceSpec, JobSpec, OnLoss, Port, Restart, ServiceSpec, SpecError, Strategy, Tier, VolumeMount, limits,
+};
+pub use tenant::{Actor, Group, Join, Quota, Role, Token, TokenKind, User};

@@ -1,0 +1,73 @@
+//! The simulator: one scheduler, many agents, a network that loses, delays, repeats and reorders, crashes on both
+//! sides, clocks that run apart. Everything follows from a seed; the invariants hold after every step.
+//!
+//! A failing seed is printed; `CORACLE_SIM_SEED=<seed> cargo nextest run -p coracle-scheduler one_seed` replays it.
+//! `CORACLE_SIM_SEEDS=<n>` asks for more seeds than the default.
+
+mod world;
+
+use world::{Options, World};
+
+fn from_env(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+}
+
+fn run(seed: u64, options: &Options) {
+    let outcome = std::panic::catch_unwind(|| World::new(seed, options.clone()).run());
+    if outcome.is_err() {
+        panic!("seed {seed} fails; replay: CORACLE_SIM_SEED={seed} cargo nextest run -p coracle-scheduler one_seed --no-capture");
+    }
+}
+
+/// Seeds are cut into slices so that a test runner can use all cores.
+fn slice(part: u64) {
+    let seeds = from_env("CORACLE_SIM_SEEDS").unwrap_or(1_000);
+    let options = Options::small();
+    for seed in (0..seeds).filter(|seed| seed % 4 == part) {
+        run(seed, &options);
+    }
+}
+
+#[test]
+fn many_seeds_0() {
+    slice(0);
+}
+
+#[test]
+fn many_seeds_1() {
+    slice(1);
+}
+
+#[test]
+fn many_seeds_2() {
+    slice(2);
+}
+
+#[test]
+fn many_seeds_3() {
+    slice(3);
+}
+
+#[test]
+fn one_seed() {
+    run(from_env("CORACLE_SIM_SEED").unwrap_or(4_711), &Options::small());
+}
+
+#[test]
+fn the_same_seed_gives_the_same_history() {
+    let (mut left, mut right) = (World::new(7, Options::small()), World::new(7, Options::small()));
+    left.run();
+    right.run();
+    assert_eq!(left.history, right.history);
+    let mut other = World::new(8, Options::small());
+    other.run();
+    assert_ne!(left.history, other.history);
+}
+
+#[test]
+fn ten_thousand_providers_and_a_hundred_thousand_instances() {
+    let mut world = World::new(from_env("CORACLE_SIM_SEED").unwrap_or(1), Options::large());
+    world.run();
+    assert!(world.placements() >= 100_000, "only {} placements", world.placements());
+}
