@@ -8,6 +8,7 @@ mod decompression;
 pub mod digest;
 pub mod layer;
 pub mod limits;
+pub mod load;
 pub mod lookup;
 pub mod platform;
 pub mod progress;
@@ -15,16 +16,20 @@ pub mod pull;
 pub mod reference;
 pub mod registry;
 pub mod removal;
+pub mod save;
 pub mod store;
 pub mod unpack;
 
 pub use digest::{Digest, DigestError};
 pub use layer::{Compression, Layer, LayerSpace, Ownership};
+pub use load::{LoadError, LoadOptions, load};
 pub use lookup::{LookupError, open_in_layers};
 pub use platform::Platform;
 pub use progress::{NoProgress, Progress};
 pub use pull::{PullError, PullOptions, pull};
 pub use reference::Reference;
+pub use removal::remove_tree;
+pub use save::{SaveError, SaveFormat, save};
 pub use store::{
     HistoryEntry, Image, IngestError, Ingested, KeepGuard, LayerIngest, OpenSource, Publication, Removed, SourceError,
     Store, StoreError,

@@ -33,9 +33,10 @@ use rustix::fs::{CWD, Mode};
 use rustix::io::Errno;
 
 pub use find::HistoryEntry;
-pub(crate) use index::{Entry, Index, MANIFEST_MEDIA_TYPE, NAME_ANNOTATION};
+pub(crate) use index::{Index, MANIFEST_MEDIA_TYPE, NAME_ANNOTATION};
 pub use ingest::{Ingested, IngestError, LayerIngest, OpenSource, SourceError};
 pub use publish::Publication;
+pub(crate) use publish::converted;
 pub use remove::Removed;
 
 use crate::digest::{Digest, DigestError};

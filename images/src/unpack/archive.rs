@@ -122,6 +122,11 @@ impl<R: BufRead> Archive<R> {
         Ok(take as u64)
     }
 
+    /// How many bytes were read: right after `next_entry` this is where the body starts.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// The reader, to read on behind the end of the archive.
     pub fn into_inner(self) -> R {
         self.reader
