@@ -9,7 +9,7 @@ use std::error::Error;
 
 pub use hints::{exit_code, hints};
 
-use coracle_images::RegistryError;
+use coracle_images::registry::RegistryError;
 use coracle_runtime::LaunchFailure;
 
 use crate::engine::Elsewhere;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use coracle_images::Image;
+use coracle_images::{HistoryEntry, Image};
 use serde::Serialize;
 
 use super::error::{CliError, line};
@@ -61,30 +61,28 @@ pub fn run(root: Option<PathBuf>, args: HistoryArgs) -> Result<ExitCode, CliErro
     Ok(ExitCode::SUCCESS)
 }
 
-/// Pairs history entries with layers; an entry without a layer has no size.
+/// Gives the steps as docker names their parts, newest first.
 fn steps(image: &Image, whole: bool) -> Vec<Step> {
-    let mut layers = image.layers.iter();
-    let mut steps: Vec<Step> = Vec::new();
-    for entry in image.config.history().iter().flatten() {
-        let layer = if entry.empty_layer().unwrap_or(false) { None } else { layers.next() };
-        let created_by = entry.created_by().clone().unwrap_or_default();
-        let short = created_by.chars().count() > CREATED_BY_CHARS && !whole;
-        steps.push(Step {
-            id: "<missing>".to_owned(),
-            created_at: entry.created().clone(),
-            created_since: table::age_of(entry.created().as_deref()),
-            created_by: if short {
-                created_by.chars().take(CREATED_BY_CHARS - 1).chain(['…']).collect()
-            } else {
-                created_by
-            },
-            size: layer.map_or(0, |layer| layer.size_bytes),
-            comment: entry.comment().clone().unwrap_or_default(),
-        });
-    }
-    steps.reverse();
+    let mut steps: Vec<Step> = image.history().into_iter().rev().map(|entry| step(entry, whole)).collect();
     if let Some(newest) = steps.first_mut() {
-        newest.id = if whole { image.id.to_string() } else { image.id.hex().chars().take(12).collect() };
+        newest.id = if whole { image.id.to_string() } else { image.id.short().to_owned() };
     }
     steps
+}
+
+fn step(entry: HistoryEntry, whole: bool) -> Step {
+    let created_by = entry.created_by.unwrap_or_default();
+    let short = created_by.chars().count() > CREATED_BY_CHARS && !whole;
+    Step {
+        id: "<missing>".to_owned(),
+        created_since: table::age_of(entry.created.as_deref()),
+        created_at: entry.created,
+        created_by: if short {
+            created_by.chars().take(CREATED_BY_CHARS - 1).chain(['…']).collect()
+        } else {
+            created_by
+        },
+        size: entry.layer.map_or(0, |layer| layer.size_bytes),
+        comment: entry.comment.unwrap_or_default(),
+    }
 }

@@ -11,9 +11,6 @@ use super::error::{CliError, line};
 use super::table::{self, Format};
 use crate::engine::Engine;
 
-/// The hex digits of an image id that docker shows.
-const SHORT_ID_DIGITS: usize = 12;
-
 /// List the images that are here
 #[derive(Args)]
 #[command(visible_alias = "image-list")]
@@ -89,7 +86,7 @@ fn matches(name: Option<&Reference>, wanted: Option<&Reference>, tag_given: bool
 }
 
 fn row(image: &Image, name: Option<&Reference>, whole: bool) -> Row {
-    let id = if whole { image.id.to_string() } else { image.id.hex().chars().take(SHORT_ID_DIGITS).collect() };
+    let id = if whole { image.id.to_string() } else { image.id.short().to_owned() };
     let none = || "<none>".to_owned();
     Row {
         repository: name.map_or_else(none, Reference::familiar_name),

@@ -16,11 +16,12 @@
 //! is removed by the next one, so `--rm` holds even across SIGKILL.
 
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use coracle_runtime::IdMap;
 use fs_err::File;
+use fs_err::os::unix::fs::OpenOptionsExt;
 use serde::{Deserialize, Serialize};
 
 /// Docker's length of a container id in bytes; shown as 64 hex digits.
@@ -39,6 +40,8 @@ pub enum ContainerError {
     NameTaken { name: String, id: String },
     #[error("cannot use the container's directory")]
     Io(#[source] std::io::Error),
+    #[error("cannot make {path}")]
+    MakeDir { path: PathBuf, source: std::io::Error },
     #[error("cannot lock {path}")]
     Lock { path: PathBuf, source: rustix::io::Errno },
     #[error("cannot write {path}")]
@@ -112,14 +115,14 @@ impl ContainerDir {
     /// Makes the directory of a new container and takes its lock and its name.
     pub fn create(state: &Path, id: &str, name: Option<&str>, auto_remove: bool) -> Result<Self, ContainerError> {
         for directory in ["containers", "names", "autoremove"] {
-            make_private_dir(&state.join(directory))?;
+            ensure_private_dir(&state.join(directory))?;
         }
         let path = state.join("containers").join(id);
         // The marker comes first: a directory without it would outlive a kill right here.
         if auto_remove {
             File::create(state.join("autoremove").join(id))?;
         }
-        fs_err::DirBuilder::new().mode(0o700).create(&path)?;
+        private_dir(&path)?;
         let lock = lock(&path.join("lock"))?;
         let mut directory = Self { id: id.to_owned(), path, state: state.to_owned(), name: None, _lock: lock };
         if let Some(name) = name
@@ -153,10 +156,9 @@ impl ContainerDir {
     /// Makes a directory inside the container's one.
     pub fn make_dir(&self, name: &str, mode: u32) -> Result<PathBuf, ContainerError> {
         let path = self.path.join(name);
-        fs_err::DirBuilder::new().mode(0o700).recursive(true).create(&path)?;
-        // Not by DirBuilder's mode alone: the caller's umask must not decide what the container sees.
-        let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
-        fs_err::set_permissions(&path, permissions)?;
+        ensure_private_dir(&path)?;
+        // The caller's umask must not decide what the container sees.
+        fs_err::set_permissions(&path, PermissionsExt::from_mode(mode))?;
         Ok(path)
     }
 
@@ -164,7 +166,7 @@ impl ContainerDir {
     pub fn write_shared(&self, name: &str, text: &str) -> Result<PathBuf, ContainerError> {
         let path = self.path.join(name);
         fs_err::write(&path, text)?;
-        fs_err::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+        fs_err::set_permissions(&path, PermissionsExt::from_mode(0o644))?;
         Ok(path)
     }
 
@@ -294,18 +296,23 @@ fn is_young(path: &Path) -> bool {
 }
 
 fn remove_dir(state: &Path, id: &str) -> Result<(), ContainerError> {
-    let containers = File::open(state.join("containers"))?;
-    coracle_images::remove_tree(&containers, Path::new(id)).map_err(|error| ContainerError::Io(error.into()))?;
+    coracle_images::remove_tree(&state.join("containers").join(id))?;
     match fs_err::remove_file(state.join("autoremove").join(id)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }
 }
 
-fn make_private_dir(path: &Path) -> Result<(), ContainerError> {
-    match fs_err::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error.into()),
-        _ => Ok(()),
+/// Makes a directory that only its owner may enter; one that exists is an error.
+fn private_dir(path: &Path) -> Result<(), ContainerError> {
+    let made = std::fs::DirBuilder::new().mode(0o700).create(path);
+    made.map_err(|source| ContainerError::MakeDir { path: path.to_owned(), source })
+}
+
+fn ensure_private_dir(path: &Path) -> Result<(), ContainerError> {
+    match private_dir(path) {
+        Err(ContainerError::MakeDir { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
     }
 }
 

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use coracle_images::{
-    Digest, Image, LoadError, LoadOptions, Platform, Progress, PullError, PullOptions, Reference, Removed, SaveError,
-    SaveFormat, UnpackError, load, pull, save,
+    Digest, Image, IngestError, LoadError, LoadOptions, Platform, Progress, PullError, PullOptions, Reference, SaveError,
+    SaveFormat, load, pull, save,
 };
 use coracle_runtime::IdMap;
+use serde::{Deserialize, Serialize};
 
 use super::options::PullPolicy;
 use super::{Engine, EngineError, container, elsewhere, layer_space};
@@ -20,11 +21,18 @@ pub enum ImageError {
     #[error(transparent)]
     Pull(#[from] PullError),
     #[error(transparent)]
-    Unpack(#[from] UnpackError),
+    Unpack(#[from] IngestError),
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error(transparent)]
     Save(#[from] SaveError),
+}
+
+/// Is what a removal took away: names and image ids.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RemovedImage {
+    pub untagged: Vec<String>,
+    pub deleted: Vec<String>,
 }
 
 impl Engine {
@@ -41,16 +49,16 @@ impl Engine {
             PullPolicy::Always => None,
             PullPolicy::Missing | PullPolicy::Never => self.store.find(name)?,
         };
-        let fitting = present.filter(|image| platform.is_none_or(|wanted| image.platform() == *wanted));
+        let fitting = present.filter(|image| platform.is_none_or(|wanted| image.platform == *wanted));
         let image = match (fitting, policy) {
             (Some(image), _) => image,
             (None, PullPolicy::Never) => return Err(EngineError::NoImage(name.to_owned())),
             (None, _) => self.pull(name, platform, idmap, progress)?,
         };
-        if platform.is_none() && image.platform() != Platform::host() {
+        if platform.is_none() && image.platform != Platform::host() {
             return Err(EngineError::WrongPlatform {
                 image: name.to_owned(),
-                found: image.platform().to_string(),
+                found: image.platform.to_string(),
                 wanted: Platform::host().to_string(),
             });
         }
@@ -87,13 +95,17 @@ impl Engine {
     }
 
     /// Removes an image, or one of its names.
-    pub fn remove_image(&self, name: &str, force: bool) -> Result<Removed, EngineError> {
+    pub fn remove_image(&self, name: &str, force: bool) -> Result<RemovedImage, EngineError> {
         let used: Vec<String> =
             container::list(&self.root).into_iter().map(|listed| listed.record.image_id).collect();
         let idmap = self.idmap(coracle_runtime::UserNs::Auto)?;
         elsewhere::call(&idmap, || {
             let in_use = |id: &Digest| used.contains(&id.to_string());
-            Ok(self.store.remove(name, force, &in_use)?)
+            let removed = self.store.remove(name, force, &in_use)?;
+            Ok(RemovedImage {
+                untagged: removed.untagged.iter().map(Reference::familiar).collect(),
+                deleted: removed.deleted.iter().map(Digest::to_string).collect(),
+            })
         })
     }
 

@@ -156,7 +156,7 @@ fn open_state(root: &Path) -> Result<(), EngineError> {
     if let Some(parent) = root.parent() {
         fs_err::create_dir_all(parent).map_err(EngineError::State)?;
     }
-    match fs_err::DirBuilder::new().mode(0o700).create(root) {
+    match std::fs::DirBuilder::new().mode(0o700).create(root) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(EngineError::State(error)),
         _ => {}
     }

@@ -9,7 +9,7 @@ use coracle_runtime::caps::{self, CapError, CapabilitySets};
 use coracle_runtime::defaults::{self, MountOptions, SpecOptions};
 use coracle_runtime::{IdMap, seccomp};
 use oci_spec::runtime::{
-    LinuxIdMapping, LinuxSeccomp, Mount, PosixRlimitBuilder, PosixRlimitType, RootBuilder, Spec, UserBuilder,
+    LinuxIdMapping, LinuxIdMappingBuilder, LinuxSeccomp, Mount, PosixRlimitBuilder, PosixRlimitType, RootBuilder, Spec, UserBuilder,
 };
 
 use super::mounts::{MountRequest, MountSource};
@@ -154,10 +154,9 @@ fn maps(first: u32, size: u32, id: u32) -> bool {
 fn mappings(ranges: &[coracle_runtime::IdRange]) -> Vec<LinuxIdMapping> {
     ranges
         .iter()
-        .map(|range| {
-            let mut mapping = LinuxIdMapping::default();
-            mapping.set_container_id(range.container).set_host_id(range.host).set_size(range.size);
-            mapping
+        .filter_map(|range| {
+            let mapping = LinuxIdMappingBuilder::default().container_id(range.container).host_id(range.host);
+            mapping.size(range.size).build().ok()
         })
         .collect()
 }

@@ -87,7 +87,7 @@ impl Place {
 /// Makes a directory of our own in /tmp, for sessions without a runtime directory.
 fn in_tmp() -> Result<PathBuf, OciError> {
     let path = PathBuf::from(format!("/tmp/{NAME}-{}", own_uid()));
-    match fs_err::DirBuilder::new().mode(0o700).create(&path) {
+    match std::fs::DirBuilder::new().mode(0o700).create(&path) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(_) => return Err(OciError::NoStateDirectory),

@@ -3,7 +3,8 @@
 use std::error::Error;
 use std::io::ErrorKind;
 
-use coracle_images::{PullError, RegistryError};
+use coracle_images::PullError;
+use coracle_images::registry::RegistryError;
 use coracle_runtime::{IdMapError, LaunchFailure, Stage};
 
 use crate::engine::{Elsewhere, EngineError, NetworkError};
@@ -34,10 +35,14 @@ pub fn exit_code(error: &(dyn Error + 'static)) -> Option<u8> {
 /// `#[error(transparent)]` forwards `source`, so a wrapped error would be skipped: those wrappers are
 /// opened here.
 fn walk<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |link| inner(*link).or_else(|| link.source()))
+    std::iter::successors(Some(error), |link| next(*link))
 }
 
-fn inner<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+fn next<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    opened(error).or_else(|| error.source())
+}
+
+fn opened<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
     use crate::engine::image::ImageError;
     if let Some(engine) = error.downcast_ref::<EngineError>() {
         return match engine {
