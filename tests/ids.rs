@@ -25,17 +25,18 @@ fn users_by_name_and_number() {
         return;
     }
     for (user, expected) in [
-        ("0", "0 0 3000"),
-        ("root", "0 0 3000"),
-        ("tester", "1000 1000 2000 3000"),
-        ("1000", "1000 1000 2000 3000"),
-        ("1000:1000", "1000 1000"),
-        ("tester:second", "1000 2000"),
-        ("7:9", "7 9"),
-        ("7", "7 0"),
-        ("0:second", "0 2000"),
+        // User, group, all groups: the primary one is among them (CVE-2022-36109).
+        ("0", "0 0 0 3000"),
+        ("root", "0 0 0 3000"),
+        ("tester", "1000 1000 1000 2000 3000"),
+        ("1000", "1000 1000 1000 2000 3000"),
+        ("1000:1000", "1000 1000 1000"),
+        ("tester:second", "1000 2000 2000"),
+        ("7:9", "7 9 9"),
+        ("7", "7 0 0"),
+        ("0:second", "0 2000 2000"),
         // A25: a number is a number even where a user has that name.
-        ("4711", "4711 0"),
+        ("4711", "4711 0 0"),
     ] {
         assert_eq!(ids(&env, &["-u", user]).trim(), expected, "-u {user}");
     }
@@ -60,8 +61,8 @@ fn a23_groups_are_the_images_and_never_the_hosts() {
     assert_eq!(read("7:second").ok(), "secret", "primary group included");
     read("1000:1000").code(1);
     read("7").code(1);
-    assert_eq!(ids(&env, &["-u", "7:9", "--group-add", "second"]).trim(), "7 9 2000");
-    assert_eq!(ids(&env, &["-u", "7:9", "--group-add", "5"]).trim(), "7 9 5");
+    assert_eq!(ids(&env, &["-u", "7:9", "--group-add", "second"]).trim(), "7 9 9 2000");
+    assert_eq!(ids(&env, &["-u", "7:9", "--group-add", "5"]).trim(), "7 9 5 9");
 }
 
 #[test]
@@ -98,9 +99,10 @@ fn no_new_privs_makes_setuid_powerless() {
     if env.who() == Who::Single {
         return;
     }
-    let image = env.image("busybox");
-    let output = env.container(&["-u", "1000", &image, "/bin/setuid-id", "id", "-u"]).ok();
-    assert_eq!(output, "1000");
+    let image = env.image("debian");
+    assert_eq!(env.container(&["-u", "1000", &image, "setuid-id", "-u"]).ok(), "1000");
+    let allowed = env.container(&["-u", "1000", "--security-opt", "no-new-privileges=false", &image, "setuid-id", "-u"]);
+    assert_eq!(allowed.ok(), "0", "the file is setuid: without the flag the test would show nothing");
 }
 
 #[test]

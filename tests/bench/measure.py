@@ -1,0 +1,235 @@
+"""Measures coracle beside crun, podman, skopeo and umoci; prints ratios of medians. Python's own library only."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CORACLE, IMAGES = sys.argv[1], Path(sys.argv[2])
+WORK = Path.cwd()
+# Enough for a stable median of a few milliseconds, little enough for a minute in all.
+RUNS_START, RUNS_PODMAN, RUNS_PULL = 60, 12, 5
+TIME_LIMIT_S = 120
+QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+
+
+def run(*command, **more):
+    """Runs a command that must succeed and gives the seconds it took."""
+    start = time.perf_counter()
+    done = subprocess.run([str(part) for part in command], timeout=TIME_LIMIT_S, **{**QUIET, **more})
+    seconds = time.perf_counter() - start
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}: {done.returncode}\n{(done.stderr or b'').decode()}")
+    return seconds
+
+
+def remove(path):
+    """Removes a tree with files of subordinate ids."""
+    subprocess.run(["unshare", "--user", "--map-root-user", "--map-auto", "rm", "-rf", str(path)], check=False)
+
+
+def interleaved(times, **candidates):
+    """Runs each candidate in turn and gives the median seconds of each."""
+    seconds = {name: [] for name in candidates}
+    for action in candidates.values():
+        action()
+    for _ in range(times):
+        for name, action in candidates.items():
+            seconds[name].append(action())
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def registry():
+    """Starts the real registry over the prepared storage; gives the process and its address."""
+    config = WORK / "registry.yml"
+    config.write_text(
+        f"version: 0.1\nstorage:\n  filesystem: {{rootdirectory: {IMAGES}/registry}}\n"
+        "  maintenance:\n    uploadpurging: {enabled: false}\n    readonly: {enabled: true}\n"
+        "http: {addr: '127.0.0.1:0', secret: x}\n"
+    )
+    log = (WORK / "registry.log").open("w+")
+    process = subprocess.Popen(["docker-registry", "serve", config], stdout=log, stderr=log)
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        found = re.search(r"listening on (127\.0\.0\.1:\d+)", Path(log.name).read_text())
+        if found:
+            return process, found.group(1)
+        time.sleep(0.02)
+    sys.exit("docker-registry did not start")
+
+
+def podman(*args):
+    """Gives podman's command line for its own store here."""
+    return [
+        "podman", "--root", WORK / "podman", "--runroot", WORK / "run/podman", "--storage-driver", "overlay",
+        "--cgroup-manager", "cgroupfs", "--events-backend", "none", *args,
+    ]
+
+
+def end_pause():
+    """Ends the process that podman leaves behind."""
+    try:
+        os.kill(int((WORK / "run/libpod/tmp/pause.pid").read_text()), 9)
+    except (OSError, ValueError):
+        pass
+
+
+def crun_bundle(image):
+    """Prepares what crun gets: the same rootfs, namespaces and a seccomp filter of the same kind."""
+    bundle = WORK / "bundle"
+    run("umoci", "unpack", "--rootless", "--image", f"{IMAGES}/layout:busybox", bundle)
+    config = json.loads((bundle / "config.json").read_text())
+    config["process"].update({"terminal": False, "args": ["true"], "noNewPrivileges": True})
+    config["root"]["readonly"] = False
+    config["linux"]["namespaces"] = [{"type": kind} for kind in ["user", "mount", "pid", "ipc", "uts", "network", "cgroup"]]
+    config["linux"]["uidMappings"] = [{"containerID": 0, "hostID": os.getuid(), "size": 1}]
+    config["linux"]["gidMappings"] = [{"containerID": 0, "hostID": os.getgid(), "size": 1}]
+    config["linux"].pop("resources", None)
+    config["mounts"] = [mount for mount in config["mounts"] if mount["type"] != "cgroup"]
+    for mount in config["mounts"]:
+        mount["options"] = [option for option in mount.get("options", []) if not option.startswith("gid=")]
+    names = subprocess.run(["podman", "info", "--format", "{{.Host.Security.SECCOMPProfilePath}}"], capture_output=True, check=False)
+    profile = Path(names.stdout.decode().strip() or "/usr/share/containers/seccomp.json")
+    if profile.exists():
+        theirs = json.loads(profile.read_text())
+        allowed = [entry for entry in theirs["syscalls"] if not entry.get("includes") and not entry.get("excludes")]
+        calls = [{key: entry[key] for key in ("names", "action", "args", "errnoRet") if entry.get(key) is not None} for entry in allowed]
+        config["linux"]["seccomp"] = {
+            "defaultAction": theirs["defaultAction"], "architectures": ["SCMP_ARCH_X86_64"], "syscalls": calls,
+        }
+    (bundle / "config.json").write_text(json.dumps(config))
+    return bundle
+
+
+def coracle(*args, root=WORK / "coracle"):
+    return [CORACLE, "--root", root, *args]
+
+
+def start_speed(address):
+    image = f"{address}/busybox:latest"
+    run(*coracle("pull", image))
+    run(*podman("pull", "-q", "--tls-verify=false", image))
+    bundle = crun_bundle(image)
+    number = iter(range(1 << 30))
+    ours = lambda: run(*coracle("run", "--rm", "--network", "none", image, "true"))
+    single = lambda: run(*coracle("run", "--rm", "--network", "none", "--userns", "single", image, "true"))
+    crun = lambda: run("crun", "--root", WORK / "run/crun", "--cgroup-manager=disabled", "run", "--bundle", bundle, f"bench{next(number)}")
+    theirs = lambda: run(*podman("run", "--rm", "--cgroups=disabled", "--network", "none", image, "true"))
+    short = interleaved(RUNS_START, ours=ours, single=single, crun=crun)
+    long = interleaved(RUNS_PODMAN, ours=ours, podman=theirs)
+    say("run --rm true / crun run of a bundle (one id both)", short["single"] / short["crun"], "at most 1.5", short["single"] <= 1.5 * short["crun"])
+    say("run --rm true with a range of ids / crun run", short["ours"] / short["crun"], "at most 1.5", short["ours"] <= 1.5 * short["crun"])
+    say("podman run --rm true / run --rm true", long["podman"] / long["ours"], "at least 10", long["podman"] >= 10 * long["ours"])
+
+
+def pull_speed(address):
+    image = f"{address}/python3:latest"
+
+    def ours():
+        remove(WORK / "coracle-pull")
+        return run(*coracle("pull", "-q", image, root=WORK / "coracle-pull"))
+
+    def theirs():
+        run(*podman("rmi", "-a", "-f"))
+        return run(*podman("pull", "-q", "--tls-verify=false", image))
+
+    def tools():
+        shutil.rmtree(WORK / "layout", ignore_errors=True)
+        remove(WORK / "unpacked")
+        copy = run("skopeo", "--insecure-policy", "copy", "-q", "--src-tls-verify=false", f"docker://{image}", f"oci:{WORK}/layout:x")
+        return copy + run("umoci", "unpack", "--rootless", "--image", f"{WORK}/layout:x", WORK / "unpacked")
+
+    medians = interleaved(RUNS_PULL, ours=ours, podman=theirs, tools=tools)
+    say("podman pull python3 / pull", medians["podman"] / medians["ours"], "at least 2", medians["podman"] >= 2 * medians["ours"])
+    say("skopeo copy + umoci unpack / pull", medians["tools"] / medians["ours"], "at least 4", medians["tools"] >= 4 * medians["ours"])
+
+
+def private_kib(pid):
+    """Gives the private memory of one process, in KiB; nothing for one that has gone."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_"))
+
+
+def family(pid):
+    """Gives a process and everything below it."""
+    children = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = stat.read_text()
+        except OSError:
+            continue
+        parent = int(text.rsplit(")", 1)[1].split()[1])
+        children.setdefault(parent, []).append(int(stat.parent.name))
+    found = [pid]
+    for process in found:
+        found.extend(children.get(process, []))
+    return found
+
+
+def pull_memory(address):
+    """Largest private memory of all processes of a pull, sampled, and the kernel's own largest resident size."""
+    remove(WORK / "coracle-pull")
+    peak = 0
+    process = subprocess.Popen(coracle("pull", "-q", f"{address}/python3:latest", root=WORK / "coracle-pull"), **QUIET)
+    while process.poll() is None:
+        peak = max(peak, sum(private_kib(pid) for pid in family(process.pid)))
+        time.sleep(0.01)
+    limit_kib = 64 * 1024
+    say("peak private memory of a pull / 64 MiB", peak / limit_kib, "at most 1", peak <= limit_kib)
+    largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    print(f"      (the largest resident size of any process that this benchmark started: {largest / limit_kib:.2f} of it)")
+
+
+def idle_memory(address):
+    """Private memory of what stays beside a container that does nothing."""
+    image = f"{address}/busybox:latest"
+    command = coracle("run", "--rm", "--network", "none", image, "sh", "-c", "echo ready; exec sleep 1000")
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    time.sleep(0.3)
+    beside = []
+    for pid in family(process.pid):
+        name = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+        if name != b"sleep":
+            beside.append(private_kib(pid))
+    process.terminate()
+    for pid in family(process.pid)[1:]:
+        try:
+            os.kill(pid, 9)
+        except OSError:
+            pass
+    process.wait()
+    limit_kib = 2 * 1024
+    say(f"idle private memory beside a container ({len(beside)} processes) / 2 MiB", sum(beside) / limit_kib, "at most 1", sum(beside) <= limit_kib)
+
+
+def say(what, ratio, wanted, good):
+    print(f"{'ok  ' if good else 'MISS'}  {what}: {ratio:.2f} ({wanted})", flush=True)
+
+
+def main():
+    (WORK / "run").mkdir(mode=0o700)
+    process, address = registry()
+    try:
+        start_speed(address)
+        idle_memory(address)
+        pull_memory(address)
+        pull_speed(address)
+    finally:
+        process.kill()
+        process.wait()
+        end_pause()
+        for name in ["coracle", "coracle-pull", "podman", "unpacked", "bundle"]:
+            remove(WORK / name)
+
+
+main()
