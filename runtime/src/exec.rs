@@ -1,11 +1,27 @@
 //! Runs a further process in a running container.
+//!
+//! An intermediate child hides itself (A03), joins every namespace of the container that is not our
+//! own already, and clones the real one as a child of the caller. Ids are checked against the map
+//! that the kernel itself shows for the container.
 
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 
 use oci_spec::runtime::{LinuxSeccomp, Process};
+use rustix::fs::stat;
+use rustix::io::Errno;
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use crate::failure::{LaunchFailure, Stage};
-use crate::launch::{Running, Stdio};
+use crate::idmap::{IdMap, read_map};
+use crate::launch::channel;
+use crate::launch::devices::{open_ptmx, open_terminal};
+use crate::launch::fault::Fault;
+use crate::launch::join::clone_inside;
+use crate::launch::program::{self, Departure, Hold, Streams, follow_parent, set_streams};
+use crate::launch::{Gate, Launched, Running, Stdio, become_root, limit, open_namespace, send_master};
+use crate::plan::{ProcessPlan, plan_process};
+use crate::sys::{CloneOptions, default_child_signal};
 
 /// Everything about one more process in a container.
 pub struct ExecOptions<'a> {
@@ -43,7 +59,128 @@ impl<'a> ExecOptions<'a> {
     }
 }
 
+/// The namespaces that a container may have of its own, by their names in /proc/PID/ns.
+const KINDS: [(&str, ThreadNameSpaceType); 8] = [
+    ("user", ThreadNameSpaceType::USER),
+    ("mnt", ThreadNameSpaceType::MOUNT),
+    ("pid_for_children", ThreadNameSpaceType::PROCESS_ID),
+    ("ipc", ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION),
+    ("uts", ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME),
+    ("net", ThreadNameSpaceType::NETWORK),
+    ("cgroup", ThreadNameSpaceType::CONTROL_GROUP),
+    ("time_for_children", ThreadNameSpaceType::TIME),
+];
+
 /// Joins the container's namespaces and runs the process; returns once `execve` has succeeded.
+///
+/// On failure nothing is left running.
 pub fn exec(options: ExecOptions<'_>) -> Result<Running, LaunchFailure> {
-    Err(LaunchFailure::rule(Stage::Plan, options.pid, "exec is not finished yet"))
+    default_child_signal();
+    let separate = separate_namespaces(options.pid)?;
+    let idmap = if separate.contains(ThreadNameSpaceType::USER) { Some(map_of(options.pid)?) } else { None };
+    let mut process = plan_process(options.process, idmap.as_ref())?;
+    process.add_filter(options.seccomp)?;
+    if process.terminal != matches!(options.stdio, Stdio::Console) {
+        return Err(LaunchFailure::rule(Stage::Plan, "process.terminal", "does not fit the standard streams"));
+    }
+    let userns = open_namespace(options.pid, "user")?;
+    let (ours, theirs) = channel::pair().fault(Stage::Prepare, "make", "channel")?;
+    let cloned = clone_inside(
+        |_| {
+            move_into_thread_name_spaces(options.pidfd, separate).fault(
+                Stage::Namespaces,
+                "join namespaces of process",
+                options.pid,
+            )
+        },
+        &CloneOptions { flags: crate::sys::CloneFlags::default(), cgroup: options.cgroup },
+        &ours,
+        theirs,
+        |channel| run(&options, &process, idmap.as_ref(), channel),
+    )?;
+    let launched = Launched { cloned, channel: ours };
+    launched.conclude(&Gate::Immediate, userns, None).inspect_err(|_| launched.abandon())
+}
+
+/// The kinds of namespace in which the container differs from us; joining an own one is an error.
+fn separate_namespaces(pid: i32) -> Result<ThreadNameSpaceType, LaunchFailure> {
+    let mut separate = ThreadNameSpaceType::empty();
+    for (name, kind) in KINDS {
+        let identity = |whose: String| -> Result<(u64, u64), LaunchFailure> {
+            let path = format!("/proc/{whose}/ns/{name}");
+            let stat = stat(&path).fault(Stage::Namespaces, "stat", &path)?;
+            Ok((stat.st_dev, stat.st_ino))
+        };
+        match (identity(pid.to_string()), identity("self".to_owned())) {
+            (Ok(theirs), Ok(own)) if theirs == own => {}
+            (Ok(_), Ok(_)) => separate |= kind,
+            // A kernel without this kind.
+            (Err(failure), _) if failure.errno == libc::ENOENT && Path::new(&format!("/proc/{pid}/ns")).exists() => {}
+            (Err(failure), _) | (_, Err(failure)) => return Err(failure),
+        }
+    }
+    Ok(separate)
+}
+
+fn map_of(pid: i32) -> Result<IdMap, LaunchFailure> {
+    let read = |file: &str| {
+        read_map(Path::new(&format!("/proc/{pid}/{file}")))
+            .map_err(|error| LaunchFailure::rule(Stage::Ids, file, &error.to_string()))
+    };
+    Ok(IdMap { uids: read("uid_map")?, gids: read("gid_map")? })
+}
+
+/// Runs in the container, in the child that becomes the process.
+fn run(options: &ExecOptions<'_>, process: &ProcessPlan, idmap: Option<&IdMap>, channel: OwnedFd) -> i32 {
+    if let Err(failure) = settle(options, process, idmap, &channel) {
+        return program::report(&channel, failure);
+    }
+    let departure = Departure {
+        process,
+        hold: Hold::Nothing,
+        keep_fds: options.keep_fds,
+        die_with_parent: options.die_with_parent,
+        init_reaper: false,
+    };
+    program::depart(&departure, channel)
+}
+
+fn settle(
+    options: &ExecOptions<'_>,
+    process: &ProcessPlan,
+    idmap: Option<&IdMap>,
+    channel: &OwnedFd,
+) -> Result<(), LaunchFailure> {
+    follow_parent(options.die_with_parent)?;
+    become_root(
+        idmap.is_some_and(|map| map.host_uid(0).is_some()),
+        idmap.is_some_and(|map| map.host_gid(0).is_some()),
+    )?;
+    program::hide()?;
+    let streams = match options.stdio {
+        Stdio::Inherit => return set_streams(&Streams::Keep, process.uid).and_then(|()| limit(process)),
+        Stdio::Fds(fds) => return set_streams(&Streams::Fds(fds), process.uid).and_then(|()| limit(process)),
+        Stdio::Console => {
+            // Of the container's making; only the descriptor that is proven to be devpts is used.
+            let devpts = rustix::fs::openat2(
+                rustix::fs::CWD,
+                "/dev/pts",
+                rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
+                rustix::fs::Mode::empty(),
+                rustix::fs::ResolveFlags::NO_SYMLINKS,
+            )
+            .fault(Stage::Devices, "open", "/dev/pts")?;
+            let ptmx = open_ptmx(devpts.as_fd())?;
+            let terminal = open_terminal(&ptmx, process.console_size)?;
+            send_master(channel, &terminal)?;
+            terminal
+        }
+    };
+    set_streams(&Streams::Terminal(&streams), process.uid)?;
+    limit(process)
+}
+
+/// Whether an exec failed because the container is gone.
+pub fn is_gone(failure: &LaunchFailure) -> bool {
+    failure.stage == Stage::Namespaces && [Errno::SRCH, Errno::NOENT].iter().any(|errno| errno.raw_os_error() == failure.errno)
 }

@@ -270,15 +270,19 @@ fn has_other_source() -> bool {
 
 /// Reads the first column of a map of our own: the ids that we can name.
 fn read_own(path: &str) -> Result<Vec<(u32, u32)>, IdMapError> {
+    let ranges = read_map(Path::new(path))?;
+    Ok(ranges.into_iter().map(|range| (range.container, range.size)).collect())
+}
+
+/// Reads a map as the kernel shows it, its second column in ids of the reader's namespace.
+pub(crate) fn read_map(path: &Path) -> Result<Vec<IdRange>, IdMapError> {
     let text = fs_err::read_to_string(path)
-        .map_err(|source| IdMapError::Read { path: PathBuf::from(path), source })?;
-    Ok(text
-        .lines()
-        .filter_map(|line| {
-            let mut words = line.split_ascii_whitespace();
-            Some((words.next()?.parse().ok()?, words.nth(1)?.parse().ok()?))
-        })
-        .collect())
+        .map_err(|source| IdMapError::Read { path: path.to_owned(), source })?;
+    let range = |line: &str| {
+        let mut numbers = line.split_ascii_whitespace().map(|word| word.parse().ok());
+        Some(IdRange { container: numbers.next()??, host: numbers.next()??, size: numbers.next()?? })
+    };
+    Ok(text.lines().filter_map(range).collect())
 }
 
 #[cfg(test)]

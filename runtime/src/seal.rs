@@ -1,4 +1,21 @@
 //! Keeps containers from writing to the program that starts them (CVE-2019-5736).
+//!
+//! A process of a container can reach the launching program's file through /proc/PID/exe, or by
+//! being started from it. Root of a rootless container is the caller, so a file that belongs to the
+//! caller has no other protection than not being that file: the program then runs from a sealed copy
+//! in memory.
+
+use std::ffi::{CString, OsString};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+
+use nix::fcntl::AtFlags;
+use nix::unistd::execveat;
+use rustix::fs::{
+    MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags, fcntl_add_seals, fcntl_get_seals, fstat, fstatvfs, memfd_create,
+    open, sendfile,
+};
+use rustix::io::Errno;
 
 /// Why the program could not be protected.
 #[derive(Debug, thiserror::Error)]
@@ -11,10 +28,84 @@ pub struct SealError {
     pub source: std::io::Error,
 }
 
+const PROGRAM: &str = "/proc/self/exe";
+/// The name that /proc/PID/exe and `ps` show.
+const NAME: &str = "coracle";
+/// Bytes moved by one call; the kernel's own limit is just under 2 GiB.
+const COPY_BYTES_MAX: usize = 1 << 30;
+/// `MFD_EXEC` of linux/memfd.h (Linux 6.3): without it `vm.memfd_noexec` may take the right away.
+const MFD_EXEC: u32 = 0x10;
+
 /// Re-executes this program from a sealed copy in memory if a container could write to its file.
 ///
 /// Call it first in every command that starts a process in a container. It returns when the running
 /// program is safe: already sealed, on a read-only filesystem, or owned by nobody a container can be.
 pub fn ensure_sealed() -> Result<(), SealError> {
-    Ok(())
+    let file = open(PROGRAM, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(fail("open the program"))?;
+    if is_safe(&file).map_err(fail("examine the program"))? {
+        return Ok(());
+    }
+    let copy = sealed_copy(&file)?;
+    let args = strings(std::env::args_os());
+    let env = strings(std::env::vars_os().map(|(key, value)| {
+        let mut entry = key;
+        entry.push("=");
+        entry.push(value);
+        entry
+    }));
+    match execveat(&copy, c"", &args, &env, AtFlags::AT_EMPTY_PATH) {
+        Ok(never) => match never {},
+        Err(errno) => Err(fail("execute the copy")(Errno::from_raw_os_error(errno as i32))),
+    }
+}
+
+/// Whether the running program is a sealed copy in memory.
+pub fn is_sealed() -> bool {
+    open(PROGRAM, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).is_ok_and(|file| has_seals(&file))
+}
+
+fn is_safe(file: &OwnedFd) -> Result<bool, Errno> {
+    if has_seals(file) || fstatvfs(file)?.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        return Ok(true);
+    }
+    let stat = fstat(file)?;
+    let writable_by_others = Mode::from_raw_mode(stat.st_mode).intersects(Mode::WGRP | Mode::WOTH);
+    // Root's file in the hands of somebody else: no container of theirs can be root of the host.
+    // Any other owner may be one of the subordinate ids, now or tomorrow.
+    Ok(stat.st_uid == 0 && !rustix::process::geteuid().is_root() && !writable_by_others)
+}
+
+fn has_seals(file: &OwnedFd) -> bool {
+    let needed = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    // EINVAL: not a file in memory.
+    fcntl_get_seals(file).is_ok_and(|seals| seals.contains(needed))
+}
+
+fn sealed_copy(file: &OwnedFd) -> Result<OwnedFd, SealError> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let copy = match memfd_create(NAME, flags | MemfdFlags::from_bits_retain(MFD_EXEC)) {
+        Err(Errno::INVAL) => memfd_create(NAME, flags),
+        result => result,
+    }
+    .map_err(fail("make a file in memory"))?;
+    loop {
+        match sendfile(&copy, file, None, COPY_BYTES_MAX) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(fail("copy the program")(errno)),
+        }
+    }
+    let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    fcntl_add_seals(&copy, seals).map_err(fail("seal the copy"))?;
+    debug_assert!(copy.as_raw_fd() > 2, "the standard streams are open");
+    Ok(copy)
+}
+
+fn strings(list: impl Iterator<Item = OsString>) -> Vec<CString> {
+    // The kernel handed them over as C strings, so none contains a NUL.
+    list.filter_map(|text| CString::new(text.into_vec()).ok()).collect()
+}
+
+fn fail(op: &'static str) -> impl Fn(Errno) -> SealError {
+    move |errno| SealError { op, source: std::io::Error::from_raw_os_error(errno.raw_os_error()) }
 }

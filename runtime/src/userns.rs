@@ -1,21 +1,145 @@
 //! Work inside a user namespace without a container: unpacking layers and removing what they own.
 
-use std::os::fd::BorrowedFd;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions, set_dumpable_behavior, waitid};
+use rustix::thread::{
+    LinkNameSpaceType, move_into_link_name_space, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+};
 
 use crate::failure::{LaunchFailure, Stage};
-use crate::idmap::IdMap;
+use crate::idmap::{self, IdMap};
+use crate::launch::Exit;
+use crate::launch::channel::{self, Message};
+use crate::launch::close_in_child;
+use crate::launch::fault::Fault;
+use crate::launch::program::follow_parent;
+use crate::sys::{
+    self, CloneFlags, CloneOptions, Cloned, SignalSet, clone_process, default_child_signal, send_signal,
+};
+
+/// The signals that people and supervisors end a command with.
+const FORWARDED: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+/// Exit code of a child whose set-up failed without a word.
+const EXIT_BROKEN: i32 = 255;
 
 /// Runs `work` in a child that is root of a new user namespace with this map.
 ///
 /// Returns its exit code, 128 + n when a signal ended it. SIGTERM, SIGINT, SIGHUP and SIGQUIT sent to
-/// the caller meanwhile reach the child. The caller must be single-threaded; `work` may start threads.
+/// the caller meanwhile reach the child. The child dies with the caller. The caller must be
+/// single-threaded; `work` may start threads.
 pub fn run_in(map: &IdMap, work: impl FnOnce() -> i32) -> Result<i32, LaunchFailure> {
-    let _ = (map, work);
-    Err(LaunchFailure::rule(Stage::Plan, "user namespace", "not finished yet"))
+    default_child_signal();
+    // What is still buffered would otherwise be printed by both.
+    let _ = std::io::stdout().flush();
+    let (ours, theirs) = channel::pair().fault(Stage::Prepare, "make", "channel")?;
+    let mut watched = FORWARDED.to_vec();
+    watched.push(libc::SIGCHLD);
+    let watched = SignalSet::of(&watched);
+    // Blocked before the child exists, so that no signal falls between the two.
+    let before = watched.block();
+    let options = CloneOptions { flags: CloneFlags::USER, cgroup: None };
+    let cloned = clone_process(&options, || {
+        close_in_child(&ours);
+        if let Err(failure) = begin(&theirs) {
+            let _ = channel::send(&theirs, &Message::Failure(failure));
+            return EXIT_BROKEN;
+        }
+        drop(theirs);
+        before.block_only();
+        let code = work();
+        let _ = std::io::stdout().flush();
+        code
+    });
+    let result = cloned.fault(Stage::Namespaces, "create", "user namespace").and_then(|cloned| {
+        let finished = accompany(map, &cloned, &ours, watched);
+        if finished.is_err() {
+            // It may be gone already; waiting is what counts.
+            let _ = send_signal(cloned.pid, libc::SIGKILL);
+            let _ = ended(&cloned, WaitIdOptions::EXITED);
+        }
+        finished
+    });
+    before.block_only();
+    result
+}
+
+fn begin(channel: &std::os::fd::OwnedFd) -> Result<(), LaunchFailure> {
+    follow_parent(true)?;
+    match channel::receive(channel).fault(Stage::Ids, "hear from", "launcher")? {
+        Some(Message::Mapped) => {}
+        _ => return Err(LaunchFailure::rule(Stage::Ids, "launcher", "went away")),
+    }
+    become_root()?;
+    follow_parent(true)?;
+    channel::send(channel, &Message::Ready).fault(Stage::Ids, "tell", "launcher")
+}
+
+fn accompany(
+    map: &IdMap,
+    cloned: &Cloned,
+    ours: &std::os::fd::OwnedFd,
+    watched: SignalSet,
+) -> Result<i32, LaunchFailure> {
+    idmap::write(cloned.pid, map)?;
+    match channel::send(ours, &Message::Mapped) {
+        Ok(()) | Err(Errno::PIPE) => {}
+        Err(errno) => return Err(errno).fault(Stage::Ids, "tell", "child"),
+    }
+    match channel::receive(ours).fault(Stage::Ids, "hear from", "child")? {
+        Some(Message::Ready) => {}
+        Some(Message::Failure(failure)) => return Err(failure),
+        _ => return Err(LaunchFailure::rule(Stage::Ids, "child", "ended without a word")),
+    }
+    loop {
+        if let Some(exit) = ended(cloned, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)? {
+            return Ok(exit.status());
+        }
+        match watched.wait_with_origin() {
+            (libc::SIGCHLD, _) => {}
+            // The terminal has told the whole foreground group already.
+            (_, sys::Origin::Kernel) => {}
+            (number, sys::Origin::Process) => drop(send_signal(cloned.pid, number)),
+        }
+    }
+}
+
+fn ended(cloned: &Cloned, options: WaitIdOptions) -> Result<Option<Exit>, LaunchFailure> {
+    let wait = || waitid(WaitId::PidFd(cloned.pidfd.as_fd()), options);
+    let status = rustix::io::retry_on_intr(wait).fault(Stage::Ids, "wait for", "child")?;
+    Ok(status.map(|status| Exit {
+        code: status.exit_status().unwrap_or(0),
+        signal: status.terminating_signal(),
+    }))
 }
 
 /// Makes the calling process root of a user namespace that it owns. There is no way back.
 pub fn enter(userns: BorrowedFd<'_>) -> Result<(), LaunchFailure> {
-    let _ = userns;
-    Err(LaunchFailure::rule(Stage::Plan, "user namespace", "not finished yet"))
+    move_into_link_name_space(userns, Some(LinkNameSpaceType::User))
+        .fault(Stage::Namespaces, "join", "user namespace")?;
+    become_root()
+}
+
+/// Becomes user and group 0, where the namespace has them.
+fn become_root() -> Result<(), LaunchFailure> {
+    let (uid, gid) = (rustix::process::Uid::ROOT, rustix::process::Gid::ROOT);
+    match set_thread_groups(&[]) {
+        // Denied for good where one id is mapped.
+        Ok(()) | Err(Errno::PERM) => {}
+        Err(errno) => return Err(errno).fault(Stage::Identity, "set groups", "[]"),
+    }
+    for (what, result) in [
+        ("group", set_thread_res_gid(gid, gid, gid)),
+        ("user", set_thread_res_uid(uid, uid, uid)),
+    ] {
+        match result {
+            // A map without 0: the caller stays who it is, with every capability over the rest.
+            Ok(()) | Err(Errno::INVAL) => {}
+            Err(errno) => return Err(errno).fault(Stage::Identity, "become root", what),
+        }
+    }
+    // A change of ids closes /proc/self to ourselves, which std and the archivers use.
+    set_dumpable_behavior(DumpableBehavior::Dumpable).fault(Stage::Identity, "open", "/proc/self")
 }

@@ -23,6 +23,10 @@ mod running;
 pub use options::{Gate, LaunchOptions, Namespaces, OnNamespaces, Rootfs, Stdio};
 pub use running::{Exit, Running, open_gate};
 
+pub(crate) use child::send_master;
+pub(crate) use identity::{become_root, limit};
+pub(crate) use rootfs::mount_root;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -47,6 +51,7 @@ use program::Hold;
 /// the gate, the filter and `execve` is done. On failure nothing is left running.
 pub fn launch(options: LaunchOptions<'_>) -> Result<Running, LaunchFailure> {
     let mut options = options;
+    crate::sys::default_child_signal();
     let mut plan = plan::plan(options.spec, options.idmap.as_ref())?;
     plan.process.add_filter(options.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()))?;
     check_terminal(&plan, &options)?;

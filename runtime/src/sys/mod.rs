@@ -13,7 +13,7 @@ pub(crate) use clone::{CloneFlags, CloneOptions, Cloned, clone_process, exit_now
 pub(crate) use descriptor::{close_from, set_inheritable};
 pub(crate) use mount::{MountAttr, mount_setattr};
 pub(crate) use seccomp::load_filter;
-pub(crate) use signal::{SignalSet, reset_signals, send_signal};
+pub(crate) use signal::{Origin, SignalSet, default_child_signal, reset_signals, send_signal};
 
 use rustix::io::Errno;
 

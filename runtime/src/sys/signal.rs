@@ -19,6 +19,22 @@ pub(crate) fn reset_signals() {
     }
 }
 
+/// signal(2): gives SIGCHLD its default action. A caller that ignored it would never learn how its
+/// children ended.
+pub(crate) fn default_child_signal() {
+    // SAFETY: SIG_DFL installs no handler.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
+/// Who sent a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The kernel itself: a key of the terminal, for example.
+    Kernel,
+    /// A process, by kill(2) and its like.
+    Process,
+}
+
 /// A set of signals, realtime ones included.
 #[derive(Clone, Copy)]
 pub(crate) struct SignalSet(libc::sigset_t);
@@ -69,12 +85,21 @@ impl SignalSet {
 
     /// sigwaitinfo(2): waits for one of these, which must be blocked, and returns its number.
     pub(crate) fn wait(self) -> i32 {
+        self.wait_with_origin().0
+    }
+
+    /// sigwaitinfo(2): waits for one of these, which must be blocked.
+    pub(crate) fn wait_with_origin(self) -> (i32, Origin) {
+        let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
         loop {
-            // SAFETY: the set is initialised; a null siginfo is allowed.
-            let number = unsafe { libc::sigwaitinfo(&raw const self.0, std::ptr::null_mut()) };
+            // SAFETY: the set is initialised and `info` has room for what the kernel writes.
+            let number = unsafe { libc::sigwaitinfo(&raw const self.0, info.as_mut_ptr()) };
             // Only an interruption by an unblocked signal fails.
             if number > 0 {
-                return number;
+                // SAFETY: all zeroes is a valid siginfo, and the kernel has overwritten it.
+                let code = unsafe { info.assume_init() }.si_code;
+                let origin = if code == libc::SI_KERNEL { Origin::Kernel } else { Origin::Process };
+                return (number, origin);
             }
         }
     }

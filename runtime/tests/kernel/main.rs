@@ -7,6 +7,7 @@
 
 mod container;
 mod cases;
+mod helper;
 mod place;
 mod runner;
 
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.split_first() {
         Some((first, rest)) if first == runner::ONE_CASE => runner::run_one(rest),
+        Some((first, rest)) if first == runner::HELPER => helper::run(rest),
         _ => runner::run_all(&args),
     }
 }

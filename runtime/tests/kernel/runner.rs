@@ -10,6 +10,8 @@ use crate::place::Place;
 
 /// First argument of the process that runs one case.
 pub const ONE_CASE: &str = "--coracle-one-case";
+/// First argument of a process that a case needs beside itself.
+pub const HELPER: &str = "--coracle-helper";
 /// A launch takes milliseconds; a case that takes this long hangs.
 const CASE_SECONDS_MAX: u64 = 60;
 /// Exit code of a case that cannot run on this host.

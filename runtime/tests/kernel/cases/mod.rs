@@ -1,8 +1,22 @@
 //! The cases, by what they are about.
 
 mod basic;
+mod exec;
+mod hostile;
+mod identity;
+mod mounts;
+mod namespaces;
+mod terminal;
 
 use crate::runner::Case;
 
 /// Every case of every file.
-pub const CASES: &[&[Case]] = &[basic::CASES];
+pub const CASES: &[&[Case]] = &[
+    basic::CASES,
+    exec::CASES,
+    hostile::CASES,
+    identity::CASES,
+    mounts::CASES,
+    namespaces::CASES,
+    terminal::CASES,
+];
