@@ -23,7 +23,7 @@ use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::registry::manifest::{self, Descriptor, Document, ImageDocument, IndexDocument, ManifestError};
 use crate::registry::{self, BlobReader, Manifest, Notice, Proxies, Registry, RegistryError, RegistryOptions};
-use crate::registry::{Timeouts, TokenHost};
+use crate::registry::{NameFiles, Timeouts, TokenHost};
 use crate::store::{Image, IngestError, LayerIngest, Publication, SourceError, Store, StoreError};
 
 /// How many blobs are fetched at the same time unless told otherwise; what Docker does.
@@ -56,8 +56,8 @@ pub struct PullOptions {
     pub parallel: usize,
     /// How long to wait for what.
     pub timeouts: Timeouts,
-    /// Where names are looked up before any server is asked.
-    pub hosts_file: PathBuf,
+    /// Where names are looked up.
+    pub name_files: NameFiles,
 }
 
 impl PullOptions {
@@ -73,7 +73,7 @@ impl PullOptions {
             proxies: Proxies::default(),
             parallel: PARALLEL_DEFAULT,
             timeouts: Timeouts::default(),
-            hosts_file: "/etc/hosts".into(),
+            name_files: NameFiles::default(),
         }
     }
 
@@ -206,7 +206,7 @@ pub fn pull(
             timeouts: options.timeouts,
             proxies: options.proxies.clone(),
             certs_dirs: options.certs_dirs.clone(),
-            hosts_file: options.hosts_file.clone(),
+            name_files: options.name_files.clone(),
             insecure: options.insecure_registries.iter().any(|name| name == reference.registry()),
             token_hosts: options.token_hosts.clone(),
             credential,
@@ -257,7 +257,7 @@ impl Pull<'_> {
         if self.store.find(&self.reference.to_string())?.is_none() {
             return Ok(None);
         }
-        let Some(digest) = self.registry.resolve(tag, &|notice| self.tell("", notice))? else { return Ok(None) };
+        let Some(digest) = self.registry.resolve(tag, &|notice| self.tell(&self.reference.familiar(), notice))? else { return Ok(None) };
         let pinned = self.reference.pinned(digest);
         let Some(image) = present(self.store, &pinned, &self.wanted, self.options)? else { return Ok(None) };
         if !image.names.contains(self.reference) {
@@ -352,7 +352,7 @@ impl Pull<'_> {
         described: Option<&Descriptor>,
     ) -> Result<(Manifest, Document), PullError> {
         let refuse = |source| PullError::Manifest { image: self.reference.to_string(), source };
-        let manifest = self.registry.manifest(name, expected, &|notice| self.tell("", notice))?;
+        let manifest = self.registry.manifest(name, expected, &|notice| self.tell(&self.reference.familiar(), notice))?;
         if described.is_some_and(|descriptor| descriptor.size_bytes != manifest.bytes.len() as u64) {
             return Err(refuse(ManifestError::Invalid { field: "size" }));
         }

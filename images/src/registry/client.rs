@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::body::Body;
 use super::challenge::TokenHost;
 use super::destination::Reach;
+use super::dns::NameFiles;
 use super::session::{Notices, Session, SessionOptions};
 use super::transport::{Answer, Proxies, Timeouts, Transport, TransportOptions};
 use super::{RegistryError, transport};
@@ -42,8 +43,8 @@ pub struct RegistryOptions {
     pub proxies: Proxies,
     /// Directories with `<host[:port]>/*.crt`.
     pub certs_dirs: Vec<PathBuf>,
-    /// Usually `/etc/hosts`.
-    pub hosts_file: PathBuf,
+    /// Where names are looked up.
+    pub name_files: NameFiles,
     /// Whether the user named this registry insecure; this machine always is.
     pub insecure: bool,
     /// Token servers on other hosts than their registry.
@@ -92,7 +93,7 @@ impl Registry {
             timeouts: options.timeouts,
             proxies: options.proxies,
             certs_dirs: options.certs_dirs,
-            hosts_file: options.hosts_file,
+            name_files: options.name_files,
         };
         let transport = Transport::new(reference.registry_host(), reference.registry(), transport_options)?;
         let loopback = transport.base().host().as_ref().and_then(Reach::of_host) == Some(Reach::Loopback);

@@ -13,6 +13,8 @@ use super::dns::ResolveError;
 pub enum Fault {
     #[error("no name server is configured")]
     NoNameServer,
+    #[error("the name server does not answer")]
+    NameServerSilent,
     #[error("the host name does not resolve")]
     NameNotFound,
     #[error("the host name leads to a network that the registry is not on")]
@@ -86,6 +88,7 @@ fn classify(link: &(dyn Error + 'static)) -> Option<Fault> {
     if let Some(error) = link.downcast_ref::<ResolveError>() {
         return Some(match error {
             ResolveError::NoServer => Fault::NoNameServer,
+            ResolveError::TimedOut => Fault::NameServerSilent,
             ResolveError::Lookup(_) => Fault::NameNotFound,
             ResolveError::Inside => Fault::Inside,
         });

@@ -32,6 +32,7 @@ use std::time::Duration;
 pub use challenge::{RealmProblem, TokenHost};
 pub use client::{BlobReader, Manifest, Notice, Registry, RegistryOptions};
 pub use destination::DestinationProblem;
+pub use dns::NameFiles;
 pub use fault::{Fault, TlsFault};
 pub use tls::CertificateError;
 pub use token::TokenProblem;

@@ -15,7 +15,7 @@ use rustls::RootCertStore;
 use tokio::sync::OnceCell;
 
 use super::destination::{self, Reach};
-use super::dns::Names;
+use super::dns::{NameFiles, Names};
 use super::tls::{self, HostCertificates};
 use super::{CertificateError, DestinationProblem, RegistryError};
 use crate::limits::{HEADER_BLOCK_BYTES_MAX, PARALLEL_MAX, REDIRECTS_MAX};
@@ -82,7 +82,7 @@ pub(super) struct TransportOptions {
     pub timeouts: Timeouts,
     pub proxies: Proxies,
     pub certs_dirs: Vec<PathBuf>,
-    pub hosts_file: PathBuf,
+    pub name_files: NameFiles,
 }
 
 /// Sends requests on behalf of one registry.
@@ -150,7 +150,7 @@ impl Transport {
         let roots = tls::system_roots();
         let config = tls::client_config(roots.clone(), certificates.map_err(refused)?).map_err(refused)?;
         let trusted = proxy_hosts(&options.proxies);
-        let names = Names::new(options.hosts_file, trusted);
+        let names = Names::new(options.name_files, trusted);
         let home = build_client(names.clone(), config, &options.timeouts, &options.proxies)?;
         Ok(Transport {
             base,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use coracle_images::registry::Timeouts;
+use coracle_images::registry::{NameFiles, Timeouts};
 use coracle_images::{
     Digest, Image, LayerSpace, NoProgress, Ownership, PullError, PullOptions, Reference, Store, pull,
 };
@@ -208,7 +208,7 @@ impl Place {
         let space = LayerSpace { name: "squashed".to_owned(), ownership: Ownership::Squash };
         let mut options = PullOptions::new(space);
         options.certs_dirs = vec![dir.path().join("certs.d")];
-        options.hosts_file = dir.path().join("hosts");
+        options.name_files = NameFiles { hosts: dir.path().join("hosts"), resolv_conf: dir.path().join("resolv.conf") };
         options.timeouts = Timeouts {
             connect: Duration::from_secs(5),
             headers: Duration::from_millis(1500),
@@ -255,7 +255,7 @@ impl Place {
     }
 
     pub fn name_host(&self, name: &str, address: &str) {
-        let path = self.options.hosts_file.clone();
+        let path = self.options.name_files.hosts.clone();
         let old = fs_err::read_to_string(&path).unwrap_or_default();
         fs_err::write(&path, format!("{old}{address} {name}\n")).expect("hosts");
     }

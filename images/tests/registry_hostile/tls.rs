@@ -100,3 +100,12 @@ fn nobody_at_home_is_told_apart_from_everything_else() {
         "{error:?}"
     );
 }
+
+#[test]
+fn f30_without_name_servers_the_name_is_the_problem() {
+    let error = Place::new().refused(&"registry.example/x:t".parse().expect("name"));
+    assert!(
+        matches!(error, PullError::Registry(RegistryError::Unreachable { fault: Fault::NoNameServer, .. })),
+        "{error:?}"
+    );
+}

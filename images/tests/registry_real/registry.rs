@@ -135,6 +135,21 @@ pub fn make_image(dir: &Path, sizes: &[usize]) -> PathBuf {
     oci
 }
 
+/// Makes a copy of the image `t` whose layers are compressed with zstd.
+pub fn with_zstd(oci: &Path, dir: &Path) -> PathBuf {
+    let (bare, zstd) = (dir.join("bare"), dir.join("zstd"));
+    let copy = || {
+        let mut command = Command::new("skopeo");
+        command.args(["--insecure-policy", "copy", "--quiet"]).env("TMPDIR", dir);
+        command
+    };
+    let (from, between) = (format!("oci:{}:t", oci.display()), format!("dir:{}", bare.display()));
+    run(copy().arg("--dest-decompress").args([&from, &between]));
+    let to = format!("oci:{}:t", zstd.display());
+    run(copy().args(["--dest-compress", "--dest-compress-format", "zstd"]).args([&between, &to]));
+    zstd
+}
+
 /// Bytes without repetitions.
 pub fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
