@@ -8,4 +8,7 @@
 pub mod agent;
 pub mod core;
 pub mod expr;
+pub mod failpoint;
 pub mod model;
+pub mod server;
+pub mod store;

@@ -11,6 +11,8 @@ use crate::model::*;
 #[derive(Clone, Debug)]
 pub(super) struct Ask {
     pub instance: InstanceId,
+    /// Equal for requests that placement cannot tell apart.
+    pub shape: u128,
     pub group: GroupId,
     pub owner: Owner,
     pub pinned: Option<ProviderId>,
@@ -78,9 +80,25 @@ impl Ask {
         let mut compile = |texts: &[String]| texts.iter().filter_map(|text| state.live.expression(text)).collect();
         Self {
             instance: instance.id,
+            shape: super::queue::shape_of(instance),
             group: instance.group,
             owner: instance.owner,
             pinned: instance.pinned,
+            constraints: compile(&spec.constraints),
+            affinities: compile(&spec.affinities),
+            spec,
+        }
+    }
+
+    /// Compiles a request of nobody's, for a look ahead.
+    pub(super) fn ahead(state: &mut State, group: GroupId, owner: Owner, spec: InstanceSpec) -> Self {
+        let mut compile = |texts: &[String]| texts.iter().filter_map(|text| state.live.expression(text)).collect();
+        Self {
+            instance: InstanceId::new(0),
+            shape: 0,
+            group,
+            owner,
+            pinned: None,
             constraints: compile(&spec.constraints),
             affinities: compile(&spec.affinities),
             spec,

@@ -1,6 +1,6 @@
 //! Providers in the orders that placement needs.
 //!
-//! Providers that take new work are sorted into classes by the logarithms of their free CPU and free memory, and
+//! Providers that take new work are sorted into classes by the logarithms of what they have free in each dimension, and
 //! within a class by load, price, trouble and a fixed shuffle. A request walks only classes that can hold it, merged
 //! in the order of its strategy, and stops after a few matches: O(log n) whatever the pool's size. Words of facts that
 //! do not age point to their providers, so that `node==x` looks at one provider and not at all.
@@ -14,12 +14,15 @@ use crate::model::*;
 /// A provider's place in the index, kept so that it can be taken out again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Slot {
-    class: (u8, u8),
+    class: Class5,
     load: u64,
     price: u64,
     trouble: u64,
     shuffle: u64,
 }
+
+/// A logarithm for each dimension.
+type Class5 = [u8; 5];
 
 /// Providers of one class in four orders.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,7 +36,7 @@ struct Orders {
 /// The index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Index {
-    classes: BTreeMap<(u8, u8), Orders>,
+    classes: BTreeMap<Class5, Orders>,
     words: BTreeMap<(String, String), BTreeSet<ProviderId>>,
     eligible: usize,
 }
@@ -46,8 +49,16 @@ fn class_of(amount: u64) -> u8 {
     u8::try_from(u64::BITS - amount.leading_zeros()).unwrap_or(u8::MAX)
 }
 
-fn class(resources: &Resources) -> (u8, u8) {
-    (class_of(resources.cpu_millis), class_of(resources.memory_bytes >> 20))
+/// Finer steps than these would make many classes that no request can tell apart: whole cores' thousandths, MiB of
+/// memory, GiB of disk, MiB a second, GPUs.
+const SHIFTS: [u32; 5] = [0, 20, 30, 20, 0];
+
+fn class(resources: &Resources) -> Class5 {
+    let mut class = [0; 5];
+    for (place, (_, amount)) in resources.dimensions().into_iter().enumerate() {
+        class[place] = class_of(amount >> SHIFTS[place]);
+    }
+    class
 }
 
 fn shuffle(provider: ProviderId) -> u64 {
@@ -91,10 +102,13 @@ impl Index {
     pub(super) fn walk(&self, want: &Resources, strategy: Strategy, start: u64) -> Walk<'_> {
         let least = class(want);
         let mut walk = Walk { queues: Vec::new(), heap: BinaryHeap::new() };
-        let fitting = self.classes.iter().filter(|(class, _)| class.0 >= least.0 && class.1 >= least.1);
-        for (class, orders) in fitting {
+        let wanted: Vec<bool> = want.dimensions().iter().map(|(_, amount)| *amount > 0).collect();
+        for (class, orders) in &self.classes {
+            if class.iter().zip(&least).any(|(has, least)| has < least) {
+                continue;
+            }
             // A class that shares a logarithm with the request holds providers that may be a little too small.
-            let certain = (class.0 > least.0 || want.cpu_millis == 0) && (class.1 > least.1 || want.memory_bytes == 0);
+            let certain = class.iter().zip(&least).zip(&wanted).all(|((has, least), wanted)| has > least || !wanted);
             walk.add(orders.iter(strategy, start), certain);
         }
         walk
@@ -141,7 +155,7 @@ impl<'a> Walk<'a> {
 }
 
 impl Iterator for Walk<'_> {
-    /// The provider, and whether its CPU and memory surely suffice.
+    /// The provider, and whether it surely has room.
     type Item = (ProviderId, bool);
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -81,6 +81,8 @@ pub(super) struct Live {
     pub volume_users: BTreeMap<VolumeId, BTreeSet<InstanceId>>,
     /// When an image failed where.
     pub image_failures: BTreeMap<String, BTreeMap<ProviderId, u64>>,
+    /// Until when a shape is placed without its soft expressions.
+    pub soft_unmet: BTreeMap<u128, u64>,
     /// Parsed expressions by text.
     pub expressions: BTreeMap<String, Arc<Expr>>,
     pub counters: BTreeMap<&'static str, u64>,

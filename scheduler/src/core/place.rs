@@ -28,14 +28,35 @@ pub fn candidates_wanted(pool: usize) -> usize {
     (pool.max(1).ilog2() as usize + 2).max(4)
 }
 
-/// Chooses a provider.
-pub(super) fn choose(state: &mut State, ask: &Ask) -> Choice {
-    let soft = if ask.has_soft() { Softness::All } else { Softness::Dropped };
-    let mut explanation = Explanation {
+/// How long a shape whose soft expressions nothing met is placed without them: the complete look that Swarm's rule
+/// asks for is made once in this time and not for each of a thousand equal instances.
+const SOFT_UNMET_MS: u64 = 10_000;
+/// Shapes for which this is remembered.
+const SOFT_UNMET_KEPT: usize = 4096;
+
+fn blank(state: &State) -> Explanation {
+    Explanation {
         at_ms: state.live.now_ms,
         pool: u32::try_from(state.providers.len()).unwrap_or(u32::MAX),
         ..Explanation::default()
-    };
+    }
+}
+
+/// Takes the one provider that was found to match when its room was offered to those who wait.
+pub(super) fn take(state: &mut State, ask: &Ask, provider: ProviderId) -> Choice {
+    let fits = |record: &Provider| ask.refusals(state, record, Softness::Dropped, 1).is_empty();
+    let provider = state.providers.get(&provider).filter(|record| fits(record)).map(|record| record.id);
+    let mut explanation = Explanation { examined: 1, matched: 1, soft_dropped: ask.has_soft(), ..blank(state) };
+    explanation.scores.extend(provider.map(|id| score(state, ask, id)));
+    Choice { provider, explanation }
+}
+
+/// Chooses a provider.
+pub(super) fn choose(state: &mut State, ask: &Ask) -> Choice {
+    let now = state.live.now_ms;
+    let hopeless = ask.shape != 0 && state.live.soft_unmet.get(&ask.shape).is_some_and(|until| *until > now);
+    let soft = if ask.has_soft() && !hopeless { Softness::All } else { Softness::Dropped };
+    let mut explanation = Explanation { soft_dropped: hopeless, ..blank(state) };
     let mut found = sample(state, ask, soft, &mut explanation);
     if found.is_empty() {
         found = explain::all(state, ask, soft, &mut explanation);
@@ -43,6 +64,10 @@ pub(super) fn choose(state: &mut State, ask: &Ask) -> Choice {
     if found.is_empty() && soft == Softness::All {
         // Swarm: nothing meets every soft expression, so all of them are dropped at once.
         explanation.soft_dropped = true;
+        if state.live.soft_unmet.len() >= SOFT_UNMET_KEPT {
+            state.live.soft_unmet.clear();
+        }
+        state.live.soft_unmet.insert(ask.shape, now + SOFT_UNMET_MS);
         found = sample(state, ask, Softness::Dropped, &mut explanation);
         if found.is_empty() {
             found = explain::all(state, ask, Softness::Dropped, &mut explanation);

@@ -159,7 +159,7 @@ fn remove_from(map: &mut BTreeMap<GroupId, BTreeSet<Order>>, group: GroupId, ord
     }
 }
 
-fn shape_of(instance: &Instance) -> Shape {
+pub(super) fn shape_of(instance: &Instance) -> Shape {
     let spec = &instance.spec;
     let parts = (
         (instance.group, instance.pinned, spec.resources, &spec.ports, &spec.constraints, &spec.affinities),
@@ -263,12 +263,12 @@ pub(super) fn schedule(state: &mut State, now: u64) {
     loop {
         while left > 0 {
             let next = match forced.take() {
-                Some(id) => Some((id, true)),
-                None => pop(state).map(|id| (id, false)),
+                Some((id, place)) => Some((id, Try::At(place))),
+                None => pop(state).map(|id| (id, Try::Queued)),
             };
-            let Some((id, force)) = next else { break };
+            let Some((id, how)) = next else { break };
             left -= 1;
-            attempt(state, now, id, force);
+            attempt(state, now, id, how);
         }
         if left == 0 {
             state.live.arm(now, Timer::Schedule);
@@ -286,7 +286,18 @@ fn pop(state: &State) -> Option<InstanceId> {
     state.live.queue.ready.get(group)?.first().map(|(_, _, id)| *id)
 }
 
-fn attempt(state: &mut State, now: u64, id: InstanceId, force: bool) {
+/// How an instance is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Try {
+    /// In its turn; not at all when its shape is known to be blocked.
+    Queued,
+    /// Anew, although its shape is known to be blocked.
+    Anew,
+    /// At the one provider that gained room: nothing else matched when the shape was blocked.
+    At(ProviderId),
+}
+
+fn attempt(state: &mut State, now: u64, id: InstanceId, how: Try) {
     let Some(found) = state.instances.get(&id).cloned() else { return dequeue(state, id) };
     if found.spec.class == Class::Normal && !within_quota(state, found.group, &found.spec.resources) {
         state.live.queue.set_spot(id, Spot::Quota);
@@ -298,12 +309,15 @@ fn attempt(state: &mut State, now: u64, id: InstanceId, force: bool) {
         return gang::attempt(state, now, gang);
     }
     let shape = state.live.queue.entries.get(&id).map(|entry| entry.shape).unwrap_or_default();
-    if !force && state.live.queue.blocked.contains_key(&shape) {
+    if how == Try::Queued && state.live.queue.blocked.contains_key(&shape) {
         state.live.queue.set_spot(id, Spot::Blocked);
         return rank(state, found.group);
     }
     let ask = Ask::of(state, &found);
-    let choice = place::choose(state, &ask);
+    let choice = match how {
+        Try::At(provider) => place::take(state, &ask, provider),
+        Try::Queued | Try::Anew => place::choose(state, &ask),
+    };
     match choice.provider {
         Some(provider) => instance::placed(state, now, id, provider, choice.explanation),
         None => {
@@ -353,7 +367,7 @@ pub(super) fn unpark_gangs(state: &mut State) {
 }
 
 /// Offers gained room to blocked shapes; returns an instance that fits there.
-fn offer_gain(state: &mut State, now: u64) -> Option<InstanceId> {
+fn offer_gain(state: &mut State, now: u64) -> Option<(InstanceId, ProviderId)> {
     while let Some(provider) = state.live.queue.gained.first().copied() {
         if !state.live.queue.gang_explanations.is_empty() {
             state.live.arm(now + GANGS_MS, Timer::Gangs);
@@ -368,7 +382,7 @@ fn offer_gain(state: &mut State, now: u64) -> Option<InstanceId> {
             let room_in_quota =
                 found.spec.class == Class::Backfill || within_quota(state, found.group, &found.spec.resources);
             if room_in_quota && ask.refusals(state, record, Softness::Dropped, 1).is_empty() {
-                return Some(id);
+                return Some((id, provider));
             }
         }
         state.live.queue.gained.remove(&provider);
@@ -388,6 +402,6 @@ pub(super) fn sweep(state: &mut State, now: u64) {
         .collect();
     for (shape, id) in turn {
         state.live.queue.swept = shape;
-        attempt(state, now, id, true);
+        attempt(state, now, id, Try::Anew);
     }
 }

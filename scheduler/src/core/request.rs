@@ -593,28 +593,18 @@ fn grant_instance(state: &mut State, now: u64, actor: Option<Actor>, wish: Wish)
             let group = seen(actor, state.groups.contains_key(&group).then_some(group), "group")?;
             spec.normalise();
             check_spec(state, group, &spec)?;
-            Ok(Answer::Plan(dry_run(state, actor, group, *spec)))
+            Ok(Answer::Plan(dry_run(state, group, *spec)))
         }
         _ => Err(Refusal::Forbidden),
     }
 }
 
-fn dry_run(state: &mut State, actor: Actor, group: GroupId, spec: InstanceSpec) -> Explanation {
-    let mut compile = |texts: &[String]| texts.iter().filter_map(|text| state.live.expression(text)).collect();
-    let ask = Ask {
-        instance: InstanceId::new(0),
-        group,
-        owner: Owner::User,
-        pinned: None,
-        constraints: compile(&spec.constraints),
-        affinities: compile(&spec.affinities),
-        spec,
-    };
+fn dry_run(state: &mut State, group: GroupId, spec: InstanceSpec) -> Explanation {
+    let ask = Ask::ahead(state, group, Owner::User, spec);
     let mut explanation = place::choose(state, &ask).explanation;
     if ask.spec.class == Class::Normal && !super::queue::within_quota(state, group, &ask.spec.resources) {
         explanation.hints.insert(0, "the group's quota is used up just now".to_owned());
     }
-    let _ = actor;
     explanation
 }
 

@@ -175,7 +175,8 @@ fn make(state: &mut State, now: u64, id: ServiceId, pinned: Option<ProviderId>) 
 /// Keeps one member on every provider that matches.
 fn global(state: &mut State, now: u64, service: &Service, found: &Members) {
     let template = service.spec.template.clone();
-    let ask = ask(state, service, template);
+    let owner = Owner::Service { service: service.id, revision: service.revision };
+    let ask = Ask::ahead(state, service.group, owner, template);
     let place = |id: &InstanceId| state.instances.get(id).and_then(|member| member.pinned);
     let taken: BTreeSet<ProviderId> = found.new.iter().chain(&found.old).filter_map(place).collect();
     let fits = |provider: &&Provider| {
@@ -207,17 +208,4 @@ fn global(state: &mut State, now: u64, service: &Service, found: &Members) {
         return changed(state, now, service.id);
     }
     update(state, now, service, found);
-}
-
-fn ask(state: &mut State, service: &Service, template: InstanceSpec) -> Ask {
-    let mut compile = |texts: &[String]| texts.iter().filter_map(|text| state.live.expression(text)).collect();
-    Ask {
-        instance: InstanceId::new(0),
-        group: service.group,
-        owner: Owner::Service { service: service.id, revision: service.revision },
-        pinned: None,
-        constraints: compile(&template.constraints),
-        affinities: compile(&template.affinities),
-        spec: template,
-    }
 }

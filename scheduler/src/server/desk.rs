@@ -1,0 +1,254 @@
+//! The one thread that owns the state and the store.
+//!
+//! Requests queue up while a commit runs and share the next one: group commit without a timer. Nothing leaves before
+//! it is durable, reads included, so that nobody sees what a crash could take back. When the store refuses a batch
+//! the memory is ahead of the disk; the state is then read again from the store and everybody in the batch is told.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use super::clock::Clock;
+use crate::core::{self, Action, Answer, Event, Options, Refusal, State, step};
+use crate::failpoint;
+use crate::model::{Notice, NumberedCommand, ProviderId};
+use crate::store::{Batch, Store, StoreError};
+
+/// Events that share one commit: enough to fill it, few enough that the first does not wait long.
+const BATCH: usize = 128;
+/// Requests that may wait for the desk; more are told to come back.
+const QUEUE: usize = 4096;
+/// Notices kept for streams; a stream that is further behind reads the store.
+const RING: usize = 4096;
+/// Longest sleep without a timer.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Why the desk gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeskError {
+    /// The request is refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Too many requests wait already.
+    #[error("the scheduler is busy")]
+    Busy,
+    /// The store failed; whether the request took effect is decided by asking again with its idempotency key.
+    #[error("the scheduler cannot write its log")]
+    Unavailable,
+}
+
+/// What the desk lets everybody see without queueing.
+#[derive(Debug)]
+pub struct Shared {
+    /// Wakes an agent's waiting sync.
+    wakes: Mutex<BTreeMap<ProviderId, Arc<Notify>>>,
+    /// The newest notices.
+    ring: RwLock<VecDeque<Notice>>,
+    /// The number of the newest notice.
+    newest: watch::Sender<u64>,
+    /// Whether this scheduler leads and its store works.
+    pub ready: std::sync::atomic::AtomicBool,
+    /// Commits and their rows, for the metrics.
+    pub commits: std::sync::atomic::AtomicU64,
+    /// Steps, for the metrics.
+    pub steps: std::sync::atomic::AtomicU64,
+}
+
+impl Shared {
+    /// Returns what wakes a provider's waiting sync.
+    pub fn wake(&self, provider: ProviderId) -> Arc<Notify> {
+        let mut wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(wakes.entry(provider).or_default())
+    }
+
+    /// Follows the number of the newest notice.
+    pub fn follow(&self) -> watch::Receiver<u64> {
+        self.newest.subscribe()
+    }
+
+    /// Returns notices after a number; `None` when the ring does not reach back so far.
+    pub fn notices(&self, after: u64, most: usize) -> Option<Vec<Notice>> {
+        let ring = self.ring.read().unwrap_or_else(PoisonError::into_inner);
+        match ring.front() {
+            Some(oldest) if oldest.seq > after + 1 => None,
+            None if *self.newest.borrow() > after => None,
+            _ => Some(ring.iter().filter(|notice| notice.seq > after).take(most).cloned().collect()),
+        }
+    }
+}
+
+type Reply = oneshot::Sender<Result<Answer, DeskError>>;
+type Look = Box<dyn FnOnce(&mut State, &mut dyn Store, u64) + Send>;
+
+enum Work {
+    Event(Box<dyn FnOnce(u64) -> Event + Send>, Reply),
+    Look(Look),
+}
+
+/// A way to the desk.
+#[derive(Clone)]
+pub struct Desk {
+    sender: mpsc::Sender<Work>,
+    /// What can be seen without queueing.
+    pub shared: Arc<Shared>,
+}
+
+impl Desk {
+    /// Reads the store and starts the thread.
+    pub fn open(mut store: Box<dyn Store>, options: Options, clock: Clock) -> Result<(Self, std::thread::JoinHandle<()>), StoreError> {
+        let options = Options { leader: store.lead()?, ..options };
+        let state = State::load(options, seed(), clock.now_ms(), store.load()?);
+        let shared = Arc::new(Shared {
+            wakes: Mutex::default(),
+            ring: RwLock::default(),
+            newest: watch::Sender::new(state.meta.notice),
+            ready: true.into(),
+            commits: 0.into(),
+            steps: 0.into(),
+        });
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let mut thread = Thread { state, store, clock, shared: Arc::clone(&shared), ticket: 0, options };
+        let spawned = std::thread::Builder::new().name("desk".to_owned()).spawn(move || thread.run(receiver));
+        let spawned = spawned.map_err(|source| StoreError::File { op: "start the thread for", path: "desk".into(), source })?;
+        Ok((Self { sender, shared }, spawned))
+    }
+
+    /// Applies an event and waits until its outcome is durable.
+    pub async fn submit(&self, event: impl FnOnce(u64) -> Event + Send + 'static) -> Result<Answer, DeskError> {
+        let (reply, answer) = oneshot::channel();
+        self.sender.try_send(Work::Event(Box::new(event), reply)).map_err(|_| DeskError::Busy)?;
+        answer.await.map_err(|_| DeskError::Unavailable)?
+    }
+
+    /// Looks at what is durable.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&mut State, &mut dyn Store, u64) -> T + Send + 'static,
+    ) -> Result<T, DeskError> {
+        let (reply, answer) = oneshot::channel();
+        let work: Look = Box::new(move |state, store, now| drop(reply.send(look(state, store, now))));
+        self.sender.try_send(Work::Look(work)).map_err(|_| DeskError::Busy)?;
+        answer.await.map_err(|_| DeskError::Unavailable)
+    }
+
+    /// Returns a provider's commands after `applied`.
+    pub async fn commands(&self, provider: ProviderId, applied: u64) -> Result<Vec<NumberedCommand>, DeskError> {
+        self.look(move |state, _, _| core::commands_after(state, provider, applied)).await
+    }
+}
+
+fn seed() -> [u8; 32] {
+    let mut seed = [0; 32];
+    // Without entropy no id is safe; better no scheduler than a guessable one.
+    getrandom::fill(&mut seed).unwrap_or_else(|error| panic!("the kernel gives no random bytes: {error}"));
+    seed
+}
+
+struct Thread {
+    state: State,
+    store: Box<dyn Store>,
+    clock: Clock,
+    shared: Arc<Shared>,
+    ticket: u64,
+    options: Options,
+}
+
+impl Thread {
+    fn run(&mut self, mut receiver: mpsc::Receiver<Work>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let Ok(runtime) = runtime else { return };
+        loop {
+            let sleep = self.sleep();
+            let first = runtime.block_on(async { tokio::time::timeout(sleep, receiver.recv()).await });
+            let mut work = Vec::new();
+            match first {
+                Ok(None) => return,
+                Ok(Some(first)) => work.push(first),
+                Err(_) => {}
+            }
+            while work.len() < BATCH
+                && let Ok(next) = receiver.try_recv()
+            {
+                work.push(next);
+            }
+            if self.serve(work).is_err() {
+                self.shared.ready.store(false, std::sync::atomic::Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+
+    fn sleep(&self) -> Duration {
+        let due = self.state.next_timer_ms().map(|due| due.saturating_sub(self.clock.now_ms()));
+        due.map_or(IDLE, Duration::from_millis).min(IDLE)
+    }
+
+    fn serve(&mut self, work: Vec<Work>) -> Result<(), StoreError> {
+        let (mut batch, mut later) = (Batch::default(), Vec::new());
+        let (mut replies, mut looks) = (BTreeMap::new(), Vec::new());
+        for work in work {
+            match work {
+                Work::Event(event, reply) => {
+                    self.ticket += 1;
+                    replies.insert(self.ticket, reply);
+                    self.step(event(self.ticket), &mut batch, &mut later);
+                }
+                Work::Look(look) => looks.push(look),
+            }
+        }
+        if self.state.next_timer_ms().is_none_or(|due| due <= self.clock.now_ms()) {
+            self.step(Event::Tick, &mut batch, &mut later);
+        }
+        if !batch.is_empty() {
+            match self.store.commit(&batch) {
+                Ok(()) => drop(self.shared.commits.fetch_add(1, std::sync::atomic::Ordering::Relaxed)),
+                Err(error @ StoreError::Deposed(_)) => return Err(error),
+                Err(_) => {
+                    self.reload()?;
+                    replies.into_values().for_each(|reply| drop(reply.send(Err(DeskError::Unavailable))));
+                    return Ok(());
+                }
+            }
+        }
+        self.publish(batch.notices);
+        let _ = failpoint::hit("reply_ready");
+        for action in later {
+            match action {
+                Action::Answer(ticket, answer) => {
+                    if let Some(reply) = replies.remove(&ticket) {
+                        let _ = reply.send((*answer).map_err(DeskError::Refused));
+                    }
+                }
+                Action::Wake(provider) => self.shared.wake(provider).notify_one(),
+                _ => {}
+            }
+        }
+        let now = self.clock.now_ms();
+        looks.into_iter().for_each(|look| look(&mut self.state, &mut *self.store, now));
+        Ok(())
+    }
+
+    fn step(&mut self, event: Event, batch: &mut Batch, later: &mut Vec<Action>) {
+        self.shared.steps.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let actions = step(&mut self.state, self.clock.now_ms(), event);
+        later.extend(batch.absorb(actions));
+    }
+
+    /// Throws away what could not be written.
+    fn reload(&mut self) -> Result<(), StoreError> {
+        self.state = State::load(self.options, seed(), self.clock.now_ms(), self.store.load()?);
+        Ok(())
+    }
+
+    fn publish(&self, notices: Vec<Notice>) {
+        let Some(newest) = notices.last().map(|notice| notice.seq) else { return };
+        let mut ring = self.shared.ring.write().unwrap_or_else(PoisonError::into_inner);
+        ring.extend(notices);
+        let surplus = ring.len().saturating_sub(RING);
+        ring.drain(..surplus);
+        drop(ring);
+        self.shared.newest.send_replace(newest);
+    }
+}

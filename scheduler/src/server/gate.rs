@@ -1,0 +1,237 @@
+//! What stands before every handler: limits, authentication, policy.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use http_body_util::{BodyExt, Limited};
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+
+use super::problem::Problem;
+use super::secret::{Secret, hex};
+use super::table::{Policy, Route};
+use super::{Site, shapes};
+use crate::core::{self, Answer, Event, Request as CoreRequest, Wish};
+use crate::failpoint;
+use crate::model::Actor;
+
+/// Bytes of a body, unless the route has a reason for more.
+pub const BODY_BYTES: usize = 1 << 20;
+/// Depth of JSON; the deepest honest body has eight levels.
+pub const JSON_DEPTH: usize = 64;
+/// Bytes of path and query.
+pub const URL_BYTES: usize = 8 * 1024;
+/// Query parameters.
+pub const PARAMETERS: usize = 100;
+/// Bytes of a request id that a client may choose.
+const REQUEST_ID_BYTES: usize = 64;
+
+/// A request that has passed the gate.
+pub struct Call {
+    /// The server.
+    pub site: Arc<Site>,
+    /// Who asks; `None` on open routes and when joining.
+    pub actor: Option<Actor>,
+    /// The path parameter `{id}`.
+    pub id: String,
+    /// Query parameters.
+    pub query: Vec<(String, String)>,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Vec<u8>,
+    /// Names the request in the audit log.
+    pub request: String,
+    /// SHA-256 of method, path and body, for idempotency.
+    pub digest: String,
+}
+
+impl Call {
+    /// Returns a query parameter.
+    pub fn query(&self, name: &str) -> Option<&str> {
+        self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Reads the body as JSON.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        if depth(&self.body) > JSON_DEPTH {
+            return Err(Problem::new(StatusCode::BAD_REQUEST, "json", format!("nested deeper than {JSON_DEPTH}")));
+        }
+        serde_json::from_slice(&self.body).map_err(|error| {
+            let kind = if error.is_data() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
+            Problem::new(kind, "json", error.to_string())
+        })
+    }
+
+    /// Reads the path's id. A text that is no id names nothing.
+    pub fn id<T: std::str::FromStr>(&self, what: &str) -> Result<T, Problem> {
+        self.id.parse().map_err(|_| Problem::not_found(what))
+    }
+
+    /// Puts a wish before the core.
+    pub async fn wish(&self, wish: Wish) -> Result<Answer, Problem> {
+        let request = CoreRequest {
+            actor: self.actor,
+            id: self.request.clone(),
+            key: self.idempotency_key()?,
+            digest: self.digest.clone(),
+            wish,
+        };
+        let event = move |ticket| Event::Request { ticket, request: Box::new(request) };
+        Ok(self.site.desk.submit(event).await?)
+    }
+
+    fn idempotency_key(&self) -> Result<Option<String>, Problem> {
+        let Some(value) = self.headers.get("idempotency-key") else { return Ok(None) };
+        let text = value.to_str().map_err(|_| Problem::invalid("idempotency-key", "not visible ASCII"))?;
+        Ok(Some(text.to_owned()))
+    }
+}
+
+/// Counts how deep a JSON text is nested, without recursion.
+fn depth(body: &[u8]) -> usize {
+    let (mut depth, mut most, mut quoted, mut escaped) = (0usize, 0, false, false);
+    for byte in body {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'[' | b'{' if !quoted => {
+                depth += 1;
+                most = most.max(depth);
+            }
+            b']' | b'}' if !quoted => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    most
+}
+
+/// Lets a request through to its handler, or answers it.
+pub async fn pass(site: Arc<Site>, route: &'static Route, peer: IpAddr, id: String, request: Request<Body>) -> Response {
+    let number = site.number();
+    let chosen = request.headers().get("x-request-id").and_then(|value| value.to_str().ok());
+    let plain = |text: &&str| text.len() <= REQUEST_ID_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let name = chosen.filter(plain).map_or_else(|| format!("r{number:x}"), str::to_owned);
+    let outcome = admit(site, route, peer, id, request, name.clone()).await;
+    let mut response = match outcome {
+        Ok(call) => (route.handler)(call).await.unwrap_or_else(IntoResponse::into_response),
+        Err(problem) => problem.into_response(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+    headers.insert("x-content-type-options", header::HeaderValue::from_static("nosniff"));
+    if let Ok(value) = header::HeaderValue::from_str(&name) {
+        headers.insert("x-request-id", value);
+    }
+    response
+}
+
+fn limited(outcome: Result<(), u64>) -> Result<(), Problem> {
+    outcome.map_err(|seconds| Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate", "too many requests").retry(seconds))
+}
+
+async fn admit(
+    site: Arc<Site>,
+    route: &'static Route,
+    peer: IpAddr,
+    id: String,
+    request: Request<Body>,
+    name: String,
+) -> Result<Call, Problem> {
+    let now = site.clock.now_ms();
+    limited(if route.policy == Policy::Join { site.join_limit.take(peer, now) } else { site.peer_limit.take(peer, now) })?;
+    let (parts, body) = request.into_parts();
+    let query = parse_query(&parts.uri)?;
+    if parts.headers.contains_key(header::CONTENT_ENCODING) {
+        let detail = "compressed bodies are not taken";
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding", detail));
+    }
+    let actor = authenticate(&site, route, &parts.headers).await?;
+    if let Some(actor) = &actor {
+        limited(site.token_limit.take(actor.token, now))?;
+    }
+    let _ = failpoint::hit("req_authed");
+    let most = if route.policy == Policy::Agent { 8 * BODY_BYTES } else { BODY_BYTES };
+    let read = tokio::time::timeout(site.options.body_time, Limited::new(body, most).collect());
+    let body = match read.await {
+        Err(_) => return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "slow", "the body took too long")),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body", format!("a body has at most {most} bytes")));
+        }
+        Ok(Err(_)) => return Err(Problem::new(StatusCode::BAD_REQUEST, "body", "the body ended early")),
+        Ok(Ok(body)) => body.to_bytes().to_vec(),
+    };
+    let digest = Sha256::new()
+        .chain_update(route.method.as_str())
+        .chain_update([0])
+        .chain_update(parts.uri.path())
+        .chain_update([0])
+        .chain_update(&body);
+    let digest = hex(&digest.finalize());
+    Ok(Call { site, actor, id, query, headers: parts.headers, body, request: name, digest })
+}
+
+fn parse_query(uri: &axum::http::Uri) -> Result<Vec<(String, String)>, Problem> {
+    let length = uri.path().len() + uri.query().map_or(0, str::len);
+    if length > URL_BYTES {
+        return Err(Problem::new(StatusCode::URI_TOO_LONG, "url", format!("a URL has at most {URL_BYTES} bytes")));
+    }
+    let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri);
+    let pairs = pairs.map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "query", "the query cannot be read"))?.0;
+    if pairs.len() > PARAMETERS {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "query", format!("more than {PARAMETERS} parameters")));
+    }
+    Ok(pairs)
+}
+
+/// Reads the bearer token; it travels in this header only (S01).
+pub fn bearer(headers: &HeaderMap) -> Option<Secret> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (first, second) = (values.next()?, values.next());
+    let text = first.to_str().ok().filter(|_| second.is_none())?;
+    let (scheme, token) = text.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| Secret::shown(token))
+}
+
+async fn authenticate(site: &Arc<Site>, route: &Route, headers: &HeaderMap) -> Result<Option<Actor>, Problem> {
+    if matches!(route.policy, Policy::Open | Policy::Join) {
+        return Ok(None);
+    }
+    let refused = || Problem::new(StatusCode::UNAUTHORIZED, "token", "a valid bearer token is needed");
+    let hash = bearer(headers).ok_or_else(refused)?.hash();
+    let actor = site.desk.look(move |state, _, now| core::authenticate(state, now, &hash)).await?.ok_or_else(refused)?;
+    let allowed = match route.policy {
+        Policy::Agent => actor.provider.is_some(),
+        Policy::User(role) => actor.user.is_some() && actor.role >= role,
+        Policy::Open | Policy::Join => true,
+    };
+    if allowed { Ok(Some(actor)) } else { Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", "this token may not do that")) }
+}
+
+/// Answers with JSON.
+pub fn json(status: StatusCode, value: &impl serde::Serialize) -> Result<Response, Problem> {
+    let body = serde_json::to_vec(value)
+        .map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "json", "the answer cannot be written"))?;
+    Ok((status, [(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+/// Answers with a page.
+pub fn page(items: Vec<serde_json::Value>, next: Option<String>) -> Result<Response, Problem> {
+    json(StatusCode::OK, &shapes::Page { items, next })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::depth;
+
+    #[test]
+    fn s13_depth_is_counted_outside_strings_only() {
+        for (text, expect) in [("", 0), ("1", 0), ("[[]]", 2), (r#"{"a":[{"b":1}]}"#, 3), (r#"["[[[[","\"[["]"#, 1), ("]]][", 1)] {
+            assert_eq!(depth(text.as_bytes()), expect, "{text}");
+        }
+    }
+}

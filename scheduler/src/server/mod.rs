@@ -1,0 +1,234 @@
+//! The HTTP server: the core and a store behind a table of routes.
+//!
+//! One thread owns the state (`desk`); everything else is I/O around it. `start` is what tests and `coracle
+//! scheduler` call.
+
+pub mod agents;
+mod clock;
+pub mod desk;
+mod events;
+mod gate;
+mod limit;
+mod net;
+mod objects;
+mod openapi;
+mod pages;
+mod problem;
+mod secret;
+pub mod shapes;
+mod table;
+mod writes;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::RawPathParams;
+use axum::http::{Method, Request, StatusCode};
+use axum::response::IntoResponse;
+use axum::routing::MethodFilter;
+use tokio::net::TcpListener;
+
+use crate::core::Refusal;
+use crate::core::{Event, Options as CoreOptions, Request as CoreRequest, Wish};
+use crate::model::Name;
+use crate::store::{SqliteStore, Store, StoreError};
+use clock::Clock;
+use desk::{Desk, DeskError};
+use limit::Limiter;
+
+pub use gate::{BODY_BYTES, JSON_DEPTH, PARAMETERS, URL_BYTES};
+pub use limit::Rate;
+pub use net::{Limits, TlsError, TlsFiles};
+pub use problem::Problem;
+pub use secret::{JOIN_PREFIX, Secret, TOKEN_PREFIX};
+pub use table::{Policy, Route, routes};
+
+/// What a server is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to listen; port 0 takes any.
+    pub listen: SocketAddr,
+    /// The SQLite file.
+    pub database: PathBuf,
+    /// Certificate and key; without them the server speaks plain HTTP.
+    pub tls: Option<TlsFiles>,
+    /// The core's numbers.
+    pub core: CoreOptions,
+    /// Numbers about connections.
+    pub limits: Limits,
+    /// Requests of one token.
+    pub token_rate: Rate,
+    /// Requests from one address.
+    pub peer_rate: Rate,
+    /// Joins from one address.
+    pub join_rate: Rate,
+    /// How long a body may take.
+    pub body_time: Duration,
+}
+
+impl Options {
+    /// The defaults for a database file.
+    pub fn new(listen: SocketAddr, database: PathBuf) -> Self {
+        Self {
+            listen,
+            database,
+            tls: None,
+            core: CoreOptions::default(),
+            limits: Limits::default(),
+            token_rate: Rate { per_s: 500.0, burst: 2_000.0 },
+            peer_rate: Rate { per_s: 5_000.0, burst: 20_000.0 },
+            join_rate: Rate { per_s: 1.0, burst: 20.0 },
+            body_time: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Says why a server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The store does not open.
+    #[error("cannot open the store {}", path.display())]
+    Store {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        source: StoreError,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Which one.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// TLS cannot be offered.
+    #[error("cannot offer TLS")]
+    Tls(#[source] TlsError),
+    /// The first administrator cannot be made.
+    #[error("cannot make the first administrator")]
+    Bootstrap(#[source] DeskError),
+    /// The kernel gives no random bytes.
+    #[error("the kernel gives no random bytes")]
+    Entropy(#[source] getrandom::Error),
+}
+
+/// What handlers share.
+pub struct Site {
+    /// The way to the state.
+    pub desk: Desk,
+    /// The time.
+    pub clock: Clock,
+    /// What the server was started with.
+    pub options: Options,
+    openapi: utoipa::openapi::OpenApi,
+    token_limit: Limiter,
+    peer_limit: Limiter,
+    join_limit: Limiter,
+    numbers: AtomicU64,
+}
+
+impl Site {
+    /// Numbers a request.
+    pub fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// A server that runs.
+pub struct Running {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What handlers share.
+    pub site: Arc<Site>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    /// Waits until the server ends, which it does only by failing.
+    pub async fn wait(&mut self) {
+        let _ = (&mut self.task).await;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn filter(method: &Method) -> MethodFilter {
+    match method.as_str() {
+        "POST" => MethodFilter::POST,
+        "PUT" => MethodFilter::PUT,
+        "DELETE" => MethodFilter::DELETE,
+        _ => MethodFilter::GET,
+    }
+}
+
+fn router(site: &Arc<Site>) -> Router {
+    // One table for the whole process; the server lives as long as it.
+    let table: &'static [Route] = Box::leak(routes().into_boxed_slice());
+    let mut router = Router::new();
+    for route in table {
+        let site = Arc::clone(site);
+        let handler = move |parameters: RawPathParams, request: Request<Body>| {
+            let peer = request.extensions().get::<SocketAddr>().map_or(IpAddr::from([0, 0, 0, 0]), SocketAddr::ip);
+            let id = parameters.iter().next().map(|(_, value)| value.to_owned()).unwrap_or_default();
+            gate::pass(Arc::clone(&site), route, peer, id, request)
+        };
+        router = router.route(route.path, axum::routing::on(filter(&route.method), handler));
+    }
+    let not_found = || async { Problem::new(StatusCode::NOT_FOUND, "not-found", "there is no such route").into_response() };
+    let not_allowed =
+        || async { Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this route has other methods").into_response() };
+    router.fallback(not_found).method_not_allowed_fallback(not_allowed)
+}
+
+/// Starts a server on the running tokio runtime.
+pub async fn start(options: Options) -> Result<Running, ServerError> {
+    let tls = options.tls.as_ref().map(net::acceptor).transpose().map_err(ServerError::Tls)?;
+    let clock = Clock::start();
+    let failed = |source| ServerError::Store { path: options.database.clone(), source };
+    let store: Box<dyn Store> = Box::new(SqliteStore::open(&options.database).map_err(failed)?);
+    let (desk, _thread) = Desk::open(store, options.core, clock).map_err(failed)?;
+    let refused = |source| ServerError::Listen { address: options.listen, source };
+    let listener = TcpListener::bind(options.listen).await.map_err(refused)?;
+    let address = listener.local_addr().map_err(refused)?;
+    let site = Arc::new(Site {
+        desk,
+        clock,
+        openapi: openapi::document(&routes()),
+        token_limit: Limiter::new(options.token_rate),
+        peer_limit: Limiter::new(options.peer_rate),
+        join_limit: Limiter::new(options.join_rate),
+        numbers: AtomicU64::new(0),
+        options,
+    });
+    let serve = net::serve(listener, tls, router(&site), site.options.limits);
+    Ok(Running { address, site, task: tokio::spawn(serve) })
+}
+
+/// Runs a server until it fails: what `coracle scheduler` is.
+pub async fn run(options: Options) -> Result<(), ServerError> {
+    start(options).await?.wait().await;
+    Ok(())
+}
+
+/// Makes the first group and administrator of an empty pool; returns the secret, or `None` when there is one already.
+pub async fn bootstrap(site: &Site, group: Name, user: Name) -> Result<Option<Secret>, ServerError> {
+    let secret = Secret::generate(TOKEN_PREFIX).map_err(ServerError::Entropy)?;
+    let wish = Wish::Bootstrap { group, user, hash: secret.hash() };
+    let request = CoreRequest { actor: None, id: "bootstrap".to_owned(), key: None, digest: String::new(), wish };
+    let event = move |ticket| Event::Request { ticket, request: Box::new(request) };
+    match site.desk.submit(event).await {
+        Ok(_) => Ok(Some(secret)),
+        Err(DeskError::Refused(Refusal::Conflict(_))) => Ok(None),
+        Err(error) => Err(ServerError::Bootstrap(error)),
+    }
+}

@@ -1,0 +1,182 @@
+//! Connections: how many, how slow, encrypted or not (S14).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt as _;
+
+/// Numbers about connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once.
+    pub connections: usize,
+    /// Connections at once from one address.
+    pub per_address: usize,
+    /// How long the head of a request may take, and a connection may idle.
+    pub header_time: Duration,
+    /// How long a TLS handshake may take.
+    pub handshake_time: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            // Every agent of a large pool holds one.
+            connections: 20_000,
+            // A lab behind one address.
+            per_address: 2_000,
+            header_time: Duration::from_secs(10),
+            handshake_time: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Bytes of a request's head.
+const HEAD_BYTES: usize = 16 * 1024;
+/// Wait after an accept that failed for lack of files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Certificate and key as PEM files.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The certificate and those that sign it.
+    pub certificates: PathBuf,
+    /// The key.
+    pub key: PathBuf,
+}
+
+/// Says why TLS cannot be offered.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read as PEM.
+    #[error("cannot read {}", path.display())]
+    Pem {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// Certificate and key do not go together, or are not what rustls takes.
+    #[error("cannot use {}", path.display())]
+    Use {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+}
+
+/// Reads certificate and key. TLS 1.2 is the least that is spoken.
+pub fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, TlsError> {
+    let pem = |path: &Path| {
+        let path = path.to_owned();
+        move |source| TlsError::Pem { path, source }
+    };
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&files.certificates)
+        .map_err(pem(&files.certificates))?
+        .collect();
+    let certificates = certificates.map_err(pem(&files.certificates))?;
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(pem(&files.key))?;
+    let unusable = |source| TlsError::Use { path: files.certificates.clone(), source };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(unusable)?
+        .with_no_client_auth()
+        .with_single_cert(certificates, key)
+        .map_err(unusable)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Counts connections by address.
+#[derive(Debug, Default)]
+struct Addresses(Mutex<BTreeMap<IpAddr, usize>>);
+
+/// One connection's place in the counts.
+struct Place {
+    addresses: Arc<Addresses>,
+    peer: IpAddr,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.addresses.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.peer);
+            }
+        }
+    }
+}
+
+fn place(addresses: &Arc<Addresses>, peer: IpAddr, most: usize, permit: OwnedSemaphorePermit) -> Option<Place> {
+    let mut counts = addresses.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = counts.entry(peer).or_default();
+    (*count < most).then(|| {
+        *count += 1;
+        Place { addresses: Arc::clone(addresses), peer, _permit: permit }
+    })
+}
+
+/// Accepts connections until the task is dropped.
+pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router, limits: Limits) {
+    let room = Arc::new(Semaphore::new(limits.connections));
+    let addresses = Arc::new(Addresses::default());
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(_) => {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        // No room: the connection is closed at once, before it costs anything.
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
+        let Some(place) = place(&addresses, peer.ip(), limits.per_address, permit) else { continue };
+        let (tls, router) = (tls.clone(), router.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            converse(stream, peer, tls, router, limits).await;
+        });
+    }
+}
+
+async fn converse(stream: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor>, router: Router, limits: Limits) {
+    let _ = stream.set_nodelay(true);
+    match tls {
+        None => speak(stream, peer, router, limits).await,
+        Some(tls) => {
+            let shaken = tokio::time::timeout(limits.handshake_time, tls.accept(stream)).await;
+            if let Ok(Ok(stream)) = shaken {
+                speak(stream, peer, router, limits).await;
+            }
+        }
+    }
+}
+
+async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: SocketAddr, router: Router, limits: Limits) {
+    let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(peer);
+        router.clone().oneshot(request.map(axum::body::Body::new))
+    });
+    let _ = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_time)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}

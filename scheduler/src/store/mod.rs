@@ -1,0 +1,101 @@
+//! The durable log of what the core decided, behind one trait.
+//!
+//! A store holds one row per record, the notices, and the audit rows. `commit` is one transaction: all of a batch or
+//! nothing, durable when it returns. Heartbeats never reach it. Everything in memory can be rebuilt from `load`.
+
+mod batch;
+mod sqlite;
+
+use std::path::PathBuf;
+
+use crate::failpoint::Failed;
+use crate::model::{Audit, GroupId, Notice, Record};
+
+pub use batch::Batch;
+pub use sqlite::{SQLITE_LEAST, SqliteStore};
+
+/// Says what went wrong with the store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database file or its lock cannot be used.
+    #[error("cannot {op} {}", path.display())]
+    File {
+        /// What was tried.
+        op: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// Another scheduler has the file.
+    #[error("another scheduler uses {}", .0.display())]
+    Busy(PathBuf),
+    /// The file is on a file system whose locks cannot be trusted.
+    #[error("{} is on a network file system; SQLite needs a local disk", .0.display())]
+    Network(PathBuf),
+    /// The library is too old to be trusted with a write-ahead log.
+    #[error("SQLite is {found}, at least {least} is needed")]
+    Version {
+        /// What is linked.
+        found: i32,
+        /// What is needed.
+        least: i32,
+    },
+    /// The file is damaged.
+    #[error("{} is damaged ({report}); restore it from a backup", path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What the check said.
+        report: String,
+    },
+    /// The file was written by a newer coracle.
+    #[error("the store has schema {found}, this coracle knows {known}")]
+    Schema {
+        /// What is there.
+        found: i64,
+        /// What is known.
+        known: i64,
+    },
+    /// A statement failed.
+    #[error("cannot {op} in the store")]
+    Sql {
+        /// What was tried.
+        op: &'static str,
+        /// Why it failed.
+        source: rusqlite::Error,
+    },
+    /// A row is not what was written.
+    #[error("row {row} of the store cannot be read")]
+    Row {
+        /// Which one.
+        row: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// Another scheduler is the leader now; this one must not write any more.
+    #[error("another scheduler leads with epoch {0}")]
+    Deposed(u64),
+    /// A test asked for it.
+    #[error("the store was told to fail")]
+    Failpoint(#[from] Failed),
+}
+
+/// Rows that one read returns at most.
+pub const ROWS_MAX: usize = 1000;
+/// Notices that are kept; a stream that is further behind starts anew.
+pub const NOTICES_KEPT: u64 = 100_000;
+
+/// Keeps what must survive.
+pub trait Store: Send {
+    /// Takes the lead: returns an epoch above every earlier one.
+    fn lead(&mut self) -> Result<u64, StoreError>;
+    /// Reads every record.
+    fn load(&mut self) -> Result<Vec<Record>, StoreError>;
+    /// Writes a batch in one transaction, if this scheduler still leads.
+    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError>;
+    /// Reads notices after a number, of one group or of all.
+    fn notices(&mut self, after: u64, group: Option<GroupId>, most: usize) -> Result<Vec<Notice>, StoreError>;
+    /// Reads audit rows after a number, of one group or of all.
+    fn audits(&mut self, after: u64, group: Option<GroupId>, most: usize) -> Result<Vec<Audit>, StoreError>;
+}
