@@ -14,7 +14,7 @@ use crate::limits;
 /// A decoder of one blob.
 pub(crate) enum Decoder<R: BufRead> {
     Plain(R),
-    Gzip(GzipMembers<R>),
+    Gzip(Box<GzipMembers<R>>),
     Zstd(Box<zstd::stream::read::Decoder<'static, R>>),
 }
 
@@ -23,7 +23,7 @@ impl<R: BufRead> Decoder<R> {
     pub fn new(compression: Compression, reader: R) -> io::Result<Self> {
         Ok(match compression {
             Compression::Plain => Decoder::Plain(reader),
-            Compression::Gzip => Decoder::Gzip(GzipMembers::new(reader)),
+            Compression::Gzip => Decoder::Gzip(Box::new(GzipMembers::new(reader))),
             Compression::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(reader)?;
                 decoder.window_log_max(limits::ZSTD_WINDOW_LOG_MAX)?;

@@ -167,7 +167,7 @@ mod tests {
         fs::create_dir_all(victim.join("a/b")).expect("mkdir");
         fs::write(victim.join("a/b/f"), "x").expect("write");
         fs::os::unix::fs::symlink(&canary, victim.join("a/link")).expect("symlink");
-        fs::set_permissions(victim.join("a/b"), PermissionsExt::from_mode(0)).expect("chmod");
+        fs::set_permissions(victim.join("a/b"), PermissionsExt::from_mode(0o000)).expect("chmod");
         fs::set_permissions(victim.join("a"), PermissionsExt::from_mode(0o500)).expect("chmod");
         make_deep(&victim, 700);
         remove_tree(&victim).expect("removal");

@@ -90,13 +90,13 @@ pub fn save(
 fn merge(images: &[(Image, Option<Reference>)]) -> Vec<Item<'_>> {
     let mut items: Vec<Item<'_>> = Vec::new();
     for (image, name) in images {
-        let item = match items.iter_mut().find(|item| item.image.manifest == image.manifest) {
-            Some(item) => item,
-            None => items.push_mut(Item { image, names: Vec::new() }),
-        };
-        if let Some(name) = name && !item.names.contains(&name) {
-            item.names.push(name);
-        }
+        let known = items.iter().position(|item| item.image.manifest == image.manifest);
+        let at = known.unwrap_or_else(|| {
+            items.push(Item { image, names: Vec::new() });
+            items.len() - 1
+        });
+        let names = &mut items[at].names;
+        names.extend(name.iter().filter(|name| !names.contains(name)).collect::<Vec<_>>());
     }
     items
 }

@@ -81,15 +81,14 @@ impl Store {
         let mut images: Vec<(Entry, Image)> = Vec::new();
         for entry in self.read_index()?.manifests {
             let name = entry.name().and_then(|name| name.parse::<Reference>().ok());
-            let known = images.iter_mut().find(|(known, _)| known.is_same_image(&entry));
-            let image = match known {
-                Some((_, image)) => image,
+            match images.iter_mut().find(|(known, _)| known.is_same_image(&entry)) {
+                Some((_, image)) => image.names.extend(name),
                 None => {
-                    let image = self.load_image(&entry)?;
-                    &mut images.push_mut((entry, image)).1
+                    let mut image = self.load_image(&entry)?;
+                    image.names.extend(name);
+                    images.push((entry, image));
                 }
-            };
-            image.names.extend(name);
+            }
         }
         let sorted = images.into_iter().map(|(_, mut image)| {
             image.names.sort();

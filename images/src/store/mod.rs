@@ -8,7 +8,8 @@
 //!     partial/<algorithm>-<hex>  downloads that are going on or were broken off
 //!     locks/                     flock(2) files: store, index, one per blob and layer
 //!   layers/<space>/<diff id>/    unpacked layers, complete and verified
-//!   layers/<space>/.unpacking-*  layers on their way; removed by the next who holds their lock
+//!   layers/<space>/.unpacking-*  layers on their way in; removed by the next who holds their lock
+//!   layers/<space>/.removing-*   layers on their way out; removed by the next collection
 //! ```
 //!
 //! Everything gets its name by rename after it is whole and synced, so a kill at any moment leaves

@@ -61,7 +61,7 @@ impl Store {
             index.put(entry);
             Ok(())
         })?;
-        Ok(self.with_names(image)?)
+        self.with_names(image)
     }
 
     /// Gives an image one more name; another image that has it loses it.

@@ -12,13 +12,12 @@ use std::time::{Duration, SystemTime};
 
 use super::index::{Entry, Index};
 use super::lock::{self, Share};
+use super::target::REMOVING_PREFIX;
 use super::{Store, StoreError};
 use crate::digest::Digest;
 use crate::reference::Reference;
 use crate::removal::remove_tree;
 
-/// Layers on their way out.
-const REMOVING_PREFIX: &str = ".removing-";
 /// Broken downloads are kept for the next attempt; after a day nobody is coming back for them.
 const PARTIAL_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 

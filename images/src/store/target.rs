@@ -12,12 +12,15 @@ use crate::removal::remove_tree;
 
 /// Layers on their way in; nothing with this name is ever used.
 const UNPACKING_PREFIX: &str = ".unpacking-";
+/// Layers on their way out.
+pub(super) const REMOVING_PREFIX: &str = ".removing-";
 
 /// The place of one layer, used under the layer's lock.
 #[derive(Debug)]
 pub(super) struct Target {
     space: PathBuf,
     unpacking: PathBuf,
+    removing: PathBuf,
     published: PathBuf,
 }
 
@@ -27,6 +30,7 @@ impl Target {
         Target {
             space: space.to_path_buf(),
             unpacking: space.join(format!("{UNPACKING_PREFIX}{}", diff_id.hex())),
+            removing: space.join(format!("{REMOVING_PREFIX}{}", diff_id.hex())),
             published: space.join(diff_id.hex()),
         }
     }
@@ -36,10 +40,12 @@ impl Target {
         fs::lstat(&self.published).is_ok()
     }
 
-    /// Makes an empty directory, in place of one that a killed process left.
+    /// Makes an empty directory, in place of what killed pulls and collections left.
     pub fn prepare(&self) -> Result<OwnedFd, StoreError> {
         let failed = |op, source| StoreError::Io { op, path: self.unpacking.clone(), source };
-        remove_tree(&self.unpacking).map_err(|source| failed("remove", source))?;
+        for left_over in [&self.unpacking, &self.removing] {
+            remove_tree(left_over).map_err(|source| failed("remove", source))?;
+        }
         let make = || -> Result<OwnedFd, Errno> {
             fs::mkdirat(CWD, &self.unpacking, PRIVATE_DIRECTORY)?;
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

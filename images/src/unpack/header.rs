@@ -81,7 +81,7 @@ pub(super) fn parse(block: &[u8; BLOCK_BYTES]) -> Result<Fields, ArchiveProblem>
         mode: (unsigned(&old.mode, "mode")? & 0o7777) as u32,
         uid: unsigned(&old.uid, "uid")?,
         gid: unsigned(&old.gid, "gid")?,
-        mtime_s: number(&old.mtime, "mtime")?.clamp(i64::MIN.into(), i64::MAX.into()) as i64,
+        mtime_s: clamped(number(&old.mtime, "mtime")?),
     })
 }
 
@@ -105,6 +105,11 @@ fn check_sum(block: &[u8; BLOCK_BYTES]) -> Result<(), ArchiveProblem> {
         signed += i128::from(byte.cast_signed());
     }
     if stated == unsigned || stated == signed { Ok(()) } else { Err(ArchiveProblem::Checksum) }
+}
+
+/// Times beyond what the kernel takes stop at the end (T30).
+fn clamped(number: i128) -> i64 {
+    i64::try_from(number).unwrap_or(if number < 0 { i64::MIN } else { i64::MAX })
 }
 
 fn unsigned(field: &[u8], what: &'static str) -> Result<u64, ArchiveProblem> {

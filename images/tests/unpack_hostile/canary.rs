@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// What is known about one file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Node {
     pub mode: u32,
     pub owner: (u32, u32),
@@ -17,6 +17,14 @@ pub struct Node {
     /// Bytes of a file, target of a link.
     pub content: Vec<u8>,
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let start = &self.content[..self.content.len().min(20)];
+        write!(f, "{:o} {:?} {:?} {} {} ", self.mode, self.owner, self.mtime, self.links, self.device)?;
+        write!(f, "{} bytes {} {:?}", self.content.len(), start.escape_ascii(), self.xattrs)
+    }
 }
 
 /// A tree by relative path; the empty path is the top.
@@ -44,7 +52,8 @@ pub fn picture(top: &Path) -> Tree {
         let node = Node {
             mode: metadata.mode(),
             owner: (metadata.uid(), metadata.gid()),
-            mtime: (metadata.mtime(), metadata.mtime_nsec()),
+            // Nobody sees when a whiteout was made.
+            mtime: if metadata.file_type().is_char_device() { (0, 0) } else { (metadata.mtime(), metadata.mtime_nsec()) },
             links: metadata.nlink(),
             device: metadata.rdev(),
             content,

@@ -57,7 +57,7 @@ fn run_mapped_by_root(again: &[&std::ffi::OsStr]) -> bool {
     }
     child.stdin.take().expect("piped").write_all(b"go\n").expect("write");
     let output = child.wait_with_output().expect("wait");
-    print!("{}", String::from_utf8_lossy(&output.stdout));
+    eprint!("{}", String::from_utf8_lossy(&output.stdout));
     output.status.success()
 }
 
