@@ -145,12 +145,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, CredentialError> {
     Ok(if text.iter().all(u8::is_ascii_whitespace) { None } else { Some(text) })
 }
 
-fn find_in(
-    path: &Path,
-    text: &[u8],
-    helpers: &Helpers,
-    name: &str,
-) -> Result<Option<Credential>, CredentialError> {
+fn find_in(path: &Path, text: &[u8], helpers: &Helpers, name: &str) -> Result<Option<Credential>, CredentialError> {
     let own_helper = helpers.cred_helpers.as_ref().and_then(|map| map.get(name)).filter(|helper| !helper.is_empty());
     let helper = own_helper.or(helpers.creds_store.as_ref().filter(|helper| !helper.is_empty()));
     let failed = |problem| CredentialError::Helper {
@@ -227,7 +222,17 @@ mod tests {
         );
         assert_eq!(user(&files, "a.io/x").as_deref(), Some("u"));
         assert_eq!(user(&files, "b.io:5000/x").as_deref(), Some("u"));
-        let others = ["a.io.evil/x", "a.io:444/x", "A.io/x", "xa.io/x", "b.io/x", "c.io/x", "c.io/team/x", "busybox", "io/a.io/x"];
+        let others = [
+            "a.io.evil/x",
+            "a.io:444/x",
+            "A.io/x",
+            "xa.io/x",
+            "b.io/x",
+            "c.io/x",
+            "c.io/team/x",
+            "busybox",
+            "io/a.io/x",
+        ];
         for image in others {
             assert_eq!(user(&files, image), None, "{image}");
         }

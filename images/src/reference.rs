@@ -238,9 +238,8 @@ fn split_host(name: &str) -> Result<(String, &str), ReferenceProblem> {
     let Some((first, path)) = name.split_once('/') else {
         return Ok((DEFAULT_REGISTRY.to_owned(), name));
     };
-    let looks_like_host = first.contains(['.', ':', '['])
-        || first == "localhost"
-        || first.bytes().any(|byte| byte.is_ascii_uppercase());
+    let looks_like_host =
+        first.contains(['.', ':', '[']) || first == "localhost" || first.bytes().any(|byte| byte.is_ascii_uppercase());
     if !looks_like_host {
         return Ok((DEFAULT_REGISTRY.to_owned(), name));
     }
@@ -320,8 +319,7 @@ fn is_identifier(path: &str) -> bool {
 }
 
 fn quoted(input: &str) -> String {
-    let mut text: String =
-        input.chars().take(QUOTED_LENGTH_MAX).flat_map(char::escape_debug).collect();
+    let mut text: String = input.chars().take(QUOTED_LENGTH_MAX).flat_map(char::escape_debug).collect();
     if input.chars().nth(QUOTED_LENGTH_MAX).is_some() {
         text.push('…');
     }

@@ -51,8 +51,7 @@ impl Body {
 
     /// Reads the whole body, which must not be longer than `max_bytes`.
     pub async fn read_all(mut self, what: &str, max_bytes: u64) -> Result<Vec<u8>, RegistryError> {
-        let too_large =
-            || RegistryError::TooLarge { host: self.host.clone(), what: what.to_owned(), max_bytes };
+        let too_large = || RegistryError::TooLarge { host: self.host.clone(), what: what.to_owned(), max_bytes };
         if self.response.content_length().is_some_and(|length| length > max_bytes) {
             return Err(too_large());
         }

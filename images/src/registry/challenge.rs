@@ -196,10 +196,7 @@ mod tests {
         assert_eq!(own("https://r.example/t"), Ok(true));
         assert_eq!(own("http://r.example:5000/t"), Err(RealmProblem::PlainHttp));
         assert_eq!(own("https://auth.docker.io/token"), Err(RealmProblem::OtherHost));
-        assert_eq!(
-            own("https://u@r.example:5000/t"),
-            Err(RealmProblem::Destination(DestinationProblem::UserInfo))
-        );
+        assert_eq!(own("https://u@r.example:5000/t"), Err(RealmProblem::Destination(DestinationProblem::UserInfo)));
         for realm in ["file:///etc/passwd", "gopher://r.example/", "/token", "", "r.example"] {
             assert_eq!(own(realm), Err(RealmProblem::Destination(DestinationProblem::NotHttp)), "{realm}");
         }

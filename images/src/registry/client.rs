@@ -310,12 +310,9 @@ async fn open_blob(
 /// Checks that a whole body has the announced length, as far as the header says.
 fn whole(answer: Answer, digest: &Digest, size_bytes: u64) -> Result<Answer, RegistryError> {
     match answer.response.content_length() {
-        Some(length_bytes) if length_bytes != size_bytes => Err(RegistryError::WrongLength {
-            host: answer.host(),
-            digest: digest.clone(),
-            length_bytes,
-            size_bytes,
-        }),
+        Some(length_bytes) if length_bytes != size_bytes => {
+            Err(RegistryError::WrongLength { host: answer.host(), digest: digest.clone(), length_bytes, size_bytes })
+        }
         _ => Ok(answer),
     }
 }

@@ -191,8 +191,20 @@ mod tests {
         assert_eq!(go("ftp://cdn.example/", Reach::Public), Err(P::NotHttp));
         assert_eq!(go("data:,x", Reach::Public), Err(P::NotHttp));
         assert_eq!(go("https://u:p@cdn.example/", Reach::Public), Err(P::UserInfo));
-        let inside = ["127.0.0.1", "localhost", "a.localhost", "LOCALHOST.", "10.0.0.1", "169.254.169.254", "[::1]",
-            "[::ffff:10.0.0.1]", "0x7f.1", "2130706433", "[64:ff9b::7f00:1]", "0"];
+        let inside = [
+            "127.0.0.1",
+            "localhost",
+            "a.localhost",
+            "LOCALHOST.",
+            "10.0.0.1",
+            "169.254.169.254",
+            "[::1]",
+            "[::ffff:10.0.0.1]",
+            "0x7f.1",
+            "2130706433",
+            "[64:ff9b::7f00:1]",
+            "0",
+        ];
         for host in inside {
             assert_eq!(go(&format!("https://{host}/z"), Reach::Public), Err(P::Inside), "{host}");
         }

@@ -133,7 +133,9 @@ impl Shared {
         let asking = servers.ok_or(ResolveError::NoServer)?.lookup_ip(name);
         match tokio::time::timeout(self.patience, asking).await {
             Ok(Ok(found)) => Ok(found.iter().collect()),
-            Ok(Err(NetError::Timeout | NetError::NoConnections | NetError::Io(_))) | Err(_) => Err(ResolveError::TimedOut),
+            Ok(Err(NetError::Timeout | NetError::NoConnections | NetError::Io(_))) | Err(_) => {
+                Err(ResolveError::TimedOut)
+            }
             Ok(Err(error)) => Err(ResolveError::Lookup(error)),
         }
     }

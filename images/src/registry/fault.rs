@@ -120,9 +120,7 @@ fn tls_fault(error: &RustlsError) -> TlsFault {
             | CertificateError::ExpiredContext { .. }
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. } => TlsFault::Expired,
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                TlsFault::WrongName
-            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => TlsFault::WrongName,
             _ => TlsFault::Certificate,
         },
         RustlsError::InvalidMessage(_) => TlsFault::NotTls,

@@ -19,12 +19,8 @@ use crate::limits::{ANNOTATIONS_BYTES_MAX, CONFIG_BYTES_MAX, INDEX_ENTRIES_MAX, 
 use crate::platform::Platform;
 
 /// The media types that are asked for, best first.
-pub const ACCEPTED: [&str; 4] = [
-    OCI_IMAGE_INDEX_MEDIA_TYPE,
-    OCI_IMAGE_MEDIA_TYPE,
-    IMAGE_MANIFEST_LIST_MEDIA_TYPE,
-    IMAGE_MANIFEST_MEDIA_TYPE,
-];
+pub const ACCEPTED: [&str; 4] =
+    [OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE];
 /// Types under which static file servers offer anything; they state nothing.
 const UNSTATED: [&str; 3] = ["application/json", "application/octet-stream", "text/plain"];
 /// What the platform of an attestation is called.
@@ -145,11 +141,7 @@ struct Shape {
 
 /// Parses a manifest that was served as `content_type` and, for an entry of an index, described as
 /// `described`.
-pub fn parse(
-    bytes: &[u8],
-    content_type: Option<&str>,
-    described: Option<&str>,
-) -> Result<Document, ManifestError> {
+pub fn parse(bytes: &[u8], content_type: Option<&str>, described: Option<&str>) -> Result<Document, ManifestError> {
     strict_json::check(bytes).map_err(ManifestError::Json)?;
     let shape: Shape = serde_json::from_slice(bytes).map_err(ManifestError::Json)?;
     let is_index = shape.manifests.is_some();
@@ -260,9 +252,7 @@ fn checked(digest: &str, size: i64, media_type: &str) -> Result<Descriptor, Mani
     Ok(Descriptor { digest, size_bytes, media_type: media_type.to_owned() })
 }
 
-fn check_annotations(
-    annotations: Option<&std::collections::BTreeMap<String, String>>,
-) -> Result<(), ManifestError> {
+fn check_annotations(annotations: Option<&std::collections::BTreeMap<String, String>>) -> Result<(), ManifestError> {
     let total: usize = annotations.into_iter().flatten().map(|(key, value)| key.len() + value.len()).sum();
     if total > ANNOTATIONS_BYTES_MAX { Err(ManifestError::TooMuch { what: "annotations" }) } else { Ok(()) }
 }

@@ -68,13 +68,7 @@ impl Session {
     ) -> Result<Session, RegistryError> {
         if may_be_plain {
             let url = join(transport.base(), "v2/");
-            let ping = Request {
-                method: Method::GET,
-                url,
-                headers: HeaderMap::new(),
-                form: None,
-                follow: Follow::No,
-            };
+            let ping = Request { method: Method::GET, url, headers: HeaderMap::new(), form: None, follow: Follow::No };
             match transport.send(&ping, None).await {
                 // A bad certificate is no reason to talk without one (security.md A64).
                 Err(error) if speaks_no_tls(&error) => transport.use_plain_http(),
@@ -94,12 +88,7 @@ impl Session {
     }
 
     /// Asks for a manifest by tag or digest.
-    pub async fn manifest(
-        &self,
-        method: Method,
-        name: &str,
-        notices: &Notices,
-    ) -> Result<Answer, RegistryError> {
+    pub async fn manifest(&self, method: Method, name: &str, notices: &Notices) -> Result<Answer, RegistryError> {
         let mut headers = HeaderMap::new();
         for media_type in manifest::ACCEPTED {
             headers.append(ACCEPT, HeaderValue::from_static(media_type));
@@ -110,24 +99,14 @@ impl Session {
     }
 
     /// Asks for a blob, from a byte on.
-    pub async fn blob(
-        &self,
-        digest: &str,
-        headers: HeaderMap,
-        notices: &Notices,
-    ) -> Result<Answer, RegistryError> {
+    pub async fn blob(&self, digest: &str, headers: HeaderMap, notices: &Notices) -> Result<Answer, RegistryError> {
         let url = join(self.transport.base(), &format!("v2/{}/blobs/{digest}", self.repository));
         let request = Request { method: Method::GET, url, headers, form: None, follow: Follow::Yes };
         self.request(&request, Subject::Blob, notices).await
     }
 
     /// Sends `request` until there is an answer that waiting would not change.
-    async fn request(
-        &self,
-        request: &Request,
-        subject: Subject,
-        notices: &Notices,
-    ) -> Result<Answer, RegistryError> {
+    async fn request(&self, request: &Request, subject: Subject, notices: &Notices) -> Result<Answer, RegistryError> {
         let mut patience = Duration::from_secs(RETRY_AFTER_SECONDS_MAX);
         let mut attempt = 0;
         loop {

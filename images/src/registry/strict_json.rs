@@ -85,7 +85,8 @@ mod tests {
 
     #[test]
     fn a50_only_unambiguous_documents_pass() {
-        let good: [&[u8]; 4] = [b"{}", b"{\"a\":[1,2.5,null,true,\"x\"],\"b\":{\"a\":1}}", b" [] ", b"{\"x\":{\"a\":1,\"A\":2}}"];
+        let good: [&[u8]; 4] =
+            [b"{}", b"{\"a\":[1,2.5,null,true,\"x\"],\"b\":{\"a\":1}}", b" [] ", b"{\"x\":{\"a\":1,\"A\":2}}"];
         for text in good {
             check(text).expect("good");
         }

@@ -110,9 +110,9 @@ pub fn client_config(roots: RootCertStore, host: HostCertificates) -> Result<Cli
         .map_err(|source| CertificateError::Refused { path: PathBuf::new(), source })?
         .with_root_certificates(roots);
     let mut config = match host.own {
-        Some((path, chain, key)) => builder
-            .with_client_auth_cert(chain, key)
-            .map_err(|source| CertificateError::Refused { path, source })?,
+        Some((path, chain, key)) => {
+            builder.with_client_auth_cert(chain, key).map_err(|source| CertificateError::Refused { path, source })?
+        }
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];

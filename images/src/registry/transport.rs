@@ -193,11 +193,7 @@ impl Transport {
     }
 
     /// Sends `request`; `authorization` goes to the registry's own origin or the first hop only.
-    pub async fn send(
-        &self,
-        request: &Request,
-        authorization: Option<&HeaderValue>,
-    ) -> Result<Answer, RegistryError> {
+    pub async fn send(&self, request: &Request, authorization: Option<&HeaderValue>) -> Result<Answer, RegistryError> {
         let mut url = request.url.clone();
         let mut authorization = authorization.cloned();
         let mut at_home = true;
@@ -234,9 +230,8 @@ impl Transport {
             builder = builder.header(AUTHORIZATION, authorization.clone());
         }
         if let Some(form) = &request.form {
-            builder = builder
-                .header(reqwest::header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-                .body(form.clone());
+            builder =
+                builder.header(reqwest::header::CONTENT_TYPE, "application/x-www-form-urlencoded").body(form.clone());
         }
         let patience = self.timeouts.connect + self.timeouts.headers;
         let host = host_of(url);
@@ -252,8 +247,7 @@ impl Transport {
 
     async fn away(&self) -> Result<&Client, RegistryError> {
         let make = || async {
-            let refused =
-                |source| RegistryError::Certificates { registry: host_of(&self.base), source };
+            let refused = |source| RegistryError::Certificates { registry: host_of(&self.base), source };
             let config = tls::client_config(self.roots.clone(), HostCertificates::default()).map_err(refused)?;
             let names = self.names.restricted(self.reach().await);
             build_client(names, config, &self.timeouts, &self.proxies)

@@ -149,7 +149,10 @@ fn a51_digests_never_become_paths() {
     let mut config = Made::small().config;
     config["rootfs"]["diff_ids"] = json!(["sha256:../../x"]);
     let error = refused_with_config(config);
-    assert!(matches!(error, PullError::Manifest { source: ManifestError::Invalid { field: "diff_id" }, .. }), "{error}");
+    assert!(
+        matches!(error, PullError::Manifest { source: ManifestError::Invalid { field: "diff_id" }, .. }),
+        "{error}"
+    );
 }
 
 /// Pulls an image of one layer whose configuration is `config`.

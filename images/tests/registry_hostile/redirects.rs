@@ -75,9 +75,7 @@ fn a62_authorization_does_not_come_back() {
             return content.blobs.get(digest).map_or(Reply::new(404), |blob| Reply::new(200).body(blob.clone()));
         }
         match (seen.authorization(), seen.path.split_once("/blobs/")) {
-            (Some(BASIC), Some((_, digest))) => {
-                Reply::redirect(307, format!("http://localhost:{away_port}/{digest}"))
-            }
+            (Some(BASIC), Some((_, digest))) => Reply::redirect(307, format!("http://localhost:{away_port}/{digest}")),
             (Some(BASIC), None) => content.serve(seen),
             _ => Reply::new(401).header("WWW-Authenticate", "Basic realm=\"r\""),
         }
@@ -94,9 +92,10 @@ fn a62_a_redirect_on_the_same_origin_keeps_it() {
     let made = Made::small();
     let content = made.content("t");
     let site = Site::with(Content::default(), move |seen, _| match (seen.authorization(), seen.path.as_str()) {
-        (Some(BASIC), path) if path.starts_with("/moved/") => {
-            content.blobs.get(&path["/moved/".len()..]).map_or(Reply::new(404), |blob| Reply::new(200).body(blob.clone()))
-        }
+        (Some(BASIC), path) if path.starts_with("/moved/") => content
+            .blobs
+            .get(&path["/moved/".len()..])
+            .map_or(Reply::new(404), |blob| Reply::new(200).body(blob.clone())),
         (Some(BASIC), path) => match path.split_once("/blobs/") {
             Some((_, digest)) => Reply::redirect(307, format!("/moved/{digest}")),
             None => content.serve(seen),
@@ -166,10 +165,7 @@ fn a62_names_that_lead_inside_are_not_gone_to() {
     let place = place_for(&site);
     place.name_host("office.example", "10.0.0.1");
     let error = place.refused(&site.image("x:t"));
-    assert!(
-        matches!(error, PullError::Registry(RegistryError::Unreachable { fault: Fault::Inside, .. })),
-        "{error:?}"
-    );
+    assert!(matches!(error, PullError::Registry(RegistryError::Unreachable { fault: Fault::Inside, .. })), "{error:?}");
 }
 
 #[test]

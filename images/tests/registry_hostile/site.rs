@@ -241,7 +241,8 @@ impl Place {
 
     /// Writes a login file with `user:password` for each of `hosts`.
     pub fn log_in(&mut self, hosts: &[&str]) {
-        let auths: BTreeMap<&str, Value> = hosts.iter().map(|host| (*host, json!({"auth": "dXNlcjpwYXNzd29yZA=="}))).collect();
+        let auths: BTreeMap<&str, Value> =
+            hosts.iter().map(|host| (*host, json!({"auth": "dXNlcjpwYXNzd29yZA=="}))).collect();
         let path = self.dir.path().join("config.json");
         fs_err::write(&path, json!({ "auths": auths }).to_string()).expect("login file");
         self.options.login_files = vec![path];

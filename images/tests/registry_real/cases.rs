@@ -9,7 +9,9 @@ use coracle_images::registry::{RegistryError, TlsFault};
 use coracle_images::{Compression, NoProgress, PullError, Reference, Store, pull};
 
 use crate::proxy::Proxy;
-use crate::registry::{Guard, PULLER_NAME, PULLER_ROOT, Place, Registry, has_tools, make_image, noise, spawn_puller, with_zstd};
+use crate::registry::{
+    Guard, PULLER_NAME, PULLER_ROOT, Place, Registry, has_tools, make_image, noise, spawn_puller, with_zstd,
+};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;

@@ -6,185 +6,29 @@
 //!
 //! The caller is in the user namespace that the layer space belongs to. Nothing here is async.
 
-use std::ffi::OsString;
+mod error;
+mod options;
+mod stream;
+
 use std::io::{Cursor, Read};
-use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use oci_spec::image::ImageConfiguration;
 
-use crate::credentials::{self, CredentialError};
+pub use error::PullError;
+pub use options::PullOptions;
+use stream::Stream;
+
+use crate::credentials;
 use crate::digest::Digest;
-use crate::layer::LayerSpace;
 use crate::limits::{CONFIG_BYTES_MAX, INDEX_NESTING_MAX, INDEXES_FETCHED_MAX, MANIFEST_BYTES_MAX, PARALLEL_MAX};
 use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::registry::manifest::{self, Descriptor, Document, ImageDocument, IndexDocument, ManifestError};
-use crate::registry::{self, BlobReader, Manifest, Notice, Proxies, Registry, RegistryError, RegistryOptions};
-use crate::registry::{NameFiles, Timeouts, TokenHost};
-use crate::store::{Image, IngestError, LayerIngest, Publication, SourceError, Store, StoreError};
-
-/// How many blobs are fetched at the same time unless told otherwise; what Docker does.
-const PARALLEL_DEFAULT: usize = 3;
-/// A reconnected stream that brings less than this before it breaks again counts as a failure.
-const STEADY_BYTES: u64 = 64 << 10;
-/// How many failures in a row end a download.
-const FAILURES_MAX: u32 = 5;
-/// How often one blob may be started over because its registry has no ranges.
-const RESTARTS_MAX: u32 = 2;
-
-/// How to pull.
-#[derive(Debug, Clone)]
-pub struct PullOptions {
-    /// Which image of an index; this host's when absent.
-    pub platform: Option<Platform>,
-    /// Where layers are unpacked to.
-    pub space: LayerSpace,
-    /// Files of `docker login` and `podman login`; the first that knows the registry counts.
-    pub login_files: Vec<PathBuf>,
-    /// Registries, as `host` or `host:port`, that may be talked to over plain http.
-    pub insecure_registries: Vec<String>,
-    /// Directories with `<host[:port]>/*.crt`, authorities for one registry each.
-    pub certs_dirs: Vec<PathBuf>,
-    /// Token servers on other hosts than their registry.
-    pub token_hosts: Vec<TokenHost>,
-    /// Which proxies to use.
-    pub proxies: Proxies,
-    /// How many blobs are fetched at the same time, 1 to [`PARALLEL_MAX`].
-    pub parallel: usize,
-    /// How long to wait for what.
-    pub timeouts: Timeouts,
-    /// Where names are looked up.
-    pub name_files: NameFiles,
-}
-
-impl PullOptions {
-    /// Knows the well-known token servers and the system's directories, nothing of any user.
-    pub fn new(space: LayerSpace) -> PullOptions {
-        PullOptions {
-            platform: None,
-            space,
-            login_files: Vec::new(),
-            insecure_registries: Vec::new(),
-            certs_dirs: vec!["/etc/containers/certs.d".into(), "/etc/docker/certs.d".into()],
-            token_hosts: TokenHost::well_known(),
-            proxies: Proxies::default(),
-            parallel: PARALLEL_DEFAULT,
-            timeouts: Timeouts::default(),
-            name_files: NameFiles::default(),
-        }
-    }
-
-    /// Takes login files, certificates and proxies from where a user's environment says they are.
-    pub fn from_environment(space: LayerSpace, get: &dyn Fn(&str) -> Option<OsString>) -> PullOptions {
-        let mut options = PullOptions::new(space);
-        options.login_files = credentials::login_files(get);
-        let text = |name: &str| get(name).and_then(|value| value.into_string().ok()).filter(|value| !value.is_empty());
-        let either = |lower: &str, upper: &str| text(lower).or_else(|| text(upper));
-        let all = either("all_proxy", "ALL_PROXY");
-        options.proxies = Proxies {
-            http: either("http_proxy", "HTTP_PROXY").or_else(|| all.clone()),
-            https: either("https_proxy", "HTTPS_PROXY").or(all),
-            none: either("no_proxy", "NO_PROXY"),
-        };
-        let config = text("XDG_CONFIG_HOME").map(PathBuf::from);
-        let config = config.or_else(|| text("HOME").map(|home| PathBuf::from(home).join(".config")));
-        if let Some(config) = config {
-            options.certs_dirs.insert(0, config.join("containers/certs.d"));
-        }
-        options
-    }
-}
-
-/// Why an image could not be pulled.
-#[derive(Debug, thiserror::Error)]
-pub enum PullError {
-    /// The registry did not give it; the variant inside says why.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// The login files cannot be used.
-    #[error(transparent)]
-    Credentials(#[from] CredentialError),
-    /// What the registry gave is no image that can be used.
-    #[error("{image} cannot be used")]
-    Manifest {
-        /// The image's full name.
-        image: String,
-        /// Why.
-        source: ManifestError,
-    },
-    /// There is no image for the platform.
-    #[error("{image} has no image for {wanted}{}", Offered(available))]
-    WrongPlatform {
-        /// The image's full name.
-        image: String,
-        /// What was asked for, or this host.
-        wanted: Platform,
-        /// What there is.
-        available: Vec<Platform>,
-    },
-    /// Indexes that point to indexes without end.
-    #[error("{image} is hidden behind too many indexes")]
-    TooNested {
-        /// The image's full name.
-        image: String,
-    },
-    /// The image's configuration is not one.
-    #[error("the configuration of {image} is not valid")]
-    Config {
-        /// The image's full name.
-        image: String,
-        /// Why.
-        source: oci_spec::OciSpecError,
-    },
-    /// The configuration describes another number of layers.
-    #[error("{image} has {layers} layers, and its configuration describes {described}")]
-    LayerCount {
-        /// The image's full name.
-        image: String,
-        /// In the manifest.
-        layers: usize,
-        /// In the configuration.
-        described: usize,
-    },
-    /// A blob could not be taken in: wrong content, disk full, a layer that cannot be unpacked.
-    #[error(transparent)]
-    Ingest(IngestError),
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl From<IngestError> for PullError {
-    fn from(error: IngestError) -> Self {
-        match error {
-            IngestError::Source { digest, source } => match registry_error(source) {
-                Ok(error) => PullError::Registry(error),
-                Err(source) => PullError::Ingest(IngestError::Source { digest, source }),
-            },
-            IngestError::Store(error) => PullError::Store(error),
-            other => PullError::Ingest(other),
-        }
-    }
-}
-
-/// Finds our own error in what came back through the store.
-fn registry_error(source: SourceError) -> Result<RegistryError, SourceError> {
-    let source = match source.downcast::<RegistryError>() {
-        Ok(error) => return Ok(*error),
-        Err(source) => source,
-    };
-    match source.downcast::<std::io::Error>() {
-        Ok(error) if error.get_ref().is_some_and(|inner| inner.is::<RegistryError>()) => match error.into_inner() {
-            Some(inner) => registry_error(inner),
-            None => Ok(RegistryError::Cancelled),
-        },
-        Ok(error) => Err(error),
-        Err(source) => Err(source),
-    }
-}
+use crate::registry::{Manifest, Notice, Registry, RegistryOptions};
+use crate::store::{Image, LayerIngest, Publication, SourceError, Store};
 
 /// Pulls `reference` into `store`, unpacked in the layer space of `options`.
 pub fn pull(
@@ -257,7 +101,9 @@ impl Pull<'_> {
         if self.store.find(&self.reference.to_string())?.is_none() {
             return Ok(None);
         }
-        let Some(digest) = self.registry.resolve(tag, &|notice| self.tell(&self.reference.familiar(), notice))? else { return Ok(None) };
+        let Some(digest) = self.registry.resolve(tag, &|notice| self.tell(&self.reference.familiar(), notice))? else {
+            return Ok(None);
+        };
         let pinned = self.reference.pinned(digest);
         let Some(image) = present(self.store, &pinned, &self.wanted, self.options)? else { return Ok(None) };
         if !image.names.contains(self.reference) {
@@ -352,24 +198,22 @@ impl Pull<'_> {
         described: Option<&Descriptor>,
     ) -> Result<(Manifest, Document), PullError> {
         let refuse = |source| PullError::Manifest { image: self.reference.to_string(), source };
-        let manifest = self.registry.manifest(name, expected, &|notice| self.tell(&self.reference.familiar(), notice))?;
+        let manifest =
+            self.registry.manifest(name, expected, &|notice| self.tell(&self.reference.familiar(), notice))?;
         if described.is_some_and(|descriptor| descriptor.size_bytes != manifest.bytes.len() as u64) {
             return Err(refuse(ManifestError::Invalid { field: "size" }));
         }
         let described = described.map(|descriptor| descriptor.media_type.as_str());
-        let document =
-            manifest::parse(&manifest.bytes, manifest.content_type.as_deref(), described).map_err(refuse)?;
+        let document = manifest::parse(&manifest.bytes, manifest.content_type.as_deref(), described).map_err(refuse)?;
         Ok((manifest, document))
     }
 
     fn config(&self, descriptor: &Descriptor) -> Result<ImageConfiguration, PullError> {
         let mut stream = Stream::new(self, descriptor);
-        let bytes = self.store.ingest_blob(
-            &descriptor.digest,
-            descriptor.size_bytes,
-            CONFIG_BYTES_MAX,
-            &mut |offset| stream.open(offset),
-        )?;
+        let bytes =
+            self.store.ingest_blob(&descriptor.digest, descriptor.size_bytes, CONFIG_BYTES_MAX, &mut |offset| {
+                stream.open(offset)
+            })?;
         ImageConfiguration::from_reader(bytes.as_slice())
             .map_err(|source| PullError::Config { image: self.reference.to_string(), source })
     }
@@ -459,61 +303,7 @@ struct Search {
     available: Vec<Platform>,
 }
 
-/// Opens one blob as often as it takes, within bounds.
-struct Stream<'a> {
-    pull: &'a Pull<'a>,
-    descriptor: &'a Descriptor,
-    last_offset: Option<u64>,
-    failures: u32,
-    restarts: u32,
-}
-
-impl<'a> Stream<'a> {
-    fn new(pull: &'a Pull<'a>, descriptor: &'a Descriptor) -> Stream<'a> {
-        Stream { pull, descriptor, last_offset: None, failures: 0, restarts: 0 }
-    }
-
-    fn open(&mut self, offset: u64) -> Result<Box<dyn Read + Send>, SourceError> {
-        let Descriptor { digest, size_bytes, .. } = self.descriptor;
-        let what = digest.short();
-        let unsteady = || RegistryError::Unsteady {
-            host: self.pull.registry.host().to_owned(),
-            digest: digest.clone(),
-            offset,
-        };
-        if let Some(last) = self.last_offset {
-            self.failures = if offset >= last + STEADY_BYTES { 1 } else { self.failures + 1 };
-            if self.failures > FAILURES_MAX {
-                return Err(Box::new(unsteady()));
-            }
-            self.pull.progress.phase(what, "continuing after a broken connection");
-            std::thread::sleep(registry::backoff(self.pull.options.timeouts.backoff, self.failures));
-        }
-        let listen = |notice| self.pull.tell(what, notice);
-        let reader: BlobReader = self.pull.registry.blob(digest, *size_bytes, offset, &listen)?;
-        if reader.skipped_bytes() > 0 {
-            self.restarts += 1;
-            if self.restarts > RESTARTS_MAX {
-                return Err(Box::new(unsteady()));
-            }
-        }
-        self.last_offset = Some(offset);
-        Ok(Box::new(reader))
-    }
-}
-
 fn platform_of(config: &ImageConfiguration) -> Platform {
     let (os, architecture) = (config.os().to_string(), config.architecture().to_string());
     Platform::from_parts(&os, &architecture, config.variant().as_deref())
-}
-
-/// Lists platforms at the end of a sentence.
-struct Offered<'a>(&'a [Platform]);
-
-impl std::fmt::Display for Offered<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Some((first, rest)) = self.0.split_first() else { return Ok(()) };
-        write!(f, "; there is {first}")?;
-        rest.iter().try_for_each(|platform| write!(f, ", {platform}"))
-    }
 }
