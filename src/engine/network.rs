@@ -6,7 +6,6 @@
 //! process ends it: it also does when coracle was killed.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -97,7 +96,7 @@ fn free_port(mapping: PortMapping) -> Result<PortMapping, NetworkError> {
 }
 
 impl PastaPlan {
-    /// Gives pasta's arguments for namespaces that this process holds open.
+    /// Gives pasta's arguments.
     fn arguments(&self, user: &str, net: &str, pid_file: &Path) -> Vec<String> {
         let mut arguments: Vec<String> = ["--config-net", "--quiet", "--no-map-gw"].map(str::to_owned).to_vec();
         for (flag, protocol) in [("-t", Protocol::Tcp), ("-u", Protocol::Udp)] {
@@ -124,9 +123,11 @@ impl PastaPlan {
     /// Starts pasta; when this returns, the network works.
     ///
     /// Gives the helper's process id. pasta puts itself into the background once it is ready.
-    pub fn start(&self, user: BorrowedFd, net: BorrowedFd, directory: &Path) -> Result<i32, NetworkError> {
-        let own = std::process::id();
-        let path = |fd: BorrowedFd| format!("/proc/{own}/fd/{}", fd.as_raw_fd());
+    ///
+    /// `pid` is the container's first process, which waits: pasta opens the second namespace from
+    /// within the first, where descriptors of this process are out of its reach.
+    pub fn start(&self, pid: i32, directory: &Path) -> Result<i32, NetworkError> {
+        let path = |kind: &str| format!("/proc/{pid}/ns/{kind}");
         let pid_file = directory.join("pasta.pid");
         let mut command = Command::new(&self.program);
         if rustix::process::geteuid().is_root() {
@@ -134,7 +135,7 @@ impl PastaPlan {
             command.args(["--runas", "0:0"]);
         }
         let output = command
-            .args(self.arguments(&path(user), &path(net), &pid_file))
+            .args(self.arguments(&path("user"), &path("net"), &pid_file))
             .stdin(Stdio::null())
             .output()
             .map_err(NetworkError::Spawn)?;

@@ -424,7 +424,7 @@ impl Prepared {
         pasta: &network::PastaPlan,
         namespaces: &coracle_runtime::Namespaces<'_>,
     ) -> Result<Keeper, EngineError> {
-        let helper = pasta.start(namespaces.user, namespaces.net, &self.directory.path)?;
+        let helper = pasta.start(namespaces.pid, &self.directory.path)?;
         Keeper::start(helper).map_err(EngineError::Supervise)
     }
 }

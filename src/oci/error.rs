@@ -7,7 +7,8 @@ use coracle_runtime::bundle::BundleError;
 use coracle_runtime::caps::CapError;
 use coracle_runtime::container::{ContainerError, Id, IdentityError, InvalidId, Status};
 
-use super::EXIT_FAILED;
+/// What a shell sees when the runtime itself failed; runc's.
+const EXIT_FAILED: u8 = 1;
 
 /// runc's exit code where `exec` could not run the program.
 const EXIT_EXEC_FAILED: u8 = 255;
@@ -21,6 +22,10 @@ pub enum OciError {
     UnknownFlag(String),
     #[error("command {0} is not implemented")]
     UnknownCommand(String),
+    #[error("argument {0} is missing")]
+    MissingArgument(String),
+    #[error("{0}")]
+    Usage(String),
     #[error("no command is given; --help lists them")]
     NoCommand,
     #[error(transparent)]

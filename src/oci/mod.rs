@@ -28,9 +28,6 @@ use error::OciError;
 use journal::Journal;
 use place::Place;
 
-/// What a shell sees when the runtime itself failed; runc's.
-const EXIT_FAILED: u8 = 1;
-
 /// Start and control containers from OCI bundles.
 #[derive(Parser)]
 #[command(name = "coracle-oci", disable_version_flag = true, disable_help_subcommand = true)]
@@ -156,9 +153,14 @@ fn usage(error: &clap::Error) -> ExitCode {
         ErrorKind::InvalidSubcommand => {
             journal.fail(&OciError::UnknownCommand(what(ContextKind::InvalidSubcommand)))
         }
+        ErrorKind::MissingRequiredArgument => {
+            journal.fail(&OciError::MissingArgument(what(ContextKind::InvalidArg)))
+        }
         _ => {
-            let _ = error.print();
-            ExitCode::from(EXIT_FAILED)
+            // The first line says it all; the rest is usage, which --help prints.
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            journal.fail(&OciError::Usage(line.trim_start_matches("error: ").to_owned()))
         }
     }
 }

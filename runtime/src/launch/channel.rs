@@ -87,10 +87,13 @@ pub(crate) fn receive(channel: impl AsFd) -> Result<Option<Message>, Errno> {
     let mut bytes = [0_u8; WIRE_MAX + 1];
     let mut parts = [IoSliceMut::new(&mut bytes)];
     let flags = RecvFlags::CMSG_CLOEXEC;
-    let received = match retry_on_intr(|| recvmsg(&channel, &mut parts, &mut control, flags)) {
-        // The other side died with our last message unread.
-        Err(Errno::CONNRESET) => return Ok(None),
-        result => result?.bytes,
+    let received = loop {
+        match recvmsg(&channel, &mut parts, &mut control, flags) {
+            // The other side left our last message unread; what it said before is still here, and
+            // the kernel reports this once.
+            Err(Errno::CONNRESET | Errno::INTR) => {}
+            result => break result?.bytes,
+        }
     };
     let fd = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),

@@ -16,7 +16,7 @@ use super::fault::Fault;
 use super::inside::{Inside, Shape};
 use super::mounting::{self, Mounted, PROC_MAGIC};
 use super::options::{Rootfs, Stdio};
-use super::program::{self, Departure, Hold, Streams, follow_parent, hide, set_streams};
+use super::program::{self, Departure, Hold, Streams, follow_parent, hide, set_streams, show};
 use super::{confining, identity, rootfs};
 use crate::failure::{LaunchFailure, Stage};
 use crate::plan::{Plan, flags};
@@ -67,13 +67,22 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
     expect(channel, Stage::Ids, |message| matches!(message, Message::Mapped))?;
     // While our own /proc files still belong to the caller.
     set_oom_score(plan.process.oom_score_adj)?;
-    hide()?;
+    // Processes of a namespace that is joined must not look into this one. In new namespaces there
+    // are none, and the network helper has to reach them through /proc until it is ready.
+    let joins = !plan.namespaces.join.is_empty();
+    if joins {
+        hide()?;
+    }
     umask(Mode::empty());
     let owns_namespace = plan.namespaces.creates_user();
     rootfs::detach_propagation(plan.root_propagation, owns_namespace)?;
     let sources = mounting::open_sources(&plan.mounts, child.bundle)?;
     let has = |id: fn(&crate::idmap::IdMap) -> Option<u32>| plan.idmap.as_ref().is_some_and(|map| id(map).is_some());
     identity::become_root(has(|map| map.host_uid(0)), has(|map| map.host_gid(0)))?;
+    if !joins {
+        // A change of ids closes /proc again.
+        show()?;
+    }
     let root = rootfs::mount_root(child.rootfs)?;
     let inside = Inside::new(&root);
     let mut mounted = mounting::mount_all(&plan.mounts, sources, inside)?;

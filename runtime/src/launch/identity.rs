@@ -39,7 +39,12 @@ pub(crate) fn limit(process: &ProcessPlan) -> Result<(), LaunchFailure> {
 /// Without no_new_privs the filter has to be loaded while CAP_SYS_ADMIN is still there; it then sees
 /// the rest of this function.
 pub(crate) fn assume(process: &ProcessPlan) -> Result<(), LaunchFailure> {
-    let (sets, _lost) = process.capabilities.grantable(CapSet::held().map_err(unkept)?);
+    let (mut sets, _lost) = process.capabilities.grantable(CapSet::held().map_err(unkept)?);
+    if process.uid != 0 {
+        // All that is effective after execve; anything more would only help this process to reach
+        // directories and programs that are closed to its user.
+        sets.effective = sets.ambient;
+    }
     sets.limit_bounding().map_err(unkept)?;
     if process.no_new_privileges {
         set_no_new_privs(true).fault(STAGE, "set", "no_new_privs")?;

@@ -25,8 +25,8 @@ const NSFS_MAGIC: u64 = 0x6e73_6673;
 
 /// One namespace to join.
 pub(crate) struct Joined {
-    namespace: OwnedFd,
-    kind: CloneFlags,
+    pub(crate) namespace: OwnedFd,
+    pub(crate) kind: CloneFlags,
     path: PathBuf,
 }
 
@@ -46,7 +46,12 @@ fn open_one(kind: CloneFlags, path: &Path) -> Result<Joined, LaunchFailure> {
 }
 
 /// Enters all of them; the kernel checks that each is of its kind.
-pub(crate) fn enter_all(list: &[Joined], _channel: &OwnedFd) -> Result<(), LaunchFailure> {
+pub(crate) fn enter_all(list: &[Joined], creates_user: bool) -> Result<(), LaunchFailure> {
+    // Whoever lives in a joined pid namespace sees the child from its birth (A03). One with a new
+    // user namespace cannot hide before its ids are mapped, and is of no use to them until then.
+    if !creates_user && list.iter().any(|joined| joined.kind == CloneFlags::PID) {
+        hide()?;
+    }
     for joined in list {
         move_into_link_name_space(joined.namespace.as_fd(), link_type(joined.kind))
             .fault(STAGE, "join namespace", joined.path.display())?;
@@ -69,7 +74,7 @@ fn link_type(kind: CloneFlags) -> Option<LinkNameSpaceType> {
 
 /// Clones `child` from a process that has run `enter`.
 pub(crate) fn clone_inside(
-    enter: impl FnOnce(&OwnedFd) -> Result<(), LaunchFailure>,
+    enter: impl FnOnce() -> Result<(), LaunchFailure>,
     options: &CloneOptions<'_>,
     ours: &OwnedFd,
     theirs: OwnedFd,
@@ -77,8 +82,7 @@ pub(crate) fn clone_inside(
 ) -> Result<Cloned, LaunchFailure> {
     let intermediate = clone_process(&CloneOptions::default(), || {
         close_in_child(ours);
-        // Whoever lives in those namespaces sees this process from the moment it joins (A03).
-        if let Err(failure) = hide().and_then(|()| enter(&theirs)) {
+        if let Err(failure) = enter() {
             return report(&theirs, failure);
         }
         let flags = options.flags.with(CloneFlags::PARENT);

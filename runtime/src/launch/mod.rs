@@ -39,10 +39,11 @@ use rustix::net::{
 use crate::failure::{LaunchFailure, Stage};
 use crate::idmap;
 use crate::plan::{self, Plan};
-use crate::sys::{CloneOptions, Cloned, clone_process};
+use crate::sys::{CloneFlags, CloneOptions, Cloned, clone_process};
 use channel::Message;
 use child::Child;
 use fault::Fault;
+use join::Joined;
 use program::Hold;
 
 /// Starts the container's first process.
@@ -72,10 +73,11 @@ pub fn launch(options: LaunchOptions<'_>) -> Result<Running, LaunchFailure> {
         init_reaper: options.init_reaper,
         no_pivot: options.no_pivot,
     };
-    let cloned = create(&plan, options.cgroup, child, &ours, theirs)?;
+    let joined = join::open_all(&plan.namespaces.join)?;
+    let cloned = create(&plan, &joined, options.cgroup, child, &ours, theirs)?;
     let launched = Launched { cloned, channel: ours };
     let on_namespaces = options.on_namespaces.take();
-    let finished = launched.accompany(&plan, on_namespaces);
+    let finished = launched.accompany(&plan, &joined, on_namespaces);
     let result = finished.and_then(|(userns, console)| launched.conclude(&options.gate, userns, console));
     result.inspect_err(|_| {
         launched.abandon();
@@ -97,22 +99,22 @@ fn check_terminal(plan: &Plan, options: &LaunchOptions<'_>) -> Result<(), Launch
 /// Clones the child: directly, or through an intermediate one that joins namespaces first.
 fn create(
     plan: &Plan,
+    joined: &[Joined],
     cgroup: Option<std::os::fd::BorrowedFd<'_>>,
     child: Child<'_>,
     ours: &OwnedFd,
     theirs: OwnedFd,
 ) -> Result<Cloned, LaunchFailure> {
     let options = CloneOptions { flags: plan.namespaces.create, cgroup };
-    if plan.namespaces.join.is_empty() {
+    if joined.is_empty() {
         let cloned = clone_process(&options, || {
             close_in_child(ours);
             child::run(child, theirs)
         });
         return cloned.fault(Stage::Namespaces, "create", "namespaces");
     }
-    let namespaces = join::open_all(&plan.namespaces.join)?;
     join::clone_inside(
-        |channel| join::enter_all(&namespaces, channel),
+        || join::enter_all(joined, plan.namespaces.creates_user()),
         &options,
         ours,
         theirs,
@@ -161,6 +163,7 @@ impl Launched {
     fn accompany(
         &self,
         plan: &Plan,
+        joined: &[Joined],
         on_namespaces: Option<OnNamespaces<'_>>,
     ) -> Result<(OwnedFd, Option<OwnedFd>), LaunchFailure> {
         let pid = self.cloned.pid;
@@ -168,9 +171,9 @@ impl Launched {
             idmap::write(pid, map)?;
         }
         // Before the child goes on: it hides then, and its /proc entries with it.
-        let user = open_namespace(pid, "user")?;
+        let user = namespace_of(plan, joined, pid, CloneFlags::USER, "user")?;
         let net = match &on_namespaces {
-            Some(_) => Some(open_namespace(pid, "net")?),
+            Some(_) => Some(namespace_of(plan, joined, pid, CloneFlags::NET, "net")?),
             None => None,
         };
         self.say(&Message::Mapped)?;
@@ -223,6 +226,25 @@ impl Launched {
         let _ = pidfd_send_signal(&self.cloned.pidfd, Signal::KILL);
         let wait = || waitid(WaitId::PidFd(self.cloned.pidfd.as_fd()), WaitIdOptions::EXITED);
         let _ = rustix::io::retry_on_intr(wait);
+    }
+}
+
+/// A namespace of the child: its own, the one it joined, or ours.
+fn namespace_of(
+    plan: &Plan,
+    joined: &[Joined],
+    pid: i32,
+    kind: CloneFlags,
+    name: &str,
+) -> Result<OwnedFd, LaunchFailure> {
+    if plan.namespaces.create.contains(kind) {
+        return open_namespace(pid, name);
+    }
+    match joined.iter().find(|joined| joined.kind == kind) {
+        Some(joined) => {
+            joined.namespace.try_clone().map_err(|_| Errno::MFILE).fault(Stage::Namespaces, "keep", name)
+        }
+        None => open_namespace(rustix::process::getpid().as_raw_pid(), name),
     }
 }
 

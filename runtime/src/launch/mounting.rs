@@ -290,15 +290,17 @@ pub(crate) fn empty_directory() -> Result<OwnedFd, LaunchFailure> {
 /// Restricts a bound tree: first everything, then its top.
 ///
 /// Only bits that are set or cleared are touched, so flags that the source's own namespace locked
-/// stay; a wish to clear one of those is dropped, which leaves the mount stricter than asked.
+/// stay. A wish to clear one of those is dropped, which leaves the mount stricter than asked, and so
+/// is a wish for another access time setting, which is always locked and restricts nobody.
 fn set_attributes(tree: &OwnedFd, step: &MountStep) -> Result<(), LaunchFailure> {
     for (recursive, attr) in [(true, step.recursive_attr), (false, step.attr)] {
         if attr == MountAttr::default() {
             continue;
         }
         match mount_setattr(tree.as_fd(), recursive, &attr) {
-            Err(Errno::PERM) if attr.clear != 0 && attr.clear & attr.set == 0 => {
-                mount_setattr(tree.as_fd(), recursive, &MountAttr { clear: 0, ..attr })
+            Err(Errno::PERM) if attr.clear != 0 => {
+                let kept = MountAttr { clear: 0, set: attr.set & !flags::ATIME, ..attr };
+                mount_setattr(tree.as_fd(), recursive, &kept)
             }
             result => result,
         }

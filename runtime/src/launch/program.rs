@@ -57,6 +57,11 @@ pub(crate) fn hide() -> Result<(), LaunchFailure> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).fault(Stage::Identity, "hide", "process")
 }
 
+/// Lets processes of the same user reach this one's /proc entries again.
+pub(crate) fn show() -> Result<(), LaunchFailure> {
+    set_dumpable_behavior(DumpableBehavior::Dumpable).fault(Stage::Identity, "show", "process")
+}
+
 /// Asks the kernel to kill this process when its parent dies.
 pub(crate) fn follow_parent(wanted: bool) -> Result<(), LaunchFailure> {
     if !wanted {
