@@ -3,8 +3,10 @@
 //! The agent dials out and opens no port (A82). It keeps instances running while the scheduler is away, reports
 //! everything before it takes new orders, and applies each order once.
 
+mod client;
 mod engine;
 mod machine;
 
+pub use client::{Agent, Client, ClientError, FileKeeper, Keeper};
 pub use engine::{Engine, EngineError, SimulatedEngine};
 pub use machine::{Machine, REPLY_MAX_MS};

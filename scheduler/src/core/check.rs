@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::index;
 use super::live::{self, Used};
+use super::request::audit_hash;
 use super::state::State;
 use crate::model::*;
 
@@ -14,6 +15,20 @@ pub fn violations(state: &State) -> Vec<String> {
     providers(state, &mut found);
     rebuilt(state, &mut found);
     found
+}
+
+/// Finds the first row of a group's audit chain that does not follow from the one before it: edited, removed, put in
+/// or moved. `head` is the newest hash that was published; a chain that does not reach it was cut off.
+pub fn broken_link(rows: &[Audit], head: &str) -> Option<u64> {
+    let mut previous = "";
+    for (place, row) in rows.iter().enumerate() {
+        let sound = row.previous == previous && row.group_seq == place as u64 + 1 && row.hash == audit_hash(row);
+        if !sound {
+            return Some(row.group_seq);
+        }
+        previous = &row.hash;
+    }
+    (previous != head).then_some(rows.len() as u64 + 1)
 }
 
 fn instances(state: &State, found: &mut Vec<String>) {

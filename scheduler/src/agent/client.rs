@@ -1,0 +1,228 @@
+//! The agent over HTTP: dials out, speaks the protocol of [`Machine`], drives an [`Engine`].
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use reqwest::StatusCode;
+use serde::de::DeserializeOwned;
+
+use super::engine::Engine;
+use super::machine::{Machine, REPLY_MAX_MS};
+use crate::model::*;
+use crate::server::Problem;
+use crate::server::agents::WAIT_MAX_MS;
+use crate::server::shapes::{JoinBody, Joined};
+
+/// First wait after a call that failed.
+const RETRY: Duration = Duration::from_millis(200);
+/// Longest wait after calls that failed.
+const RETRY_MAX: Duration = Duration::from_secs(20);
+/// How often the engine is looked at while a sync is held: a change must not wait for the next one.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Says why a call to the scheduler came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No answer.
+    #[error("cannot reach the scheduler for {op}")]
+    Send {
+        /// What was asked.
+        op: &'static str,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// A refusal.
+    #[error("the scheduler refuses {op} with {status}: {detail}")]
+    Refused {
+        /// What was asked.
+        op: &'static str,
+        /// The status.
+        status: u16,
+        /// The kind of the problem.
+        kind: String,
+        /// The words of the problem.
+        detail: String,
+    },
+    /// The count of hellos cannot be kept.
+    #[error("cannot keep the count of hellos")]
+    Incarnation(#[source] std::io::Error),
+}
+
+/// Keeps the number of the last hello over restarts; a number must be kept before it is used.
+pub trait Keeper: Send {
+    /// Keeps it.
+    fn keep(&mut self, incarnation: u64) -> Result<(), std::io::Error>;
+}
+
+impl Keeper for () {
+    fn keep(&mut self, _incarnation: u64) -> Result<(), std::io::Error> {
+        Ok(())
+    }
+}
+
+/// Keeps it in a file, replaced by rename.
+#[derive(Debug)]
+pub struct FileKeeper(pub std::path::PathBuf);
+
+impl FileKeeper {
+    /// Reads the number; 0 when there is no file yet.
+    pub fn read(&self) -> Result<u64, std::io::Error> {
+        match fs_err::read_to_string(&self.0) {
+            Ok(text) => text.trim().parse().map_err(std::io::Error::other),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Keeper for FileKeeper {
+    fn keep(&mut self, incarnation: u64) -> Result<(), std::io::Error> {
+        let fresh = self.0.with_extension("new");
+        fs_err::write(&fresh, incarnation.to_string())?;
+        fs_err::File::open(&fresh)?.sync_all()?;
+        fs_err::rename(&fresh, &self.0)
+    }
+}
+
+/// Calls one scheduler with one token.
+#[derive(Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    base: String,
+    token: String,
+}
+
+impl Client {
+    /// Makes a client; `http` carries the trusted certificates.
+    pub fn new(http: reqwest::Client, base: impl Into<String>, token: impl Into<String>) -> Self {
+        Self { http, base: base.into(), token: token.into() }
+    }
+
+    async fn post<T: DeserializeOwned>(&self, op: &'static str, path: &str, body: &impl serde::Serialize) -> Result<T, ClientError> {
+        let send = |source| ClientError::Send { op, source };
+        let request = self.http.post(format!("{}{path}", self.base)).bearer_auth(&self.token);
+        let request = request.timeout(Duration::from_millis(REPLY_MAX_MS)).json(body);
+        let response = request.send().await.map_err(send)?;
+        let status = response.status();
+        if status.is_success() {
+            return response.json().await.map_err(send);
+        }
+        let problem: Option<Problem> = response.json().await.ok();
+        let (kind, detail) = problem.map(|problem| (problem.kind, problem.detail)).unwrap_or_default();
+        Err(ClientError::Refused { op, status: status.as_u16(), kind, detail })
+    }
+
+    /// Joins with a join token as this client's token.
+    pub async fn join(&self, name: Name) -> Result<Joined, ClientError> {
+        self.post("join", "/v1/join", &JoinBody { name }).await
+    }
+}
+
+fn is_hello_needed(error: &ClientError) -> bool {
+    matches!(error, ClientError::Refused { status, kind, .. }
+        if *status == StatusCode::CONFLICT.as_u16() && kind.ends_with("#hello-needed"))
+}
+
+/// An agent: a client, a machine and an engine.
+pub struct Agent<E: Engine, K: Keeper> {
+    client: Client,
+    machine: Machine,
+    engine: Arc<Mutex<E>>,
+    keeper: K,
+    start: Instant,
+    failures: u32,
+}
+
+impl<E: Engine, K: Keeper> Agent<E, K> {
+    /// Makes an agent that has said `incarnation` hellos before.
+    pub fn new(client: Client, engine: Arc<Mutex<E>>, keeper: K, incarnation: u64) -> Self {
+        Self { client, machine: Machine::new(incarnation, 0), engine, keeper, start: Instant::now(), failures: 0 }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn with<T>(&mut self, work: impl FnOnce(&mut Machine, &mut E) -> T) -> T {
+        let mut engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        work(&mut self.machine, &mut engine)
+    }
+
+    /// Works until the scheduler says that this provider is not its own any more, or the task is dropped.
+    pub async fn run(&mut self) -> Result<(), ClientError> {
+        loop {
+            let now = self.now_ms();
+            self.with(|machine, engine| machine.tick(engine, now));
+            let outcome = if self.machine.is_open() { self.sync().await } else { self.hello().await };
+            match outcome {
+                Ok(()) => self.failures = 0,
+                Err(error) if is_hello_needed(&error) => {}
+                Err(error @ (ClientError::Refused { status: 401 | 403, .. } | ClientError::Incarnation(_))) => return Err(error),
+                Err(_) => self.pause().await,
+            }
+        }
+    }
+
+    /// Waits after a failure, longer each time; what may not run alone is still looked after.
+    async fn pause(&mut self) {
+        let wait = RETRY.saturating_mul(1 << self.failures.min(10)).min(RETRY_MAX);
+        self.failures += 1;
+        let until = Instant::now() + wait;
+        while Instant::now() < until {
+            tokio::time::sleep(RETRY.min(wait)).await;
+            let now = self.now_ms();
+            self.with(|machine, engine| machine.tick(engine, now));
+        }
+    }
+
+    async fn hello(&mut self) -> Result<(), ClientError> {
+        let sent = self.now_ms();
+        let hello = self.with(|machine, engine| machine.hello(engine));
+        self.keeper.keep(hello.incarnation).map_err(ClientError::Incarnation)?;
+        let reply: HelloReply = self.client.post("hello", "/v1/agent/hello", &hello).await?;
+        let now = self.now_ms();
+        self.with(|machine, engine| machine.on_hello(engine, now, sent, reply));
+        Ok(())
+    }
+
+    async fn sync(&mut self) -> Result<(), ClientError> {
+        let sent = self.now_ms();
+        let Some(sync) = self.with(|machine, engine| machine.sync(engine)) else { return Ok(()) };
+        let session = sync.session;
+        let wait = self.machine.interval_ms.min(WAIT_MAX_MS);
+        let path = format!("/v1/agent/sync?wait_ms={wait}");
+        let client = self.client.clone();
+        let before = self.with(|_, engine| engine.report());
+        let call = client.post::<SyncReply>("sync", &path, &sync);
+        tokio::pin!(call);
+        let outcome = loop {
+            tokio::select! {
+                outcome = &mut call => break outcome,
+                () = tokio::time::sleep(LOOK) => {
+                    let now = self.now_ms();
+                    let changed = self.with(|machine, engine| {
+                        machine.tick(engine, now);
+                        engine.report() != before
+                    });
+                    // Something happened here: say so now instead of waiting for an order.
+                    if changed {
+                        return Ok(());
+                    }
+                }
+            }
+        };
+        match outcome {
+            Ok(reply) => {
+                let now = self.now_ms();
+                self.with(|machine, engine| machine.on_sync(engine, now, sent, reply));
+                Ok(())
+            }
+            Err(error) => {
+                if is_hello_needed(&error) {
+                    self.machine.on_hello_needed(session);
+                }
+                Err(error)
+            }
+        }
+    }
+}

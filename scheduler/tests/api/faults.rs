@@ -1,0 +1,261 @@
+//! The scheduler as a process that is killed, stopped, and given bad files: F04, F06, F33, F36.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use coracle_scheduler::core::check::broken_link;
+use coracle_scheduler::failpoint::POINTS;
+use coracle_scheduler::model::Audit;
+use coracle_scheduler::server::{self, Options};
+use coracle_scheduler::store::{SQLITE_LEAST, SqliteStore, Store as _, StoreError};
+use reqwest::Method;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::support::{DEADLINE, http, instance, name};
+
+/// Where a child finds its folder.
+const FOLDER: &str = "CORACLE_TEST_SCHEDULER_FOLDER";
+
+/// Not a test: the scheduler process of the tests below.
+#[test]
+#[ignore = "a child of the other tests"]
+fn child() {
+    let Ok(folder) = std::env::var(FOLDER) else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        let folder = Path::new(&folder);
+        let options = Options::new(SocketAddr::from(([127, 0, 0, 1], 0)), folder.join("pool.db"));
+        let mut running = server::start(options).await.expect("start");
+        let secret = server::bootstrap(&running.site, name("ops"), name("root")).await.expect("bootstrap");
+        if let Some(secret) = secret {
+            fs_err::write(folder.join("secret"), secret.reveal()).expect("secret");
+        }
+        let mut out = std::io::stdout();
+        writeln!(out, "\nlistening {}", running.address).expect("line");
+        out.flush().expect("flush");
+        running.wait().await;
+    });
+}
+
+struct Process {
+    child: Child,
+    address: Option<SocketAddr>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Process {
+    /// Starts a scheduler; `fail` arms a failpoint.
+    fn start(folder: &Path, fail: &str) -> Self {
+        let mut child = Command::new(std::env::current_exe().expect("own path"))
+            .args(["--exact", "faults::child", "--ignored", "--nocapture", "--test-threads=1"])
+            .env(FOLDER, folder)
+            .env("CORACLE_FAIL", fail)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("spawn");
+        let out = child.stdout.take().expect("stdout");
+        let mut lines = BufReader::new(out).lines().map_while(Result::ok);
+        let address = lines.find_map(|line| line.strip_prefix("listening ")?.parse().ok());
+        // Whatever it still says goes nowhere, and must not block it.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, address }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("signal");
+    }
+
+    fn is_dead(&mut self) -> bool {
+        self.child.try_wait().expect("wait").is_some()
+    }
+}
+
+async fn call(address: SocketAddr, token: &str, method: Method, path: &str, body: Option<Value>, key: &str) -> Option<(u16, Value)> {
+    let mut request = http().request(method, format!("http://{address}{path}")).bearer_auth(token).timeout(Duration::from_secs(5));
+    if !key.is_empty() {
+        request = request.header("idempotency-key", key);
+    }
+    if let Some(body) = body {
+        request = request.json(&body);
+    }
+    let response = request.send().await.ok()?;
+    let status = response.status().as_u16();
+    Some((status, response.json().await.unwrap_or(Value::Null)))
+}
+
+/// Makes instances until the scheduler dies or ten are made; returns what was acknowledged, by key.
+async fn make(process: &Process, token: &str, acknowledged: &mut Vec<(usize, Value)>) {
+    let Some(address) = process.address else { return };
+    for number in 0..10 {
+        let body = Some(instance(&format!("i{number}")));
+        match call(address, token, Method::POST, "/v1/instances", body, &format!("key{number}")).await {
+            Some((201, made)) => acknowledged.push((number, made["id"].clone())),
+            Some((503, _)) => {}
+            Some(other) => panic!("{other:?}"),
+            None => return,
+        }
+    }
+}
+
+async fn kill_at(point: &str, effect: &str) {
+    let folder = tempfile::tempdir().expect("folder");
+    let token = {
+        let first = Process::start(folder.path(), "");
+        assert!(first.address.is_some());
+        fs_err::read_to_string(folder.path().join("secret")).expect("secret")
+    };
+    let mut acknowledged = Vec::new();
+    for after in [0, 3, 17] {
+        let mut process = Process::start(folder.path(), &format!("{point}={effect}@{after}"));
+        make(&process, &token, &mut acknowledged).await;
+        let dies = effect == "kill" && !["migrate_step", "lease_lost"].contains(&point);
+        if dies && after == 0 {
+            let start = Instant::now();
+            while !process.is_dead() {
+                assert!(start.elapsed() < DEADLINE, "{point} was never reached");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+    let last = Process::start(folder.path(), "");
+    let address = last.address.expect("it starts again");
+    let mut again = Vec::new();
+    make(&last, &token, &mut again).await;
+    assert_eq!(again.len(), 10, "{point}: every request can be repeated");
+    for (number, id) in acknowledged {
+        assert_eq!(again[number].1, id, "{point}: request {number} was acknowledged and gives another object now");
+    }
+    let (_, list) = call(address, &token, Method::GET, "/v1/instances?limit=1000", None, "").await.expect("list");
+    assert_eq!(list["items"].as_array().map(Vec::len), Some(10), "{point}: nothing is there twice");
+    let (_, audit) = call(address, &token, Method::GET, "/v1/audit?limit=1000", None, "").await.expect("audit");
+    let rows: Vec<Audit> = serde_json::from_value(audit["items"].clone()).expect("rows");
+    assert_eq!(broken_link(&rows, &rows.last().expect("rows").hash), None);
+    assert_eq!(rows.iter().filter(|row| row.verb == "instance.create").count(), 10, "{point}: rows are mutations");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f04_nothing_acknowledged_is_lost_whereever_the_scheduler_is_killed() {
+    for point in POINTS {
+        kill_at(point, "kill").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f04_nothing_acknowledged_is_lost_when_a_call_fails() {
+    for point in POINTS {
+        if point != "lease_taken" {
+            kill_at(point, "error").await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f06_a_stopped_scheduler_goes_on_where_it_stood() {
+    let folder = tempfile::tempdir().expect("folder");
+    let process = Process::start(folder.path(), "");
+    let address = process.address.expect("address");
+    let token = fs_err::read_to_string(folder.path().join("secret")).expect("secret");
+    process.signal(Signal::STOP);
+    let waiting = tokio::spawn(async move {
+        let body = Some(instance("web"));
+        (call(address, &token, Method::POST, "/v1/instances", body, "k").await, token)
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!waiting.is_finished());
+    process.signal(Signal::CONT);
+    let (answer, token) = waiting.await.expect("task");
+    let made = answer.filter(|(status, _)| *status == 201).expect("an answer").1;
+    let repeated = call(address, &token, Method::POST, "/v1/instances", Some(instance("web")), "k").await.expect("answer");
+    assert_eq!(repeated.1["id"], made["id"]);
+}
+
+#[test]
+fn f33_a_migration_that_is_killed_is_done_again() {
+    let folder = tempfile::tempdir().expect("folder");
+    let process = Process::start(folder.path(), "migrate_step=kill");
+    assert_eq!(process.address, None, "the point was not reached");
+    drop(process);
+    assert!(Process::start(folder.path(), "").address.is_some());
+}
+
+#[test]
+fn f36_bad_files_are_refused_and_say_what_to_do() {
+    assert!(rusqlite::version_number() >= SQLITE_LEAST);
+    let folder = tempfile::tempdir().expect("folder");
+    let path = |name: &str| folder.path().join(name);
+    let good = path("good.db");
+    drop(SqliteStore::open(&good).expect("store"));
+    let bytes = fs_err::read(&good).expect("bytes");
+    let refused = |name: &str, bytes: &[u8]| {
+        fs_err::write(path(name), bytes).expect("write");
+        SqliteStore::open(&path(name)).err().unwrap_or_else(|| panic!("{name} was opened"))
+    };
+    let mut flipped = bytes.clone();
+    // A page of the schema loses its head.
+    flipped[4096..4200].fill(0xff);
+    assert!(matches!(refused("flipped.db", &flipped), StoreError::Damaged { .. }));
+    assert!(matches!(refused("cut.db", &bytes[..bytes.len() / 2]), StoreError::Damaged { .. }));
+    let garbage = refused("garbage.db", &[b'x'; 8192]);
+    assert!(garbage.to_string().contains("restore it from a backup"), "{garbage}");
+    fs_err::create_dir(path("folder.db")).expect("folder");
+    assert!(SqliteStore::open(&path("folder.db")).is_err());
+    let other = path("other.db");
+    rusqlite::Connection::open(&other).expect("open").execute_batch("CREATE TABLE cats (name)").expect("table");
+    assert!(matches!(SqliteStore::open(&other), Err(StoreError::Damaged { .. })), "another program's database");
+    let newer = path("newer.db");
+    drop(SqliteStore::open(&newer).expect("store"));
+    rusqlite::Connection::open(&newer).expect("open").execute_batch("PRAGMA user_version = 99").expect("pragma");
+    assert!(matches!(SqliteStore::open(&newer), Err(StoreError::Schema { found: 99, .. })));
+    let held = SqliteStore::open(&good).expect("store");
+    assert!(matches!(SqliteStore::open(&good), Err(StoreError::Busy(_))), "two schedulers on one file");
+    drop(held);
+    assert!(SqliteStore::open(&good).is_ok());
+}
+
+#[test]
+fn f34_a_store_whose_lead_was_taken_writes_nothing() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("pool.db");
+    let mut store = SqliteStore::open(&path).expect("store");
+    let epoch = store.lead().expect("lead");
+    let other = rusqlite::Connection::open(&path).expect("open");
+    other.execute("UPDATE leader SET epoch = epoch + 1", []).expect("update");
+    let batch = coracle_scheduler::store::Batch::default();
+    assert!(matches!(store.commit(&batch), Err(StoreError::Deposed(found)) if found == epoch + 1));
+    assert!(store.lead().expect("lead") > epoch + 1);
+    store.commit(&batch).expect("it leads again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_is_a_pool_that_can_be_restored() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (live, copy) = (folder.path().join("pool.db"), folder.path().join("copy.db"));
+    let process = Process::start(folder.path(), "");
+    let token = fs_err::read_to_string(folder.path().join("secret")).expect("secret");
+    let address = process.address.expect("address");
+    call(address, &token, Method::POST, "/v1/instances", Some(instance("kept")), "").await.expect("made");
+    drop(process);
+    SqliteStore::open(&live).expect("store").backup(&copy).expect("backup");
+    let process = Process::start(folder.path(), "");
+    let address = process.address.expect("address");
+    call(address, &token, Method::POST, "/v1/instances", Some(instance("later")), "").await.expect("made");
+    assert!(matches!(SqliteStore::restore(&copy, &live), Err(StoreError::Busy(_))), "not under a running scheduler");
+    drop(process);
+    SqliteStore::restore(&copy, &live).expect("restore");
+    let process = Process::start(folder.path(), "");
+    let (_, list) = call(process.address.expect("address"), &token, Method::GET, "/v1/instances", None, "").await.expect("list");
+    let names: Vec<&Value> = list["items"].as_array().expect("items").iter().map(|item| &item["name"]).collect();
+    assert_eq!(names, [&json!("kept")]);
+}

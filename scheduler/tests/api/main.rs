@@ -1,0 +1,9 @@
+//! The HTTP API as clients and attackers meet it, over real sockets.
+
+mod agent;
+mod faults;
+mod hostile;
+mod identity;
+mod objects;
+mod support;
+mod tenants;
