@@ -4,6 +4,7 @@
 //! keyed on typed errors and error numbers, never on the text of a message.
 
 mod hints;
+mod walk;
 
 use std::error::Error;
 
@@ -18,22 +19,21 @@ use crate::engine::Elsewhere;
 ///
 /// A cause that only repeats the end of what was said already is left out.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = if is_complete(error) { None } else { error.source() };
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
+    let mut text = String::new();
+    for link in walk::walk(error) {
+        let link_text = link.to_string();
+        if text.is_empty() {
+            text = link_text;
+        } else if !text.ends_with(&link_text) {
             text.push_str(": ");
-            text.push_str(&cause_text);
+            text.push_str(&link_text);
         }
-        next = if is_complete(cause) { None } else { cause.source() };
+        // What lies below these is the HTTP client's own talk, or said already.
+        if link.is::<RegistryError>() || link.is::<LaunchFailure>() {
+            break;
+        }
     }
     text
-}
-
-/// Says whether an error's own text tells everything; what lies below it is the HTTP client's own talk.
-fn is_complete(error: &(dyn Error + 'static)) -> bool {
-    error.is::<RegistryError>() || error.is::<LaunchFailure>()
 }
 
 /// Puts an error into words for a parent process.

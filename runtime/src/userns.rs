@@ -5,9 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions, set_dumpable_behavior, waitid};
-use rustix::thread::{
-    LinkNameSpaceType, move_into_link_name_space, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
-};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space, set_thread_groups};
 
 use crate::failure::{LaunchFailure, Stage};
 use crate::idmap::{self, IdMap};
@@ -25,7 +23,7 @@ const FORWARDED: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SI
 /// Exit code of a child whose set-up failed without a word.
 const EXIT_BROKEN: i32 = 255;
 
-/// Runs `work` in a child that is root of a new user namespace with this map.
+/// Runs `work` in a child that has every capability in a new user namespace with this map.
 ///
 /// Returns its exit code, 128 + n when a signal ended it. SIGTERM, SIGINT, SIGHUP and SIGQUIT sent to
 /// the caller meanwhile reach the child. The child dies with the caller. The caller must be
@@ -72,7 +70,7 @@ fn begin(channel: &std::os::fd::OwnedFd) -> Result<(), LaunchFailure> {
         Some(Message::Mapped) => {}
         _ => return Err(LaunchFailure::rule(Stage::Ids, "launcher", "went away")),
     }
-    become_root()?;
+    settle()?;
     follow_parent(true)?;
     channel::send(channel, &Message::Ready).fault(Stage::Ids, "tell", "launcher")
 }
@@ -115,31 +113,21 @@ fn ended(cloned: &Cloned, options: WaitIdOptions) -> Result<Option<Exit>, Launch
     }))
 }
 
-/// Makes the calling process root of a user namespace that it owns. There is no way back.
+/// Gives the calling process every capability in a user namespace that it owns. There is no way back.
 pub fn enter(userns: BorrowedFd<'_>) -> Result<(), LaunchFailure> {
     move_into_link_name_space(userns, Some(LinkNameSpaceType::User))
         .fault(Stage::Namespaces, "join", "user namespace")?;
-    become_root()
+    settle()
 }
 
-/// Becomes user and group 0, where the namespace has them.
-fn become_root() -> Result<(), LaunchFailure> {
-    let (uid, gid) = (rustix::process::Uid::ROOT, rustix::process::Gid::ROOT);
+/// Drops the caller's other groups and keeps its ids: what it makes belongs to the caller, whatever
+/// number that has inside, while its capabilities reach every mapped id.
+fn settle() -> Result<(), LaunchFailure> {
     match set_thread_groups(&[]) {
         // Denied for good where one id is mapped.
         Ok(()) | Err(Errno::PERM) => {}
         Err(errno) => return Err(errno).fault(Stage::Identity, "set groups", "[]"),
     }
-    for (what, result) in [
-        ("group", set_thread_res_gid(gid, gid, gid)),
-        ("user", set_thread_res_uid(uid, uid, uid)),
-    ] {
-        match result {
-            // A map without 0: the caller stays who it is, with every capability over the rest.
-            Ok(()) | Err(Errno::INVAL) => {}
-            Err(errno) => return Err(errno).fault(Stage::Identity, "become root", what),
-        }
-    }
-    // A change of ids closes /proc/self to ourselves, which std and the archivers use.
+    // A change of credentials closes /proc/self to ourselves, which std and the archivers use.
     set_dumpable_behavior(DumpableBehavior::Dumpable).fault(Stage::Identity, "open", "/proc/self")
 }

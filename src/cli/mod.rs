@@ -87,7 +87,9 @@ fn usage(error: &clap::Error) -> ExitCode {
         ErrorKind::UnknownArgument => {
             let flag = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
             note(&format!("error: flag {flag} is not implemented"));
-            match error.get(ContextKind::SuggestedArg) {
+            let near = error.get(ContextKind::SuggestedArg).map(ToString::to_string);
+            // A mere likeness of letters is no hint: the two start the same or nothing is said.
+            match near.filter(|near| near.chars().take(3).eq(flag.chars().take(3))) {
                 Some(near) => note(&format!("hint: did you mean {near}?")),
                 None => note("hint: add --help to see the flags that are"),
             }

@@ -53,7 +53,7 @@ pub fn run<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress:
         progress.note(note);
     }
     let source = source(engine, options, &idmap, progress)?;
-    let prepared = prepare(engine, &idmap, decide(options, source)?, plan)?;
+    let prepared = prepare(engine, &idmap, decide(options, source, &idmap)?, plan)?;
     let outcome = prepared.run(options);
     let Prepared { directory, .. } = &prepared;
     match outcome {
@@ -107,10 +107,10 @@ struct Decided<'a> {
     seccomp: Option<SeccompInput>,
 }
 
-fn decide(options: &RunOptions, source: Source) -> Result<Decided<'_>, EngineError> {
+fn decide<'a>(options: &'a RunOptions, source: Source, idmap: &IdMap) -> Result<Decided<'a>, EngineError> {
     let id = container::new_id()?;
     let hostname = options.hostname.clone().unwrap_or_else(|| short_id(&id).to_owned());
-    let user = resolve_user(options, &source)?;
+    let user = resolve_user(options, &source, idmap)?;
     let argv = process::arguments(
         source.config.entrypoint().as_deref().unwrap_or_default(),
         source.config.cmd().as_deref().unwrap_or_default(),
@@ -197,11 +197,20 @@ fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }
 
-fn resolve_user(options: &RunOptions, source: &Source) -> Result<ProcessUser, EngineError> {
-    let spec = options.user.as_deref().or(source.config.user().as_deref()).unwrap_or_default();
+fn resolve_user(options: &RunOptions, source: &Source, idmap: &IdMap) -> Result<ProcessUser, EngineError> {
+    let keep_id = options.userns.0 == UserNs::KeepId;
+    let caller = keep_id.then(|| {
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        format!("{uid}:{gid}")
+    });
+    let asked = options.user.as_deref().or(caller.as_deref());
+    let spec = asked.or(source.config.user().as_deref()).unwrap_or_default();
     let passwd = identity_file(&source.layers, "etc/passwd");
     let group = identity_file(&source.layers, "etc/group");
     let mut user = user::resolve(spec, &passwd, &group)?;
+    if idmap.is_single() {
+        user.fit_single(idmap, asked.is_none());
+    }
     for extra in &options.group_add {
         let gid = user::resolve_group(extra, extra, &group)?;
         if gid != user.gid && !user.groups.contains(&gid) {

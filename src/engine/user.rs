@@ -6,6 +6,8 @@
 //! is not clearly a number in range or a plain name is an error, never uid 0 (CVE-2024-40635,
 //! CVE-2026-46680).
 
+use coracle_runtime::IdMap;
+
 /// The largest id a process can have; 4294967295 is (uid_t)-1, "no change" to the kernel.
 const ID_MAX: u32 = u32::MAX - 1;
 /// The longest user or group name shadow-utils accepts.
@@ -30,6 +32,21 @@ pub struct ProcessUser {
     /// Supplementary groups, without duplicates, the primary one excluded.
     pub groups: Vec<u32>,
     pub home: String,
+}
+
+impl ProcessUser {
+    /// Bends a user to a map of one id: groups that only the image names are dropped, and a user that
+    /// only the image names (`from_image`) becomes the one id there is, which is the caller.
+    ///
+    /// What a person asked for stays as it is and is refused later when it is not mapped.
+    pub fn fit_single(&mut self, map: &IdMap, from_image: bool) {
+        let ([uids], [gids]) = (map.uids.as_slice(), map.gids.as_slice()) else { return };
+        self.groups.clear();
+        if from_image {
+            self.uid = uids.container;
+            self.gid = gids.container;
+        }
+    }
 }
 
 /// Is one half of USER[:GROUP].
@@ -193,6 +210,17 @@ mod tests {
         }
         // 2^31 is a valid id; it needs a map that holds it, which the launch checks.
         assert_eq!(resolve("2147483648", PASSWD, GROUP).unwrap().uid, 2_147_483_648);
+    }
+
+    #[test]
+    fn one_id_is_all_there_is() {
+        let range = vec![coracle_runtime::IdRange { container: 0, host: 1000, size: 1 }];
+        let map = IdMap { uids: range.clone(), gids: range };
+        let mut web = resolve("web", PASSWD, GROUP).unwrap();
+        web.fit_single(&map, false);
+        assert_eq!((web.uid, web.gid, web.groups.len()), (33, 44, 0), "asked for: refused later");
+        web.fit_single(&map, true);
+        assert_eq!((web.uid, web.gid), (0, 0));
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use std::error::Error;
 use std::io::ErrorKind;
 
-use coracle_images::PullError;
 use coracle_images::registry::RegistryError;
 use coracle_runtime::{IdMapError, LaunchFailure, Stage};
 
+use super::walk::walk;
 use crate::engine::{Elsewhere, EngineError, NetworkError};
 
 /// Gives the hints for an error and its causes, most specific first; at most one is the rule.
@@ -28,52 +28,6 @@ pub fn exit_code(error: &(dyn Error + 'static)) -> Option<u8> {
         }
         u8::try_from(link.downcast_ref::<LaunchFailure>()?.exit_code()).ok()
     })
-}
-
-/// Lists an error and its causes.
-///
-/// `#[error(transparent)]` forwards `source`, so a wrapped error would be skipped: those wrappers are
-/// opened here.
-fn walk<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |link| next(*link))
-}
-
-fn next<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
-    opened(error).or_else(|| error.source())
-}
-
-fn opened<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
-    use crate::engine::image::ImageError;
-    if let Some(engine) = error.downcast_ref::<EngineError>() {
-        return match engine {
-            EngineError::Elsewhere(inner) => Some(inner),
-            EngineError::Store(inner) => Some(inner),
-            EngineError::Image(inner) => Some(inner),
-            EngineError::IdMap(inner) => Some(inner),
-            EngineError::Container(inner) => Some(inner),
-            EngineError::Network(inner) => Some(inner),
-            EngineError::Spec(inner) => Some(inner),
-            EngineError::Process(inner) => Some(inner),
-            EngineError::User(inner) => Some(inner),
-            _ => None,
-        };
-    }
-    if let Some(image) = error.downcast_ref::<ImageError>() {
-        return Some(match image {
-            ImageError::Reference(inner) => inner,
-            ImageError::Pull(inner) => inner,
-            ImageError::Unpack(inner) => inner,
-            ImageError::Load(inner) => inner,
-            ImageError::Save(inner) => inner,
-        });
-    }
-    match error.downcast_ref::<PullError>()? {
-        PullError::Registry(inner) => Some(inner),
-        PullError::Credentials(inner) => Some(inner),
-        PullError::Ingest(inner) => Some(inner),
-        PullError::Store(inner) => Some(inner),
-        _ => None,
-    }
 }
 
 fn hint(error: &(dyn Error + 'static)) -> Option<String> {

@@ -1,0 +1,53 @@
+//! The way from an error to its causes, through wrappers that hide them.
+
+use std::error::Error;
+
+use coracle_images::PullError;
+
+use crate::engine::EngineError;
+use crate::engine::image::ImageError;
+
+/// Lists an error and its causes.
+///
+/// `#[error(transparent)]` forwards `source`, so a wrapped error would be skipped: those wrappers are
+/// opened here.
+pub fn walk<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |link| next(*link))
+}
+
+fn next<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    opened(error).or_else(|| error.source())
+}
+
+fn opened<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    if let Some(engine) = error.downcast_ref::<EngineError>() {
+        return match engine {
+            EngineError::Elsewhere(inner) => Some(inner),
+            EngineError::Store(inner) => Some(inner),
+            EngineError::Image(inner) => Some(inner),
+            EngineError::IdMap(inner) => Some(inner),
+            EngineError::Container(inner) => Some(inner),
+            EngineError::Network(inner) => Some(inner),
+            EngineError::Spec(inner) => Some(inner),
+            EngineError::Process(inner) => Some(inner),
+            EngineError::User(inner) => Some(inner),
+            _ => None,
+        };
+    }
+    if let Some(image) = error.downcast_ref::<ImageError>() {
+        return Some(match image {
+            ImageError::Reference(inner) => inner,
+            ImageError::Pull(inner) => inner,
+            ImageError::Unpack(inner) => inner,
+            ImageError::Load(inner) => inner,
+            ImageError::Save(inner) => inner,
+        });
+    }
+    match error.downcast_ref::<PullError>()? {
+        PullError::Registry(inner) => Some(inner),
+        PullError::Credentials(inner) => Some(inner),
+        PullError::Ingest(inner) => Some(inner),
+        PullError::Store(inner) => Some(inner),
+        _ => None,
+    }
+}
