@@ -16,7 +16,11 @@ const OCI_NAME: &str = "coracle-oci";
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    let program = args.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
+    let program = args
+        .first()
+        .map(Path::new)
+        .and_then(Path::file_name)
+        .unwrap_or_default();
     if program.as_encoded_bytes().ends_with(OCI_NAME.as_bytes()) {
         return oci::main(args);
     }
@@ -25,8 +29,11 @@ fn main() -> ExitCode {
         return hello::main();
     }
     if first == Some(OsStr::new(coracle_shim::KEEPER_ARGUMENT)) {
-        let helper = args.get(2).and_then(|arg| arg.to_str()).unwrap_or_default();
-        return if coracle_shim::keep(helper).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        return if coracle_shim::keep(args.get(2..).unwrap_or_default()).is_ok() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
     }
     cli::main(args)
 }

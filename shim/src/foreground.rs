@@ -60,7 +60,11 @@ impl Foreground {
     ///
     /// `interactive` moves the person's input to the container's terminal, if it has one.
     pub fn run(&self, running: &mut Running, interactive: bool) -> Result<Exit> {
-        let mut relay = running.console.take().map(|master| Relay::new(master, interactive)).transpose()?;
+        let mut relay = running
+            .console
+            .take()
+            .map(|master| Relay::new(master, interactive))
+            .transpose()?;
         let mut impatience = 0;
         loop {
             let ended = self.wait_for_event(running, relay.as_mut())?;
@@ -78,8 +82,10 @@ impl Foreground {
     /// Sleeps until something happens, moves terminal bytes, and says whether the container ended.
     fn wait_for_event(&self, running: &Running, relay: Option<&mut Relay>) -> Result<bool> {
         let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
-        let mut fds =
-            vec![PollFd::new(&running.pidfd, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
+        let mut fds = vec![
+            PollFd::new(&running.pidfd, PollFlags::IN),
+            PollFd::new(&self.signals, PollFlags::IN),
+        ];
         let Some(relay) = relay else {
             wait(&mut fds)?;
             return Ok(!fds[0].revents().is_empty());
@@ -92,7 +98,11 @@ impl Foreground {
                 fds.len() - 1
             })
         };
-        let places = [add(stdin.as_fd(), input), add(stdout.as_fd(), output), add(relay.master.as_fd(), master)];
+        let places = [
+            add(stdin.as_fd(), input),
+            add(stdout.as_fd(), output),
+            add(relay.master.as_fd(), master),
+        ];
         wait(&mut fds)?;
         let [input, output, master] =
             places.map(|place| place.map_or(PollFlags::empty(), |place| fds[place].revents()));
@@ -102,9 +112,16 @@ impl Foreground {
         Ok(ended)
     }
 
-    fn pass_signals(&self, running: &Running, relay: Option<&Relay>, impatience: &mut u32) -> Result<()> {
+    fn pass_signals(
+        &self,
+        running: &Running,
+        relay: Option<&Relay>,
+        impatience: &mut u32,
+    ) -> Result<()> {
         while let Some(info) = self.signals.read_signal()? {
-            let signal = i32::try_from(info.ssi_signo).ok().and_then(|raw| Signal::try_from(raw).ok());
+            let signal = i32::try_from(info.ssi_signo)
+                .ok()
+                .and_then(|raw| Signal::try_from(raw).ok());
             let Some(signal) = signal else { continue };
             if signal == Signal::SIGWINCH {
                 if let Some(relay) = relay {
@@ -115,7 +132,11 @@ impl Foreground {
             if matches!(signal, Signal::SIGINT | Signal::SIGTERM) {
                 *impatience += 1;
             }
-            let passed = if *impatience >= IMPATIENCE { Signal::SIGKILL } else { signal };
+            let passed = if *impatience >= IMPATIENCE {
+                Signal::SIGKILL
+            } else {
+                signal
+            };
             if let Some(raw) = rustix::process::Signal::from_named_raw(passed as i32) {
                 match running.signal(raw) {
                     Ok(()) | Err(Errno::SRCH) => {}
@@ -140,7 +161,11 @@ impl Relay {
         copy_size(&stdin, &master);
         rustix::io::ioctl_fionbio(&master, true)?;
         Ok(Self {
-            _raw: if interactive { RawTerminal::enter(stdin.as_fd())? } else { None },
+            _raw: if interactive {
+                RawTerminal::enter(stdin.as_fd())?
+            } else {
+                None
+            },
             master,
             to_container: Pending::new(),
             to_person: Pending::new(),
@@ -152,7 +177,10 @@ impl Relay {
     /// Says what to wait for on the person's input, the person's output and the container's terminal.
     fn wanted(&self) -> (PollFlags, PollFlags, PollFlags) {
         let when = |wanted, flag| if wanted { flag } else { PollFlags::empty() };
-        let input = when(self.input_open && self.to_container.is_empty(), PollFlags::IN);
+        let input = when(
+            self.input_open && self.to_container.is_empty(),
+            PollFlags::IN,
+        );
         let output = when(!self.to_person.is_empty(), PollFlags::OUT);
         let master = when(self.output_open && self.to_person.is_empty(), PollFlags::IN)
             | when(!self.to_container.is_empty(), PollFlags::OUT);
@@ -175,7 +203,9 @@ impl Relay {
         if !self.to_container.is_empty() && master.intersects(PollFlags::OUT) {
             self.to_container.write(self.master.as_fd());
         }
-        if !self.to_person.is_empty() && output.intersects(PollFlags::OUT | PollFlags::ERR | PollFlags::HUP) {
+        if !self.to_person.is_empty()
+            && output.intersects(PollFlags::OUT | PollFlags::ERR | PollFlags::HUP)
+        {
             self.to_person.write(stdout);
         }
     }
@@ -187,7 +217,10 @@ impl Relay {
             while !self.to_person.is_empty() {
                 self.to_person.write(stdout.as_fd());
             }
-            if !self.output_open || !self.to_person.fill(self.master.as_fd()) || self.to_person.is_empty() {
+            if !self.output_open
+                || !self.to_person.fill(self.master.as_fd())
+                || self.to_person.is_empty()
+            {
                 return;
             }
         }
@@ -196,7 +229,10 @@ impl Relay {
 
 impl Pending {
     fn new() -> Self {
-        Self { bytes: Vec::with_capacity(RELAY_BYTES), start: 0 }
+        Self {
+            bytes: Vec::with_capacity(RELAY_BYTES),
+            start: 0,
+        }
     }
 
     fn is_empty(&self) -> bool {

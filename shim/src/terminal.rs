@@ -15,11 +15,18 @@ pub struct RawTerminal {
 impl RawTerminal {
     /// Makes a terminal raw; None when `fd` is no terminal.
     pub fn enter(fd: BorrowedFd<'_>) -> Result<Option<Self>> {
-        let Ok(before) = tcgetattr(fd) else { return Ok(None) };
+        let Ok(before) = tcgetattr(fd) else {
+            return Ok(None);
+        };
         let mut raw = before.clone();
         raw.make_raw();
         tcsetattr(fd, OptionalActions::Now, &raw)?;
-        Ok(Some(Self { terminal: fd.try_clone_to_owned().map_err(|_| rustix::io::Errno::MFILE)?, before }))
+        Ok(Some(Self {
+            terminal: fd
+                .try_clone_to_owned()
+                .map_err(|_| rustix::io::Errno::MFILE)?,
+            before,
+        }))
     }
 }
 

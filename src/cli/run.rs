@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use coracle_images::Platform;
-use coracle_runtime::UserNs;
+use coracle_runtime::{UserNs, seal};
 
 use super::error::CliError;
 use super::progress::Bars;
@@ -156,6 +156,7 @@ enum PullArg {
 /// Runs the command and gives the container's exit code.
 pub fn run(root: Option<PathBuf>, args: RunArgs) -> Result<ExitCode, CliError> {
     let options = options(args)?;
+    seal::ensure_sealed()?;
     let engine = Engine::open(root)?;
     let bars = Bars::new();
     let exit = engine_run::run(&engine, &options, &bars)?;
@@ -191,7 +192,10 @@ fn options(args: RunArgs) -> Result<RunOptions, CliError> {
         name: args.name,
         hostname: args.hostname,
         auto_remove: args.rm,
-        terminal: Terminal { interactive: args.interactive, tty: args.tty },
+        terminal: Terminal {
+            interactive: args.interactive,
+            tty: args.tty,
+        },
         env: env_entries(&args.env_file, &args.env)?,
         mounts,
         workdir: args.workdir,
@@ -235,9 +239,16 @@ fn parse_add_host(entry: &str) -> Result<(String, String), CliError> {
     let fail = || CliError::message(format!("invalid host entry {entry:?}: expected NAME:IP"));
     let (name, ip) = entry.split_once(':').ok_or_else(fail)?;
     let ip = ip.trim_start_matches('[').trim_end_matches(']');
-    let valid = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
+    let valid = !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
     let ip: std::net::IpAddr = ip.parse().map_err(|_| fail())?;
-    if valid { Ok((name.to_owned(), ip.to_string())) } else { Err(fail()) }
+    if valid {
+        Ok((name.to_owned(), ip.to_string()))
+    } else {
+        Err(fail())
+    }
 }
 
 /// Reads the files first, then the flags, so that a flag wins.
@@ -259,7 +270,9 @@ fn env_file_lines(path: &Path) -> Result<Vec<String>, CliError> {
     let file = fs_err::File::open(path)?;
     let mut lines = Vec::new();
     for line in std::io::BufReader::new(file.take(ENV_FILE_BYTES_MAX)).lines() {
-        let line = line.map_err(|error| CliError::message(format!("cannot read {}: {error}", path.display())))?;
+        let line = line.map_err(|error| {
+            CliError::message(format!("cannot read {}: {error}", path.display()))
+        })?;
         let line = line.trim_start();
         if !line.is_empty() && !line.starts_with('#') {
             lines.push(line.to_owned());
@@ -274,11 +287,18 @@ fn env_entry(text: &str) -> Result<EnvEntry, CliError> {
         None => (text, env::named(text)),
     };
     if name.is_empty() || name.contains(char::is_whitespace) {
-        return Err(CliError::message(format!("invalid environment variable {text:?}")));
+        return Err(CliError::message(format!(
+            "invalid environment variable {text:?}"
+        )));
     }
     Ok(match value {
-        Some(value) => EnvEntry::Set { name: name.to_owned(), value },
-        None => EnvEntry::Unset { name: name.to_owned() },
+        Some(value) => EnvEntry::Set {
+            name: name.to_owned(),
+            value,
+        },
+        None => EnvEntry::Unset {
+            name: name.to_owned(),
+        },
     })
 }
 
@@ -290,12 +310,26 @@ mod tests {
     fn env_file_grammar() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("env");
-        fs_err::write(&file, "# comment\n\nA=1\n  B=two words=x\nCORACLE_SURELY_UNSET\n").unwrap();
+        fs_err::write(
+            &file,
+            "# comment\n\nA=1\n  B=two words=x\nCORACLE_SURELY_UNSET\n",
+        )
+        .unwrap();
         let entries = env_entries(&[file], &["A=2".to_owned()]).unwrap();
-        let set = |name: &str, value: &str| EnvEntry::Set { name: name.into(), value: value.into() };
+        let set = |name: &str, value: &str| EnvEntry::Set {
+            name: name.into(),
+            value: value.into(),
+        };
         assert_eq!(
             entries,
-            [set("A", "1"), set("B", "two words=x"), EnvEntry::Unset { name: "CORACLE_SURELY_UNSET".into() }, set("A", "2")]
+            [
+                set("A", "1"),
+                set("B", "two words=x"),
+                EnvEntry::Unset {
+                    name: "CORACLE_SURELY_UNSET".into()
+                },
+                set("A", "2")
+            ]
         );
         assert!(env_entry("=x").is_err());
         assert!(env_entry("A B=x").is_err());
@@ -303,7 +337,10 @@ mod tests {
 
     #[test]
     fn add_host_grammar() {
-        assert_eq!(parse_add_host("db:10.0.0.1").unwrap(), ("db".into(), "10.0.0.1".into()));
+        assert_eq!(
+            parse_add_host("db:10.0.0.1").unwrap(),
+            ("db".into(), "10.0.0.1".into())
+        );
         assert_eq!(parse_add_host("db:::1").unwrap().1, "::1");
         for bad in ["db", "db:x", ":1.2.3.4", "d b:1.2.3.4", "d\nb:1.2.3.4"] {
             assert!(parse_add_host(bad).is_err(), "{bad}");

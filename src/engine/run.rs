@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use coracle_images::{Image, Progress, open_in_layers};
-use coracle_runtime::{IdMap, LaunchFailure, LaunchOptions, Rootfs, Running, Stage, Stdio, UserNs, launch, userns};
+use coracle_runtime::{
+    IdMap, LaunchFailure, LaunchOptions, Rootfs, Running, Stage, Stdio, UserNs, launch, userns,
+};
 use coracle_shim::{Foreground, Keeper};
 use oci_spec::image::Config;
 use oci_spec::runtime::{LinuxSeccomp, Spec};
@@ -15,6 +17,7 @@ use super::container::{self, ContainerDir, ExitRecord, Record, Unwatched, short_
 use super::mounts::{MountRequest, MountSource, checked_destination};
 use super::network::{self, Plan};
 use super::options::{RunOptions, SeccompChoice};
+use super::ports::{PortMapping, parse_publish};
 use super::process::{self, EnvironmentInputs};
 use super::spec::{self, ResolvedMount, SeccompInput, SpecInputs};
 use super::user::{self, ProcessUser};
@@ -39,8 +42,15 @@ struct Source {
 }
 
 /// Runs a container until it ends and gives its exit code as a shell would.
-pub fn run<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress: &P) -> Result<u8, EngineError> {
-    if options.terminal.tty && options.terminal.interactive && !rustix::termios::isatty(std::io::stdin()) {
+pub fn run<P: Progress + Notes>(
+    engine: &Engine,
+    options: &RunOptions,
+    progress: &P,
+) -> Result<u8, EngineError> {
+    if options.terminal.tty
+        && options.terminal.interactive
+        && !rustix::termios::isatty(std::io::stdin())
+    {
         return Err(EngineError::NoTerminal);
     }
     if let Some(name) = &options.name {
@@ -48,11 +58,15 @@ pub fn run<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress:
     }
     let idmap = engine.idmap(options.userns.0)?;
     remove_abandoned(engine.root());
-    let (plan, note) = network::plan(options.network, &options.publish, &env::search_path())?;
+    let source = source(engine, options, &idmap, progress)?;
+    let mut publish = options.publish.clone();
+    if options.publish_all {
+        publish.extend(exposed_ports(&source.config));
+    }
+    let (plan, note) = network::plan(options.network, &publish, &env::search_path())?;
     if let Some(note) = note {
         progress.note(note);
     }
-    let source = source(engine, options, &idmap, progress)?;
     let prepared = prepare(engine, &idmap, decide(options, source, &idmap)?, plan)?;
     let outcome = prepared.run(options);
     let Prepared { directory, .. } = &prepared;
@@ -76,12 +90,35 @@ fn source<P: Progress>(
     progress: &P,
 ) -> Result<Source, EngineError> {
     if hello::is_hello(&options.image) && engine.store().find(&options.image)?.is_none() {
-        return Ok(Source { image_id: hello::NAME.into(), config: hello::config(), layers: Vec::new() });
+        return Ok(Source {
+            image_id: hello::NAME.into(),
+            config: hello::config(),
+            layers: Vec::new(),
+        });
     }
-    let (image, layers): (Image, Vec<PathBuf>) =
-        engine.ready_image(&options.image, options.pull, options.platform.as_ref(), idmap, progress)?;
+    let (image, layers): (Image, Vec<PathBuf>) = engine.ready_image(
+        &options.image,
+        options.pull,
+        options.platform.as_ref(),
+        idmap,
+        progress,
+    )?;
     let config = image.config.config().clone().unwrap_or_default();
-    Ok(Source { image_id: image.id.to_string(), config, layers })
+    Ok(Source {
+        image_id: image.id.to_string(),
+        config,
+        layers,
+    })
+}
+
+/// Gives a free host port to each port that the image exposes; what is no port is left out.
+fn exposed_ports(config: &Config) -> Vec<PortMapping> {
+    let exposed = config.exposed_ports().iter().flatten();
+    exposed
+        .filter_map(|text| parse_publish(text).ok())
+        .flatten()
+        .filter(|mapping| mapping.host == 0)
+        .collect()
 }
 
 /// Is a container that only has to be launched.
@@ -107,9 +144,16 @@ struct Decided<'a> {
     seccomp: Option<SeccompInput>,
 }
 
-fn decide<'a>(options: &'a RunOptions, source: Source, idmap: &IdMap) -> Result<Decided<'a>, EngineError> {
+fn decide<'a>(
+    options: &'a RunOptions,
+    source: Source,
+    idmap: &IdMap,
+) -> Result<Decided<'a>, EngineError> {
     let id = container::new_id()?;
-    let hostname = options.hostname.clone().unwrap_or_else(|| short_id(&id).to_owned());
+    let hostname = options
+        .hostname
+        .clone()
+        .unwrap_or_else(|| short_id(&id).to_owned());
     let user = resolve_user(options, &source, idmap)?;
     let argv = process::arguments(
         source.config.entrypoint().as_deref().unwrap_or_default(),
@@ -125,23 +169,57 @@ fn decide<'a>(options: &'a RunOptions, source: Source, idmap: &IdMap) -> Result<
         tty: options.terminal.tty,
     })?;
     let cwd = process::working_directory(
-        source.config.working_dir().as_deref().filter(|dir| !dir.is_empty()),
+        source
+            .config
+            .working_dir()
+            .as_deref()
+            .filter(|dir| !dir.is_empty()),
         options.workdir.as_deref(),
     )?;
-    let stop_signal = options.stop_signal.clone().or_else(|| source.config.stop_signal().clone());
+    let stop_signal = options
+        .stop_signal
+        .clone()
+        .or_else(|| source.config.stop_signal().clone());
     if let Some(signal) = &stop_signal {
-        coracle_shim::parse_signal(signal).ok_or_else(|| EngineError::UnknownSignal(signal.clone()))?;
+        coracle_shim::parse_signal(signal)
+            .ok_or_else(|| EngineError::UnknownSignal(signal.clone()))?;
     }
     let seccomp = seccomp_input(&options.security.seccomp)?;
-    Ok(Decided { options, source, id, hostname, user, argv, environment, cwd, stop_signal, seccomp })
+    Ok(Decided {
+        options,
+        source,
+        id,
+        hostname,
+        user,
+        argv,
+        environment,
+        cwd,
+        stop_signal,
+        seccomp,
+    })
 }
 
-fn prepare(engine: &Engine, idmap: &IdMap, decided: Decided<'_>, mut plan: Plan) -> Result<Prepared, EngineError> {
+fn prepare(
+    engine: &Engine,
+    idmap: &IdMap,
+    decided: Decided<'_>,
+    mut plan: Plan,
+) -> Result<Prepared, EngineError> {
     let options = decided.options;
-    let directory =
-        ContainerDir::create(engine.root(), &decided.id, options.name.as_deref(), options.auto_remove)?;
+    let directory = ContainerDir::create(
+        engine.root(),
+        &decided.id,
+        options.name.as_deref(),
+        options.auto_remove,
+    )?;
     match fill(engine, &directory, idmap, decided, &mut plan) {
-        Ok((spec, rootfs)) => Ok(Prepared { directory, spec, rootfs, idmap: idmap.clone(), plan }),
+        Ok((spec, rootfs)) => Ok(Prepared {
+            directory,
+            spec,
+            rootfs,
+            idmap: idmap.clone(),
+            plan,
+        }),
         Err(error) => {
             // Nothing in it belongs to anybody else yet.
             let _ = directory.remove();
@@ -194,17 +272,28 @@ fn fill(
 }
 
 fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs())
 }
 
-fn resolve_user(options: &RunOptions, source: &Source, idmap: &IdMap) -> Result<ProcessUser, EngineError> {
+fn resolve_user(
+    options: &RunOptions,
+    source: &Source,
+    idmap: &IdMap,
+) -> Result<ProcessUser, EngineError> {
     let keep_id = options.userns.0 == UserNs::KeepId;
     let caller = keep_id.then(|| {
-        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        let (uid, gid) = (
+            rustix::process::getuid().as_raw(),
+            rustix::process::getgid().as_raw(),
+        );
         format!("{uid}:{gid}")
     });
     let asked = options.user.as_deref().or(caller.as_deref());
-    let spec = asked.or(source.config.user().as_deref()).unwrap_or_default();
+    let spec = asked
+        .or(source.config.user().as_deref())
+        .unwrap_or_default();
     let passwd = identity_file(&source.layers, "etc/passwd");
     let group = identity_file(&source.layers, "etc/group");
     let mut user = user::resolve(spec, &passwd, &group)?;
@@ -237,20 +326,31 @@ fn seccomp_input(choice: &SeccompChoice) -> Result<Option<SeccompInput>, EngineE
         SeccompChoice::Unconfined => return Ok(None),
         SeccompChoice::File(path) => path,
     };
-    let fail = |source| EngineError::SeccompFile { path: path.clone(), source };
+    let fail = |source| EngineError::SeccompFile {
+        path: path.clone(),
+        source,
+    };
     let mut text = Vec::new();
     let file = fs_err::File::open(path).map_err(fail)?;
-    file.take(SECCOMP_FILE_BYTES_MAX).read_to_end(&mut text).map_err(fail)?;
-    let refuse = |reason: String| EngineError::SeccompProfile { path: path.clone(), reason };
-    let raw: serde_json::Value = serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
+    file.take(SECCOMP_FILE_BYTES_MAX)
+        .read_to_end(&mut text)
+        .map_err(fail)?;
+    let refuse = |reason: String| EngineError::SeccompProfile {
+        path: path.clone(),
+        reason,
+    };
+    let raw: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
     // Docker's own file format has conditions that the runtime specification lacks: reading such a
     // file as a plain profile would allow what it forbids.
-    let conditional = |rule: &serde_json::Value| rule.get("includes").is_some() || rule.get("excludes").is_some();
+    let conditional =
+        |rule: &serde_json::Value| rule.get("includes").is_some() || rule.get("excludes").is_some();
     let rules = raw.get("syscalls").and_then(serde_json::Value::as_array);
     if raw.get("archMap").is_some() || rules.is_some_and(|rules| rules.iter().any(conditional)) {
         return Err(refuse("Docker's conditional format is not implemented; give a profile of the OCI runtime specification".into()));
     }
-    let profile: LinuxSeccomp = serde_json::from_value(raw).map_err(|error| refuse(error.to_string()))?;
+    let profile: LinuxSeccomp =
+        serde_json::from_value(raw).map_err(|error| refuse(error.to_string()))?;
     Ok(Some(SeccompInput::Profile(Box::new(profile))))
 }
 
@@ -259,8 +359,13 @@ fn with_image_volumes(options: &RunOptions, config: &Config) -> Vec<MountRequest
     let mut requests = options.mounts.clone();
     for volume in config.volumes().iter().flatten() {
         // An image's bad path (A45) is dropped: it is no reason to refuse the container.
-        let Ok(destination) = checked_destination(volume) else { continue };
-        if !requests.iter().any(|request| request.destination == destination) {
+        let Ok(destination) = checked_destination(volume) else {
+            continue;
+        };
+        if !requests
+            .iter()
+            .any(|request| request.destination == destination)
+        {
             requests.push(MountRequest {
                 source: MountSource::Anonymous,
                 destination,
@@ -294,7 +399,10 @@ fn resolve_mounts(
 
 /// Resolves a bind's source once; what lies in coracle's own state is refused.
 fn bind_source(state: &Path, path: &Path, create_dir: bool) -> Result<PathBuf, EngineError> {
-    let fail = |source| EngineError::MountSource { path: path.to_owned(), source };
+    let fail = |source| EngineError::MountSource {
+        path: path.to_owned(),
+        source,
+    };
     let path = match path.strip_prefix("~") {
         Ok(rest) => env::home().unwrap_or_default().join(rest),
         Err(_) => path.to_owned(),
@@ -317,8 +425,14 @@ fn shared_files(
     plan: &mut Plan,
 ) -> Result<Vec<(&'static str, PathBuf)>, EngineError> {
     let mut list = vec![
-        ("/etc/hosts", directory.write_shared("hosts", &files::hosts(hostname, &options.add_hosts))?),
-        ("/etc/hostname", directory.write_shared("hostname", &format!("{hostname}\n"))?),
+        (
+            "/etc/hosts",
+            directory.write_shared("hosts", &files::hosts(hostname, &options.add_hosts))?,
+        ),
+        (
+            "/etc/hostname",
+            directory.write_shared("hostname", &format!("{hostname}\n"))?,
+        ),
     ];
     let host = fs_err::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let (text, forward) = files::resolver(&files::ResolverInputs {
@@ -330,11 +444,18 @@ fn shared_files(
     if let Plan::Pasta(pasta) = plan {
         pasta.forward_dns = forward;
     }
-    list.push(("/etc/resolv.conf", directory.write_shared("resolv.conf", &text)?));
+    list.push((
+        "/etc/resolv.conf",
+        directory.write_shared("resolv.conf", &text)?,
+    ));
     Ok(list)
 }
 
-fn rootfs(directory: &ContainerDir, source: &Source, options: &RunOptions) -> Result<Rootfs, EngineError> {
+fn rootfs(
+    directory: &ContainerDir,
+    source: &Source,
+    options: &RunOptions,
+) -> Result<Rootfs, EngineError> {
     if source.layers.is_empty() {
         let path = directory.make_dir("rootfs", 0o755)?;
         hello::fill(&path)?;
@@ -370,7 +491,9 @@ impl Prepared {
         let watch = Foreground::prepare().map_err(EngineError::Supervise)?;
         let running = {
             let mut connect = |namespaces: &coracle_runtime::Namespaces<'_>| {
-                let Plan::Pasta(pasta) = &self.plan else { return Ok(()) };
+                let Plan::Pasta(pasta) = &self.plan else {
+                    return Ok(());
+                };
                 match self.connect(pasta, namespaces) {
                     Ok(started) => {
                         keeper = Some(started);
@@ -378,7 +501,11 @@ impl Prepared {
                     }
                     Err(error) => {
                         network_failure = Some(error);
-                        Err(LaunchFailure::rule(Stage::Network, "pasta", "cannot connect the container"))
+                        Err(LaunchFailure::rule(
+                            Stage::Network,
+                            "pasta",
+                            "cannot connect the container",
+                        ))
                     }
                 }
             };
@@ -388,10 +515,15 @@ impl Prepared {
             (_, Some(error)) => return Err(error),
             (Ok(running), None) => running,
             (Err(source), None) => {
-                return Err(EngineError::Launch { id: short_id(&self.directory.id).to_owned(), source });
+                return Err(EngineError::Launch {
+                    id: short_id(&self.directory.id).to_owned(),
+                    source,
+                });
             }
         };
-        let exit = watch.run(&mut running, options.terminal.interactive).map_err(EngineError::Supervise)?;
+        let exit = watch
+            .run(&mut running, options.terminal.interactive)
+            .map_err(EngineError::Supervise)?;
         if let Some(keeper) = keeper {
             keeper.finish();
         }
@@ -412,7 +544,11 @@ impl Prepared {
             )
         })?;
         let (input, output, errors) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-        let stdin = if options.terminal.interactive { input.as_fd() } else { null.as_fd() };
+        let stdin = if options.terminal.interactive {
+            input.as_fd()
+        } else {
+            null.as_fd()
+        };
         let stdio = if options.terminal.tty {
             Stdio::Console
         } else {
@@ -424,7 +560,12 @@ impl Prepared {
             die_with_parent: true,
             init_reaper: options.init,
             on_namespaces: Some(connect),
-            ..LaunchOptions::new(&self.directory.id, &self.spec, &self.directory.path, self.rootfs.clone())
+            ..LaunchOptions::new(
+                &self.directory.id,
+                &self.spec,
+                &self.directory.path,
+                self.rootfs.clone(),
+            )
         })
     }
 
@@ -433,18 +574,28 @@ impl Prepared {
         pasta: &network::PastaPlan,
         namespaces: &coracle_runtime::Namespaces<'_>,
     ) -> Result<Keeper, EngineError> {
-        let helper = pasta.start(namespaces.pid, &self.directory.path)?;
-        Keeper::start(helper).map_err(EngineError::Supervise)
+        Ok(pasta.start(namespaces.pid, &self.directory.path)?)
     }
 }
 
 /// Records the end, or removes everything for `--rm`.
-fn finish(directory: &ContainerDir, auto_remove: bool, exit_code: i32, userns: OwnedFd) -> Result<(), EngineError> {
+fn finish(
+    directory: &ContainerDir,
+    auto_remove: bool,
+    exit_code: i32,
+    userns: OwnedFd,
+) -> Result<(), EngineError> {
     if auto_remove {
         userns::enter(userns.as_fd()).map_err(EngineError::UserNamespace)?;
         directory.remove()?;
     } else {
-        directory.publish("exit.json", &ExitRecord { exit_code, finished_s: now_s() })?;
+        directory.publish(
+            "exit.json",
+            &ExitRecord {
+                exit_code,
+                finished_s: now_s(),
+            },
+        )?;
     }
     Ok(())
 }

@@ -98,7 +98,9 @@ pub fn start(context: &Context, args: &StartArgs) -> Result<ExitCode, OciError> 
     let state = container.state()?;
     match container.status(state.as_ref())? {
         Status::Created => {}
-        status => return Err(OciError::Status { verb: "start", id, status }),
+        status => {
+            return Err(OciError::Status { verb: "start", id, status });
+        }
     }
     open_gate(&container.gate()).map_err(|source| OciError::Start { id, source })?;
     Ok(ExitCode::SUCCESS)
@@ -121,7 +123,9 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<ExitCode, OciError> {
         running.start().map_err(|source| OciError::Start { id: order.id.clone(), source })?;
         Ok(running)
     })?;
-    let Some(watch) = watch else { return Ok(ExitCode::SUCCESS) };
+    let Some(watch) = watch else {
+        return Ok(ExitCode::SUCCESS);
+    };
     let exit = watch.run(&mut running, terminal && watched).map_err(watch_failed)?;
     if !args.keep {
         delete::remove(container.lock()?)?;

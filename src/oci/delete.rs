@@ -42,7 +42,9 @@ pub fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode, OciError
         // As runc does: a container whose program never ran has nothing to lose.
         Status::Created => kill_and_remove(lock)?,
         _ if args.force => kill_and_remove(lock)?,
-        status => return Err(OciError::Status { verb: "delete", id, status }),
+        status => {
+            return Err(OciError::Status { verb: "delete", id, status });
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -61,7 +63,9 @@ pub fn kill_and_remove(lock: Lock<'_>) -> Result<(), OciError> {
         let id = container.id();
         match pidfd_send_signal(&pidfd, Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => {}
-            Err(source) => return Err(OciError::Kill { id: id.clone(), source }),
+            Err(source) => {
+                return Err(OciError::Kill { id: id.clone(), source });
+            }
         }
         wait_for_end(&pidfd, id)?;
     }
@@ -82,7 +86,9 @@ fn wait_for_end(pidfd: &std::os::fd::OwnedFd, id: &Id) -> Result<(), OciError> {
             }
             Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}
-            Err(source) => return Err(OciError::Kill { id: id.clone(), source }),
+            Err(source) => {
+                return Err(OciError::Kill { id: id.clone(), source });
+            }
         }
     }
 }

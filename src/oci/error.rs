@@ -1,11 +1,13 @@
 //! What goes wrong in `coracle-oci`, one variant per statement to the caller.
 
-use std::path::PathBuf;
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use coracle_runtime::LaunchFailure;
 use coracle_runtime::bundle::BundleError;
 use coracle_runtime::caps::CapError;
 use coracle_runtime::container::{ContainerError, Id, IdentityError, InvalidId, Status};
+use coracle_runtime::{LaunchFailure, SysError};
 
 /// What a shell sees when the runtime itself failed; runc's.
 const EXIT_FAILED: u8 = 1;
@@ -64,8 +66,8 @@ pub enum OciError {
     ConsoleSocketIdle,
     #[error("no command to execute is given")]
     NoProgram,
-    #[error("cannot {op} {}", path.display())]
-    File { op: &'static str, path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    File(SysError),
     #[error("{} already exists", .0.display())]
     ConfigExists(PathBuf),
     #[error("cannot watch container {id}")]
@@ -87,6 +89,15 @@ pub enum OciError {
 }
 
 impl OciError {
+    /// A file that could not be used.
+    pub fn file(op: &'static str, path: &Path, error: &io::Error) -> Self {
+        // fs_err puts the path before the kernel's answer; we do so ourselves.
+        let inner =
+            error.source().and_then(|source| source.downcast_ref::<io::Error>()).unwrap_or(error);
+        let errno = inner.raw_os_error().unwrap_or(nix::libc::EIO);
+        Self::File(SysError::new(op, path.display().to_string(), errno))
+    }
+
     /// What the shell sees.
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -100,7 +100,9 @@ pub fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, OciError> {
     if let Some(path) = &args.pid_file {
         write_pid(path, running.pid)?;
     }
-    let Some(watch) = watch else { return Ok(ExitCode::SUCCESS) };
+    let Some(watch) = watch else {
+        return Ok(ExitCode::SUCCESS);
+    };
     let exit = watch.run(&mut running, terminal && watched).map_err(watch_failed)?;
     Ok(ExitCode::from(u8::try_from(exit.status()).unwrap_or(u8::MAX)))
 }

@@ -58,11 +58,15 @@ pub fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode, OciError> {
 /// Where the container shares the caller's namespace only its first process is known to be its own.
 fn signal_others(init: &Identity, signal: Signal) {
     let namespace = |pid: i32| fs_err::read_link(format!("/proc/{pid}/ns/pid")).ok();
-    let Some(wanted) = namespace(init.pid) else { return };
+    let Some(wanted) = namespace(init.pid) else {
+        return;
+    };
     if fs_err::read_link("/proc/self/ns/pid").is_ok_and(|own| own == wanted) {
         return;
     }
-    let Ok(entries) = fs_err::read_dir("/proc") else { return };
+    let Ok(entries) = fs_err::read_dir("/proc") else {
+        return;
+    };
     for entry in entries.take(PROCESSES_MAX).flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
@@ -71,8 +75,12 @@ fn signal_others(init: &Identity, signal: Signal) {
             continue;
         }
         // Opened first, looked at second: what was looked at is what gets the signal.
-        let Ok(process) = Identity::of(pid) else { continue };
-        let Ok(Some(pidfd)) = process.open() else { continue };
+        let Ok(process) = Identity::of(pid) else {
+            continue;
+        };
+        let Ok(Some(pidfd)) = process.open() else {
+            continue;
+        };
         if namespace(pid).as_ref() == Some(&wanted) && process.is_alive().unwrap_or(false) {
             // It may have ended meanwhile, which is what the caller wants.
             let _ = pidfd_send_signal(&pidfd, signal);

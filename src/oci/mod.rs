@@ -122,7 +122,9 @@ fn dispatch(cli: Cli, journal: &Journal) -> Result<ExitCode, OciError> {
     if cli.systemd_cgroup {
         return Err(OciError::Flag("--systemd-cgroup"));
     }
-    let Some(command) = cli.command else { return Err(OciError::NoCommand) };
+    let Some(command) = cli.command else {
+        return Err(OciError::NoCommand);
+    };
     let context = Context { place: Place::new(cli.root), journal: journal.clone(), limits };
     match command {
         Command::Create(args) => create::create(&context, &args),

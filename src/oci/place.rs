@@ -44,7 +44,9 @@ impl Place {
     /// Opens the directory of existing containers; `None` when there is none yet.
     pub fn open(&self) -> Result<Option<StateRoot>, OciError> {
         let path = self.path()?;
-        let Some(root) = StateRoot::open(&path)? else { return Ok(None) };
+        let Some(root) = StateRoot::open(&path)? else {
+            return Ok(None);
+        };
         let (owner, group) = root.owner();
         if own_uid() == ROOT_UID && owner != ROOT_UID {
             root.require_owner(owner)?;
@@ -113,7 +115,9 @@ fn owns_the_host() -> bool {
 
 /// Refuses a directory named after a user whom it does not belong to.
 fn check_name(path: &Path, owner: u32) -> Result<(), OciError> {
-    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return Ok(()) };
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+        return Ok(());
+    };
     let text = fs_err::read_to_string(PASSWD).unwrap_or_default();
     let text = text.get(..PASSWD_BYTES_MAX).unwrap_or(&text);
     let mut uids = text.lines().filter_map(|line| {

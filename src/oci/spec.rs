@@ -38,7 +38,9 @@ pub fn spec(args: &SpecArgs) -> Result<ExitCode, OciError> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             return Err(OciError::ConfigExists(path));
         }
-        Err(source) => return Err(OciError::File { op: "make", path, source }),
+        Err(source) => {
+            return Err(OciError::File { op: "make", path, source });
+        }
     };
     file.write_all(&text).map_err(|source| OciError::File { op: "write", path, source })?;
     Ok(ExitCode::SUCCESS)

@@ -7,17 +7,18 @@ use coracle_images::registry::RegistryError;
 use coracle_runtime::{IdMapError, LaunchFailure, Stage};
 
 use super::walk::walk;
-use crate::engine::{Elsewhere, EngineError, NetworkError};
+use crate::engine::{Elsewhere, EngineError, NetworkError, SpecError};
 
 /// Gives the hints for an error and its causes, most specific first; at most one is the rule.
 pub fn hints(error: &(dyn Error + 'static)) -> Vec<String> {
-    walk(error).find_map(|link| {
-        if let Some(elsewhere) = link.downcast_ref::<Elsewhere>() {
-            return Some(elsewhere.hints.clone());
-        }
-        hint(link).map(|text| vec![text])
-    })
-    .unwrap_or_default()
+    walk(error)
+        .find_map(|link| {
+            if let Some(elsewhere) = link.downcast_ref::<Elsewhere>() {
+                return Some(elsewhere.hints.clone());
+            }
+            hint(link).map(|text| vec![text])
+        })
+        .unwrap_or_default()
 }
 
 /// Gives the exit code where the error decides it: 126 and 127 of a program that cannot be run.
@@ -46,13 +47,18 @@ fn hint(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<IdMapError>() {
         return idmap_hint(error);
     }
+    if let Some(SpecError::UnmappedUser { .. } | SpecError::UnmappedGroup { .. }) =
+        error.downcast_ref::<SpecError>()
+    {
+        return Some("coracle info shows how many ids this host gives you".into());
+    }
     match error.downcast_ref::<EngineError>()? {
         EngineError::NoImage(name) => Some(format!("coracle pull {name}")),
         EngineError::UnknownImage(_) => Some("coracle images lists what is here".into()),
         EngineError::UnknownContainer(_) => Some("coracle ps --all lists what is here".into()),
-        EngineError::WrongPlatform { found, .. } => {
-            Some(format!("pull it for this machine, or name --platform {found} if an emulator is installed"))
-        }
+        EngineError::WrongPlatform { found, .. } => Some(format!(
+            "pull it for this machine, or name --platform {found} if an emulator is installed"
+        )),
         EngineError::NoTerminal => Some("leave -t out when the input is no terminal".into()),
         EngineError::ForeignState { .. } => Some("name a directory of your own with --root".into()),
         _ => None,
@@ -62,7 +68,9 @@ fn hint(error: &(dyn Error + 'static)) -> Option<String> {
 fn io_hint(error: &std::io::Error) -> Option<&'static str> {
     match error.kind() {
         ErrorKind::StorageFull => Some("make room, or keep images elsewhere with --root"),
-        ErrorKind::QuotaExceeded => Some("your quota on this filesystem is used up; --root can name another one"),
+        ErrorKind::QuotaExceeded => {
+            Some("your quota on this filesystem is used up; --root can name another one")
+        }
         ErrorKind::ReadOnlyFilesystem => Some("name a writable directory with --root"),
         _ => None,
     }
@@ -71,17 +79,30 @@ fn io_hint(error: &std::io::Error) -> Option<&'static str> {
 fn registry_hint(error: &RegistryError) -> Option<String> {
     match error {
         RegistryError::UnknownImage { .. } => Some("check the name and the tag".into()),
-        RegistryError::Denied { authenticated: false, .. } => {
-            Some("check the name; a private image needs credentials in ~/.docker/config.json".into())
+        RegistryError::Denied {
+            authenticated: false,
+            ..
+        } => Some(
+            "check the name; a private image needs credentials in ~/.docker/config.json".into(),
+        ),
+        RegistryError::Denied { .. } => {
+            Some("the account that is logged in may not pull it".into())
         }
-        RegistryError::Denied { .. } => Some("the account that is logged in may not pull it".into()),
-        RegistryError::Unauthorized { registry, rejected: false } => {
-            Some(format!("put credentials for {registry} into ~/.docker/config.json"))
+        RegistryError::Unauthorized {
+            registry,
+            rejected: false,
+        } => Some(format!(
+            "put credentials for {registry} into ~/.docker/config.json"
+        )),
+        RegistryError::Unauthorized {
+            registry,
+            rejected: true,
+        } => Some(format!(
+            "renew the credentials for {registry} in ~/.docker/config.json"
+        )),
+        RegistryError::Unreachable { .. } => {
+            Some("check the name of the registry, the network and the proxy settings".into())
         }
-        RegistryError::Unauthorized { registry, rejected: true } => {
-            Some(format!("renew the credentials for {registry} in ~/.docker/config.json"))
-        }
-        RegistryError::Unreachable { .. } => Some("check the name of the registry, the network and the proxy settings".into()),
         RegistryError::Tls { host, .. } => Some(format!(
             "put the authority's certificate into ~/.config/containers/certs.d/{host}/ca.crt, or name the registry in CORACLE_INSECURE_REGISTRIES"
         )),
@@ -92,15 +113,21 @@ fn registry_hint(error: &RegistryError) -> Option<String> {
 
 fn launch_hint(error: &LaunchFailure) -> Option<&'static str> {
     match (error.stage, error.errno) {
-        (Stage::Namespaces, nix::libc::EPERM | nix::libc::EACCES) => {
-            Some("this host does not let ordinary users make namespaces; coracle info says which switch it is")
+        (Stage::Namespaces, nix::libc::EPERM | nix::libc::EACCES) => Some(
+            "this host does not let ordinary users make namespaces; coracle info says which switch it is",
+        ),
+        (Stage::Namespaces, nix::libc::ENOSPC | nix::libc::EUSERS) => Some(
+            "user namespaces are switched off or used up; an administrator can set user.max_user_namespaces=10000",
+        ),
+        (Stage::Ids, _) => {
+            Some("coracle info checks newuidmap and /etc/subuid; --userns=single needs neither")
         }
-        (Stage::Namespaces, nix::libc::ENOSPC | nix::libc::EUSERS) => {
-            Some("user namespaces are switched off or used up; an administrator can set user.max_user_namespaces=10000")
+        (Stage::Rootfs | Stage::Mounts, nix::libc::ENOSPC) => {
+            Some("the filesystem is full; --root can name another one")
         }
-        (Stage::Ids, _) => Some("coracle info checks newuidmap and /etc/subuid; --userns=single needs neither"),
-        (Stage::Rootfs | Stage::Mounts, nix::libc::ENOSPC) => Some("the filesystem is full; --root can name another one"),
-        (Stage::Exec, nix::libc::ENOEXEC) => Some("the program is for another machine, or a script without #!"),
+        (Stage::Exec, nix::libc::ENOEXEC) => {
+            Some("the program is for another machine, or a script without #!")
+        }
         _ => None,
     }
 }
@@ -108,17 +135,26 @@ fn launch_hint(error: &LaunchFailure) -> Option<&'static str> {
 fn network_hint(error: &NetworkError) -> Option<&'static str> {
     match error {
         NetworkError::NoPasta => Some("apt install passt, or use --network=host or --network=none"),
-        NetworkError::NoTun(_) => Some("an administrator can run chmod 0666 /dev/net/tun; --network=host works without"),
+        NetworkError::NoTun(_) => {
+            Some("an administrator can run chmod 0666 /dev/net/tun; --network=host works without")
+        }
         NetworkError::PublishNeedsPasta => Some("leave -p out, or leave --network out"),
-        NetworkError::PortInUse { .. } => Some("choose another host port, or leave it out to get a free one"),
+        NetworkError::PortPrivileged { .. } => Some(
+            "choose one from 1024 on, or an administrator can lower net.ipv4.ip_unprivileged_port_start",
+        ),
+        NetworkError::PortInUse { .. } => {
+            Some("choose another host port, or leave it out to get a free one")
+        }
         _ => None,
     }
 }
 
 fn idmap_hint(error: &IdMapError) -> Option<String> {
     match error {
-        IdMapError::Subordinate { file, .. } => Some(format!("mend that line of {}, or use --userns=single", file.display())),
+        IdMapError::Subordinate { file, .. } => Some(format!(
+            "mend that line of {}, or use --userns=single",
+            file.display()
+        )),
         _ => None,
     }
 }
-
