@@ -1,9 +1,9 @@
 //! Safe connections stay safe (A64), and unsafe ones are chosen, never fallen into.
 
-use coracle_images::registry::{Fault, RegistryError, TlsFault};
+use coracle_images::registry::{Fault, Proxies, RegistryError, TlsFault};
 use coracle_images::{PullError, Reference};
 
-use crate::server::{Identity, Server};
+use crate::server::{Identity, Reply, Server};
 use crate::site::{Made, Place, Site};
 
 fn name(host: &str, port: u16) -> Reference {
@@ -108,4 +108,33 @@ fn f30_without_name_servers_the_name_is_the_problem() {
         matches!(error, PullError::Registry(RegistryError::Unreachable { fault: Fault::NoNameServer, .. })),
         "{error:?}"
     );
+}
+
+#[test]
+fn f30_a_proxy_is_used_except_for_this_machine() {
+    let content = Made::small().content("t");
+    let proxy = Server::plain(move |seen| match seen.method.as_str() {
+        // No tunnels here, so that the registry has to be plain.
+        "CONNECT" => Reply::new(405),
+        _ => content.serve(seen),
+    });
+    let mut place = Place::new();
+    let address = format!("http://user:secret@127.0.0.1:{}", proxy.port);
+    place.options.proxies = Proxies { http: Some(address.clone()), https: Some(address), none: None };
+    place.options.insecure_registries = vec!["registry.example".to_owned()];
+    // The name resolves nowhere but at the proxy.
+    let image = place.pull(&"registry.example/x:t".parse().expect("name")).expect("through the proxy");
+    assert_eq!(place.read(&image, "hello"), b"hello\n");
+    let asked = proxy.seen_at("http://registry.example/v2/x/manifests/t");
+    assert_eq!(asked.len(), 1);
+    assert_eq!(asked[0].header("proxy-authorization"), Some("Basic dXNlcjpzZWNyZXQ="));
+    proxy.forget();
+    let site = Site::new(Made::small().content("t"));
+    place.pull(&site.image("x:t")).expect("directly");
+    assert!(proxy.seen().is_empty());
+    assert!(site.server.seen().iter().all(|seen| seen.header("proxy-authorization").is_none()));
+    place.options.proxies.https = Some("http://us er:secret@[".to_owned());
+    let error = place.pull(&"other.example/x:t".parse().expect("name")).expect_err("no proxy");
+    assert!(matches!(error, PullError::Registry(RegistryError::Proxy { .. })), "{error:?}");
+    assert!(!format!("{error} {error:?}").contains("secret"));
 }
