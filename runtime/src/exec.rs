@@ -86,7 +86,9 @@ pub fn exec(options: ExecOptions<'_>) -> Result<Running, LaunchFailure> {
     let userns = open_namespace(options.pid, "user")?;
     let (ours, theirs) = channel::pair().fault(Stage::Prepare, "make", "channel")?;
     let cloned = clone_inside(
-        |_| {
+        || {
+            // Whoever lives there sees this process from the moment it joins (A03).
+            program::hide()?;
             move_into_thread_name_spaces(options.pidfd, separate).fault(
                 Stage::Namespaces,
                 "join namespaces of process",

@@ -63,11 +63,10 @@ pub fn overlay_works(directory: &Path) -> Result<(), LaunchFailure> {
                 .fault(Stage::Rootfs, "remove a file through overlayfs in", &shown)
         })
     });
-    // overlayfs leaves an empty directory of mode 0 in its work directory; its parent is ours.
-    let _ = rustix::fs::rmdir(base.join("work/work"));
-    let _ = rustix::fs::rmdir(base.join("work/index"));
-    let _ = fs_err::remove_dir_all(&base);
-    result
+    // overlayfs leaves a directory of mode 0 in its work directory. It is ours; open it to remove it.
+    let _ = rustix::fs::chmod(base.join("work/work"), Mode::RWXU);
+    let removed = fs_err::remove_dir_all(&base);
+    result.and(removed.map_err(|error| failed(&error)))
 }
 
 fn make_layers(base: &Path) -> std::io::Result<Rootfs> {

@@ -4,6 +4,7 @@
 //! and is the order of the code: sources are opened as the caller, everything inside is made as root
 //! of the user namespace, and covers are taken from the host's tree before that tree goes away.
 
+use std::borrow::Cow;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::Path;
 
@@ -19,8 +20,9 @@ use super::options::{Rootfs, Stdio};
 use super::program::{self, Departure, Hold, Streams, follow_parent, hide, set_streams, show};
 use super::{confining, identity, rootfs};
 use crate::failure::{LaunchFailure, Stage};
-use crate::plan::{Plan, flags};
-use crate::sys::{MountAttr, mount_setattr};
+use crate::idmap::{IdMap, read_map};
+use crate::plan::{MountStep, Plan, fit_ids, flags};
+use crate::sys::{CloneFlags, MountAttr, mount_setattr};
 
 /// Everything the child needs, opened and decided by its parent.
 pub(crate) struct Child<'a> {
@@ -65,6 +67,8 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
     let plan = child.plan;
     follow_parent(child.die_with_parent)?;
     expect(channel, Stage::Ids, |message| matches!(message, Message::Mapped))?;
+    let joined = joined_map(plan)?;
+    let idmap = plan.idmap.as_ref().or(joined.as_ref());
     // While our own /proc files still belong to the caller.
     set_oom_score(plan.process.oom_score_adj)?;
     // Processes of a namespace that is joined must not look into this one. In new namespaces there
@@ -76,8 +80,9 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
     umask(Mode::empty());
     let owns_namespace = plan.namespaces.creates_user();
     rootfs::detach_propagation(plan.root_propagation, owns_namespace)?;
-    let sources = mounting::open_sources(&plan.mounts, child.bundle)?;
-    let has = |id: fn(&crate::idmap::IdMap) -> Option<u32>| plan.idmap.as_ref().is_some_and(|map| id(map).is_some());
+    let mounts = fitting_mounts(plan, joined.as_ref());
+    let sources = mounting::open_sources(&mounts, child.bundle)?;
+    let has = |id: fn(&IdMap) -> Option<u32>| idmap.is_some_and(|map| id(map).is_some());
     identity::become_root(has(|map| map.host_uid(0)), has(|map| map.host_gid(0)))?;
     if !joins {
         // A change of ids closes /proc again.
@@ -85,7 +90,7 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
     }
     let root = rootfs::mount_root(child.rootfs)?;
     let inside = Inside::new(&root);
-    let mut mounted = mounting::mount_all(&plan.mounts, sources, inside)?;
+    let mut mounted = mounting::mount_all(&mounts, sources, inside)?;
     let terminal = open_terminal(child, &mounted, channel)?;
     mounted.finish()?;
     confining::confine(&plan.confinement, mounted.proc.as_ref(), inside)?;
@@ -99,6 +104,25 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
     expect(channel, Stage::Network, |message| matches!(message, Message::Proceed))?;
     identity::limit(&plan.process)?;
     Ok(terminal)
+}
+
+/// The map of a user namespace that was joined: only who is inside can read it.
+fn joined_map(plan: &Plan) -> Result<Option<IdMap>, LaunchFailure> {
+    if !plan.namespaces.joins(CloneFlags::USER) {
+        return Ok(None);
+    }
+    let read = |path: &str| {
+        read_map(Path::new(path)).map_err(|error| LaunchFailure::rule(Stage::Ids, path, &error.to_string()))
+    };
+    Ok(Some(IdMap { uids: read("/proc/self/uid_map")?, gids: read("/proc/self/gid_map")? }))
+}
+
+fn fitting_mounts<'a>(plan: &'a Plan, joined: Option<&IdMap>) -> Cow<'a, [MountStep]> {
+    let mut mounts = Cow::Borrowed(plan.mounts.as_slice());
+    if let Some(map) = joined {
+        fit_ids(mounts.to_mut(), map);
+    }
+    mounts
 }
 
 /// Waits for one message of the parent. A parent that is gone ends the launch.

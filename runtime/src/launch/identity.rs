@@ -72,7 +72,9 @@ fn set_groups(process: &ProcessPlan) -> Result<(), LaunchFailure> {
     match set_thread_groups(&groups) {
         // With one id the groups of the host stay, shown as nobody's; giving them up could open
         // what a negative ACL closes (CVE-2014-8989), so the kernel denies it to everybody.
-        Err(Errno::PERM) if process.setgroups_denied => Ok(()),
+        Err(Errno::PERM) if process.setgroups_denied && process.groups.iter().all(|group| *group == process.gid) => {
+            Ok(())
+        }
         result => result.fault(STAGE, "set groups", format!("{:?}", process.groups)),
     }
 }

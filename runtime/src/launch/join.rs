@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, fstatfs};
 use rustix::io::Errno;
-use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::channel::{self, Message};
@@ -80,32 +80,36 @@ pub(crate) fn clone_inside(
     theirs: OwnedFd,
     child: impl FnOnce(OwnedFd) -> i32,
 ) -> Result<Cloned, LaunchFailure> {
+    // A channel of its own: the real child may speak on the other one before this one has ended.
+    let (answer, tell) = channel::pair().fault(Stage::Prepare, "make", "channel")?;
     let intermediate = clone_process(&CloneOptions::default(), || {
         close_in_child(ours);
+        close_in_child(&answer);
         if let Err(failure) = enter() {
-            return report(&theirs, failure);
+            return report(&tell, failure);
         }
         let flags = options.flags.with(CloneFlags::PARENT);
-        let told = theirs.try_clone();
         let cloned = clone_process(&CloneOptions { flags, cgroup: options.cgroup }, || child(theirs));
-        let Ok(told) = told else { return 1 };
         match cloned.fault(STAGE, "create", "namespaces") {
-            Ok(cloned) => i32::from(channel::send(&told, &Message::Process(cloned.pidfd)).is_err()),
-            Err(failure) => report(&told, failure),
+            Ok(cloned) => i32::from(channel::send(&tell, &Message::Process(cloned.pidfd)).is_err()),
+            Err(failure) => report(&tell, failure),
         }
     })
     .fault(STAGE, "create", "process")?;
-    let pidfd = first_answer(ours);
+    let pidfd = first_answer(&answer);
     let wait = || waitid(WaitId::PidFd(intermediate.pidfd.as_fd()), WaitIdOptions::EXITED);
     // It ends by itself; all that matters is that no zombie stays.
     let _ = rustix::io::retry_on_intr(wait);
     let pidfd = pidfd?;
-    let pid = number_of(&pidfd).fault(STAGE, "find", "process")?;
+    let pid = number_of(&pidfd).fault(STAGE, "find", "process").inspect_err(|_| {
+        // Nobody else can end it.
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+    })?;
     Ok(Cloned { pid, pidfd })
 }
 
-fn first_answer(ours: &OwnedFd) -> Result<OwnedFd, LaunchFailure> {
-    match channel::receive(ours).fault(STAGE, "hear from", "child")? {
+fn first_answer(answer: &OwnedFd) -> Result<OwnedFd, LaunchFailure> {
+    match channel::receive(answer).fault(STAGE, "hear from", "child")? {
         Some(Message::Process(pidfd)) => Ok(pidfd),
         Some(Message::Failure(failure)) => Err(failure),
         _ => Err(LaunchFailure::rule(STAGE, "child", "ended without a word")),

@@ -102,18 +102,17 @@ fn duplicate(fds: [BorrowedFd<'_>; 3]) -> Result<(), Errno> {
     rustix::stdio::dup2_stderr(&stderr)
 }
 
-/// Leaves for the program. Returns only when that failed, after saying so on the channel.
-pub(crate) fn depart(departure: &Departure<'_>, channel: OwnedFd) -> i32 {
+/// Leaves for the program, or says on the channel why that is impossible and ends.
+///
+/// It never returns: descriptors that callers still own are closed here, and must not be dropped.
+pub(crate) fn depart(departure: &Departure<'_>, channel: OwnedFd) -> ! {
     let mut channel = channel;
-    let reached = prepare(departure, &mut channel);
-    match reached {
-        Ok(()) if departure.init_reaper => reaper::run(channel, |channel| {
-            let failure = go(departure);
-            report(channel, failure)
-        }),
+    let code = match prepare(departure, &mut channel) {
+        Ok(()) if departure.init_reaper => reaper::run(channel, |channel| report(channel, go(departure))),
         Ok(()) => report(&channel, go(departure)),
         Err(failure) => report(&channel, failure),
-    }
+    };
+    sys::exit_now(code)
 }
 
 /// The exit code of a child that gave up; its parent reads the reason from the channel.

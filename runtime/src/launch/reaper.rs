@@ -23,7 +23,8 @@ pub(super) fn run(channel: OwnedFd, program: impl FnOnce(&OwnedFd) -> i32) -> i3
     SignalSet::full().block_only();
     let child = fork_process(|| {
         own_group();
-        program(&channel)
+        // Not by returning: descriptors that this copy's callers own are closed by now.
+        sys::exit_now(program(&channel))
     });
     let child = match child {
         Ok(child) => child,

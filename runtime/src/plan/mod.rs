@@ -10,7 +10,7 @@ mod namespaces;
 mod process;
 
 pub(crate) use confine::Confinement;
-pub(crate) use mounts::{DeviceNode, MountSource, MountStep, may_cover};
+pub(crate) use mounts::{DeviceNode, MountSource, MountStep, fit_ids, may_cover};
 pub(crate) use namespaces::NamespacePlan;
 pub(crate) use process::{ProcessPlan, plan as plan_process};
 
@@ -18,6 +18,7 @@ use oci_spec::runtime::Spec;
 
 use crate::failure::{LaunchFailure, Stage};
 use crate::idmap::{IdMap, IdRange};
+use crate::sys::CloneFlags;
 
 /// Everything the child does, in order of the fields.
 #[derive(Debug)]
@@ -49,13 +50,17 @@ pub(crate) fn plan(spec: &Spec, idmap: Option<&IdMap>) -> Result<Plan, LaunchFai
     };
     let mut mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default())?;
     mounts::add_devices(&mut mounts, linux.devices().as_deref().unwrap_or_default())?;
-    mounts::fit_ids(&mut mounts, idmap.as_ref());
+    if let Some(map) = &idmap {
+        fit_ids(&mut mounts, map);
+    }
+    let mut process = process::plan(process, idmap.as_ref())?;
+    process.setgroups_denied |= namespaces.joins(CloneFlags::USER);
     Ok(Plan {
         root_propagation: flags::root_propagation(linux.rootfs_propagation().as_deref())?,
         mounts,
         confinement: confine::plan(spec, linux, &namespaces)?,
         root_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
-        process: process::plan(process, idmap.as_ref())?,
+        process,
         namespaces,
         idmap,
     })

@@ -267,8 +267,7 @@ fn node(device: &LinuxDevice) -> Result<DeviceNode, LaunchFailure> {
 
 /// Drops `uid=` and `gid=` options that name ids the container does not have; every image and every
 /// tool writes `gid=5` for devpts, and the kernel answers a bare `EINVAL`.
-pub(super) fn fit_ids(steps: &mut [MountStep], idmap: Option<&IdMap>) {
-    let Some(idmap) = idmap else { return };
+pub(crate) fn fit_ids(steps: &mut [MountStep], idmap: &IdMap) {
     for step in steps {
         let MountSource::New { kind, data, .. } = &mut step.source else { continue };
         if kind != "devpts" {

@@ -21,9 +21,13 @@ impl NamespacePlan {
         self.create.contains(CloneFlags::USER)
     }
 
+    pub(crate) fn joins(&self, kind: CloneFlags) -> bool {
+        self.join.iter().any(|(joined, _)| *joined == kind)
+    }
+
     /// Whether the container does not see the host's namespace of this kind.
     pub(crate) fn separates(&self, kind: CloneFlags) -> bool {
-        self.create.contains(kind) || self.join.iter().any(|(joined, _)| *joined == kind)
+        self.create.contains(kind) || self.joins(kind)
     }
 }
 

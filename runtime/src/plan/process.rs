@@ -22,7 +22,8 @@ pub(crate) struct ProcessPlan {
     pub(crate) gid: u32,
     /// Supplementary groups: exactly these.
     pub(crate) groups: Vec<u32>,
-    /// With one mapped id the kernel denies setgroups for good (user_namespaces(7)).
+    /// With one mapped id the kernel denies setgroups for good (user_namespaces(7)); of a user
+    /// namespace that is joined we do not know the map.
     pub(crate) setgroups_denied: bool,
     pub(crate) umask: u32,
     pub(crate) rlimits: Vec<(Resource, Rlimit)>,
