@@ -15,7 +15,8 @@ use crate::launch::close_in_child;
 use crate::launch::fault::Fault;
 use crate::launch::program::follow_parent;
 use crate::sys::{
-    self, CloneFlags, CloneOptions, Cloned, SignalSet, clone_process, default_child_signal, send_signal,
+    self, CloneFlags, CloneOptions, Cloned, SignalSet, clone_process, default_child_signal,
+    send_signal,
 };
 
 /// The signals that people and supervisors end a command with.
@@ -38,7 +39,10 @@ pub fn run_in(map: &IdMap, work: impl FnOnce() -> i32) -> Result<i32, LaunchFail
     let watched = SignalSet::of(&watched);
     // Blocked before the child exists, so that no signal falls between the two.
     let before = watched.block();
-    let options = CloneOptions { flags: CloneFlags::USER, cgroup: None };
+    let options = CloneOptions {
+        flags: CloneFlags::USER,
+        cgroup: None,
+    };
     let cloned = clone_process(&options, || {
         close_in_child(&ours);
         if let Err(failure) = begin(&theirs) {
@@ -51,15 +55,17 @@ pub fn run_in(map: &IdMap, work: impl FnOnce() -> i32) -> Result<i32, LaunchFail
         let _ = std::io::stdout().flush();
         code
     });
-    let result = cloned.fault(Stage::Namespaces, "create", "user namespace").and_then(|cloned| {
-        let finished = accompany(map, &cloned, &ours, watched);
-        if finished.is_err() {
-            // It may be gone already; waiting is what counts.
-            let _ = send_signal(cloned.pid, libc::SIGKILL);
-            let _ = ended(&cloned, WaitIdOptions::EXITED);
-        }
-        finished
-    });
+    let result = cloned
+        .fault(Stage::Namespaces, "create", "user namespace")
+        .and_then(|cloned| {
+            let finished = accompany(map, &cloned, &ours, watched);
+            if finished.is_err() {
+                // It may be gone already; waiting is what counts.
+                let _ = send_signal(cloned.pid, libc::SIGKILL);
+                let _ = ended(&cloned, WaitIdOptions::EXITED);
+            }
+            finished
+        });
     before.block_only();
     result
 }
@@ -89,7 +95,13 @@ fn accompany(
     match channel::receive(ours).fault(Stage::Ids, "hear from", "child")? {
         Some(Message::Ready) => {}
         Some(Message::Failure(failure)) => return Err(failure),
-        _ => return Err(LaunchFailure::rule(Stage::Ids, "child", "ended without a word")),
+        _ => {
+            return Err(LaunchFailure::rule(
+                Stage::Ids,
+                "child",
+                "ended without a word",
+            ));
+        }
     }
     loop {
         if let Some(exit) = ended(cloned, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)? {
@@ -115,8 +127,11 @@ fn ended(cloned: &Cloned, options: WaitIdOptions) -> Result<Option<Exit>, Launch
 
 /// Gives the calling process every capability in a user namespace that it owns. There is no way back.
 pub fn enter(userns: BorrowedFd<'_>) -> Result<(), LaunchFailure> {
-    move_into_link_name_space(userns, Some(LinkNameSpaceType::User))
-        .fault(Stage::Namespaces, "join", "user namespace")?;
+    move_into_link_name_space(userns, Some(LinkNameSpaceType::User)).fault(
+        Stage::Namespaces,
+        "join",
+        "user namespace",
+    )?;
     settle()
 }
 

@@ -44,7 +44,12 @@ const FAILURE: u8 = b'F';
 
 /// A new pair: the parent's end and the child's.
 pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
-    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+    socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
 }
 
 /// Sends one message. `EPIPE` when the other side is gone.
@@ -99,7 +104,9 @@ pub(crate) fn receive(channel: impl AsFd) -> Result<Option<Message>, Errno> {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
         _ => None,
     });
-    let Some((tag, body)) = bytes[..received].split_first() else { return Ok(None) };
+    let Some((tag, body)) = bytes[..received].split_first() else {
+        return Ok(None);
+    };
     let message = match (*tag, fd) {
         (MAPPED, _) => Message::Mapped,
         (PROCEED, _) => Message::Proceed,

@@ -67,7 +67,11 @@ pub(crate) fn follow_parent(wanted: bool) -> Result<(), LaunchFailure> {
     if !wanted {
         return Ok(());
     }
-    set_parent_process_death_signal(Some(Signal::KILL)).fault(Stage::Identity, "set", "parent death signal")
+    set_parent_process_death_signal(Some(Signal::KILL)).fault(
+        Stage::Identity,
+        "set",
+        "parent death signal",
+    )
 }
 
 /// Starts a session of its own and puts the standard streams in place.
@@ -75,7 +79,8 @@ pub(crate) fn follow_parent(wanted: bool) -> Result<(), LaunchFailure> {
 /// The session is new in every case: a terminal that was only passed on is never the controlling
 /// one, so nothing can be typed into it (TIOCSTI, A16).
 pub(crate) fn set_streams(streams: &Streams<'_>, owner: u32) -> Result<(), LaunchFailure> {
-    let fault = |result: Result<(), Errno>, op: &str| result.fault(Stage::Devices, op, "standard streams");
+    let fault =
+        |result: Result<(), Errno>, op: &str| result.fault(Stage::Devices, op, "standard streams");
     match setsid() {
         // Already a leader: pid 1 of a namespace that was joined, for example.
         Ok(_) | Err(Errno::PERM) => {}
@@ -87,7 +92,10 @@ pub(crate) fn set_streams(streams: &Streams<'_>, owner: u32) -> Result<(), Launc
         Streams::Terminal(terminal) => {
             let peer = terminal.peer.as_fd();
             fault(ioctl_tiocsctty(peer), "make the terminal control")?;
-            fault(fchown(peer, Some(Uid::from_raw(owner)), None), "give the terminal of")?;
+            fault(
+                fchown(peer, Some(Uid::from_raw(owner)), None),
+                "give the terminal of",
+            )?;
             fault(duplicate([peer; 3]), "set")
         }
     }
@@ -108,7 +116,9 @@ fn duplicate(fds: [BorrowedFd<'_>; 3]) -> Result<(), Errno> {
 pub(crate) fn depart(departure: &Departure<'_>, channel: OwnedFd) -> ! {
     let mut channel = channel;
     let code = match prepare(departure, &mut channel) {
-        Ok(()) if departure.init_reaper => reaper::run(channel, |channel| report(channel, go(departure))),
+        Ok(()) if departure.init_reaper => {
+            reaper::run(channel, |channel| report(channel, go(departure)))
+        }
         Ok(()) => report(&channel, go(departure)),
         Err(failure) => report(&channel, failure),
     };
@@ -167,20 +177,32 @@ fn wait_at_gate(departure: &Departure<'_>, channel: &mut OwnedFd) -> Result<(), 
         Hold::Parent => at(channel::send(&*channel, &Message::Ready), "tell")?,
         Hold::Socket(socket) => {
             at(channel::send(&*channel, &Message::Ready), "tell")?;
-            let starter = accept_with(socket, SocketFlags::CLOEXEC).fault(Stage::Gate, "wait for", "starter")?;
+            let starter = accept_with(socket, SocketFlags::CLOEXEC).fault(
+                Stage::Gate,
+                "wait for",
+                "starter",
+            )?;
             *channel = starter;
         }
     }
     match channel::receive(&*channel).fault(Stage::Gate, "hear from", "starter")? {
         Some(Message::Start) => Ok(()),
-        _ => Err(LaunchFailure::rule(Stage::Gate, "starter", "went away without starting the container")),
+        _ => Err(LaunchFailure::rule(
+            Stage::Gate,
+            "starter",
+            "went away without starting the container",
+        )),
     }
 }
 
 /// Closes every descriptor but the standard streams and these.
 fn close_others(keep: &[RawFd], ours: [Option<RawFd>; 2]) -> Result<(), LaunchFailure> {
-    let mut kept: Vec<u32> =
-        keep.iter().copied().chain(ours.into_iter().flatten()).filter_map(|fd| u32::try_from(fd).ok()).collect();
+    let mut kept: Vec<u32> = keep
+        .iter()
+        .copied()
+        .chain(ours.into_iter().flatten())
+        .filter_map(|fd| u32::try_from(fd).ok())
+        .collect();
     kept.sort_unstable();
     let mut next = FIRST_OTHER_FD.unsigned_abs();
     for fd in kept {
@@ -196,12 +218,19 @@ fn close_others(keep: &[RawFd], ours: [Option<RawFd>; 2]) -> Result<(), LaunchFa
 fn enter_directory(cwd: &Path) -> Result<(), LaunchFailure> {
     let shown = cwd.display();
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let found = openat2(CWD, cwd, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
-        .fault(Stage::WorkingDirectory, "enter", &shown)?;
+    let found = openat2(CWD, cwd, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS).fault(
+        Stage::WorkingDirectory,
+        "enter",
+        &shown,
+    )?;
     fchdir(&found).fault(Stage::WorkingDirectory, "enter", &shown)?;
     let now = getcwd(Vec::new()).fault(Stage::WorkingDirectory, "stay in", &shown)?;
     if now.as_bytes().first() != Some(&b'/') {
-        return Err(LaunchFailure::rule(Stage::WorkingDirectory, shown, "is outside of the container"));
+        return Err(LaunchFailure::rule(
+            Stage::WorkingDirectory,
+            shown,
+            "is outside of the container",
+        ));
     }
     Ok(())
 }
@@ -222,7 +251,14 @@ fn execute(process: &ProcessPlan) -> LaunchFailure {
             Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG => {}
             // A later directory may have one that can be executed.
             Errno::ACCESS => verdict = Errno::ACCESS,
-            errno => return LaunchFailure::new(Stage::Exec, "execute", candidate.to_string_lossy(), errno),
+            errno => {
+                return LaunchFailure::new(
+                    Stage::Exec,
+                    "execute",
+                    candidate.to_string_lossy(),
+                    errno,
+                );
+            }
         }
     }
     LaunchFailure::new(Stage::Exec, "find in PATH and execute", shown, verdict)
@@ -239,7 +275,9 @@ fn try_execute(path: &CStr, process: &ProcessPlan) -> Errno {
 /// The paths that execvp(3) would try, the container's environment given.
 fn candidates(name: &CStr, env: &[CString]) -> Vec<CString> {
     // As in every libc the first entry of a name counts.
-    let path = env.iter().find_map(|entry| entry.to_bytes().strip_prefix(b"PATH="));
+    let path = env
+        .iter()
+        .find_map(|entry| entry.to_bytes().strip_prefix(b"PATH="));
     path.unwrap_or(DEFAULT_PATH)
         .split(|byte| *byte == b':')
         .filter_map(|dir| {
@@ -255,9 +293,17 @@ mod tests {
 
     #[test]
     fn path_is_the_containers() {
-        let env = |text: &str| vec![CString::new("A=1").expect("no NUL"), CString::new(text).expect("no NUL")];
+        let env = |text: &str| {
+            vec![
+                CString::new("A=1").expect("no NUL"),
+                CString::new(text).expect("no NUL"),
+            ]
+        };
         let paths = |env: &[CString]| -> Vec<String> {
-            candidates(c"sh", env).iter().map(|path| path.to_string_lossy().into_owned()).collect()
+            candidates(c"sh", env)
+                .iter()
+                .map(|path| path.to_string_lossy().into_owned())
+                .collect()
         };
         assert_eq!(paths(&env("PATH=/a:/b/")), ["/a/sh", "/b//sh"]);
         assert_eq!(paths(&env("PATH=:/a::")), ["/a/sh"]);

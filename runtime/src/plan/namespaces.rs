@@ -36,7 +36,10 @@ pub(super) fn plan(list: &[LinuxNamespace]) -> Result<NamespacePlan, LaunchFailu
     for namespace in list {
         let kind = kind(namespace.typ())?;
         if plan.separates(kind) {
-            return Err(refuse("linux.namespaces", &format!("names {} twice", namespace.typ())));
+            return Err(refuse(
+                "linux.namespaces",
+                &format!("names {} twice", namespace.typ()),
+            ));
         }
         match namespace.path() {
             Some(path) if !path.as_os_str().is_empty() => plan.join.push((kind, path.clone())),
@@ -60,6 +63,8 @@ fn kind(typ: LinuxNamespaceType) -> Result<CloneFlags, LaunchFailure> {
         LinuxNamespaceType::User => CloneFlags::USER,
         LinuxNamespaceType::Pid => CloneFlags::PID,
         LinuxNamespaceType::Network => CloneFlags::NET,
-        LinuxNamespaceType::Time => return Err(refuse("linux.namespaces: time", "is not supported")),
+        LinuxNamespaceType::Time => {
+            return Err(refuse("linux.namespaces: time", "is not supported"));
+        }
     })
 }

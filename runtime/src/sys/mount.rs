@@ -27,7 +27,11 @@ struct RawMountAttr {
 /// mount_setattr(2), Linux 5.12, on the mount that `fd` is the root of.
 ///
 /// `EPERM` when a flag is to be cleared that the mount's own user namespace locked.
-pub(crate) fn mount_setattr(fd: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> Result<(), Errno> {
+pub(crate) fn mount_setattr(
+    fd: BorrowedFd<'_>,
+    recursive: bool,
+    attr: &MountAttr,
+) -> Result<(), Errno> {
     let raw = RawMountAttr {
         attr_set: attr.set,
         attr_clr: attr.clear,
@@ -47,5 +51,9 @@ pub(crate) fn mount_setattr(fd: BorrowedFd<'_>, recursive: bool, attr: &MountAtt
             size_of::<RawMountAttr>(),
         )
     };
-    if result == -1 { Err(last_errno()) } else { Ok(()) }
+    if result == -1 {
+        Err(last_errno())
+    } else {
+        Ok(())
+    }
 }

@@ -16,7 +16,16 @@ pub(crate) fn load_filter(program: &[sock_filter], flags: u32) -> Result<(), Err
     // SAFETY: both `sock_filter` types are the kernel's struct of the same layout; the kernel only
     // reads `head` and `len` instructions behind `filter`, which live through the call.
     let result = unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const head)
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const head,
+        )
     };
-    if result == -1 { Err(last_errno()) } else { Ok(()) }
+    if result == -1 {
+        Err(last_errno())
+    } else {
+        Ok(())
+    }
 }

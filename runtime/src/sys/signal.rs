@@ -42,20 +42,18 @@ pub(crate) struct SignalSet(libc::sigset_t);
 impl SignalSet {
     pub(crate) fn empty() -> Self {
         let mut set = MaybeUninit::uninit();
-        // SAFETY: sigemptyset initialises the whole set it is given.
-        Self(unsafe {
-            libc::sigemptyset(set.as_mut_ptr());
-            set.assume_init()
-        })
+        // SAFETY: it writes the set it is given and nothing else.
+        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+        // SAFETY: sigemptyset has initialised the whole set.
+        Self(unsafe { set.assume_init() })
     }
 
     pub(crate) fn full() -> Self {
         let mut set = MaybeUninit::uninit();
-        // SAFETY: sigfillset initialises the whole set it is given.
-        Self(unsafe {
-            libc::sigfillset(set.as_mut_ptr());
-            set.assume_init()
-        })
+        // SAFETY: it writes the set it is given and nothing else.
+        unsafe { libc::sigfillset(set.as_mut_ptr()) };
+        // SAFETY: sigfillset has initialised the whole set.
+        Self(unsafe { set.assume_init() })
     }
 
     pub(crate) fn of(numbers: &[i32]) -> Self {
@@ -98,7 +96,11 @@ impl SignalSet {
             if number > 0 {
                 // SAFETY: all zeroes is a valid siginfo, and the kernel has overwritten it.
                 let code = unsafe { info.assume_init() }.si_code;
-                let origin = if code == libc::SI_KERNEL { Origin::Kernel } else { Origin::Process };
+                let origin = if code == libc::SI_KERNEL {
+                    Origin::Kernel
+                } else {
+                    Origin::Process
+                };
                 return (number, origin);
             }
         }

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use coracle_runtime::defaults::{self, SpecOptions};
 use coracle_runtime::{
-    Gate, HostIds, IdMap, LaunchFailure, LaunchOptions, Rootfs, Running, Stdio, UserNs, idmap, launch,
+    Gate, HostIds, IdMap, LaunchFailure, LaunchOptions, Rootfs, Running, Stdio, UserNs, idmap,
+    launch,
 };
 use serde_json::{Value, json};
 
@@ -64,9 +65,19 @@ impl Container {
     }
 
     /// Adds a mount.
-    pub fn mount(&mut self, destination: &str, kind: &str, source: &str, options: &[&str]) -> &mut Self {
-        let mount = json!({"destination": destination, "type": kind, "source": source, "options": options});
-        self.spec["mounts"].as_array_mut().expect("mounts").push(mount);
+    pub fn mount(
+        &mut self,
+        destination: &str,
+        kind: &str,
+        source: &str,
+        options: &[&str],
+    ) -> &mut Self {
+        let mount =
+            json!({"destination": destination, "type": kind, "source": source, "options": options});
+        self.spec["mounts"]
+            .as_array_mut()
+            .expect("mounts")
+            .push(mount);
         self
     }
 
@@ -90,7 +101,8 @@ impl Container {
 
     /// Runs to the end; the launch must succeed.
     pub fn run(&self) -> Output {
-        self.try_run().unwrap_or_else(|failure| panic!("launch: {failure} ({failure:?})"))
+        self.try_run()
+            .unwrap_or_else(|failure| panic!("launch: {failure} ({failure:?})"))
     }
 
     /// Runs to the end successfully and returns its output without the last newline.
@@ -116,7 +128,11 @@ pub fn collect(
     let null = fs_err::File::open("/dev/null").expect("opened");
     let (mut out_read, out_write) = std::io::pipe().expect("a pipe");
     let (mut err_read, err_write) = std::io::pipe().expect("a pipe");
-    let running = start(Stdio::Fds([null.as_fd(), out_write.as_fd(), err_write.as_fd()]))?;
+    let running = start(Stdio::Fds([
+        null.as_fd(),
+        out_write.as_fd(),
+        err_write.as_fd(),
+    ]))?;
     drop((out_write, err_write));
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     // What the cases print to stderr fits into the pipe, so one after the other is fine.

@@ -5,8 +5,17 @@
 //! the runner becomes `alice` (with /etc/subuid) and `bob` (without) by setpriv; as anybody else it
 //! runs the cases for whoever it is. `cargo test -p coracle-runtime --test kernel -- PART` selects.
 
-mod container;
+#![expect(
+    clippy::print_stdout,
+    reason = "a test runner of its own: its report goes to stdout"
+)]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test program reads the variables of its runner"
+)]
+
 mod cases;
+mod container;
 mod helper;
 mod place;
 mod runner;

@@ -13,12 +13,36 @@ use crate::place::Place;
 use crate::runner::{ALL, Case, User};
 
 pub const CASES: &[Case] = &[
-    Case { name: "exec_is_inside", users: ALL, run: inside },
-    Case { name: "a02_exec_cwd_through_a_descriptor", users: ALL, run: cwd },
-    Case { name: "a03_joiner_cannot_be_reached", users: ALL, run: joiner },
-    Case { name: "a22_exec_capabilities_and_users", users: ALL, run: identity },
-    Case { name: "exec_in_a_terminal", users: ALL, run: terminal },
-    Case { name: "exec_in_what_is_gone", users: &[User::Alice], run: gone },
+    Case {
+        name: "exec_is_inside",
+        users: ALL,
+        run: inside,
+    },
+    Case {
+        name: "a02_exec_cwd_through_a_descriptor",
+        users: ALL,
+        run: cwd,
+    },
+    Case {
+        name: "a03_joiner_cannot_be_reached",
+        users: ALL,
+        run: joiner,
+    },
+    Case {
+        name: "a22_exec_capabilities_and_users",
+        users: ALL,
+        run: identity,
+    },
+    Case {
+        name: "exec_in_a_terminal",
+        users: ALL,
+        run: terminal,
+    },
+    Case {
+        name: "exec_in_what_is_gone",
+        users: &[User::Alice],
+        run: gone,
+    },
 ];
 
 struct Up {
@@ -29,7 +53,9 @@ struct Up {
 fn up(place: &Place, script: &str) -> Up {
     let container = Container::new(place, script);
     let (mut read, write) = std::io::pipe().expect("a pipe");
-    let running = container.launch(Stdio::Fds([read.as_fd(), write.as_fd(), write.as_fd()])).expect("launched");
+    let running = container
+        .launch(Stdio::Fds([read.as_fd(), write.as_fd(), write.as_fd()]))
+        .expect("launched");
     drop(write);
     let mut ready = [0; 6];
     read.read_exact(&mut ready).expect("ready");
@@ -45,9 +71,15 @@ impl Up {
         process
     }
 
-    fn start(&self, process: &serde_json::Value, stdio: Stdio<'_>) -> Result<Running, LaunchFailure> {
+    fn start(
+        &self,
+        process: &serde_json::Value,
+        stdio: Stdio<'_>,
+    ) -> Result<Running, LaunchFailure> {
         let process: Process = serde_json::from_value(process.clone()).expect("a process");
-        let seccomp: LinuxSeccomp = serde_json::from_value(self.container.spec["linux"]["seccomp"].clone()).expect("a profile");
+        let seccomp: LinuxSeccomp =
+            serde_json::from_value(self.container.spec["linux"]["seccomp"].clone())
+                .expect("a profile");
         let mut options = ExecOptions::new(self.running.pid, self.running.pidfd.as_fd(), &process);
         options.stdio = stdio;
         options.seccomp = Some(&seccomp);
@@ -73,21 +105,32 @@ fn inside(place: &Place) {
     let lines: Vec<&str> = output.stdout.lines().collect();
     for line in &lines[..7] {
         let name = line.split(':').next().expect("a name");
-        let theirs = fs_err::read_link(format!("/proc/{}/ns/{name}", up.running.pid)).expect("read");
+        let theirs =
+            fs_err::read_link(format!("/proc/{}/ns/{name}", up.running.pid)).expect("read");
         assert_eq!(theirs.to_str(), Some(*line));
     }
-    assert_eq!((&lines[7..], output.status), (["sleep", "4"].as_slice(), 6), "{output:?}");
+    assert_eq!(
+        (&lines[7..], output.status),
+        (["sleep", "4"].as_slice(), 6),
+        "{output:?}"
+    );
     let mut missing = up.process("");
     missing["args"] = json!(["missing"]);
     assert_eq!(up.exec(&missing).expect_err("missing").exit_code(), 127);
-    let status = up.exec(&up.process("grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status | tr -s '\\t\\n' '  '")).expect("ran");
+    let status = up
+        .exec(
+            &up.process("grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status | tr -s '\\t\\n' '  '"),
+        )
+        .expect("ran");
     assert_eq!(status.stdout.trim_end(), "NoNewPrivs: 1 Seccomp: 2");
     up.down();
 }
 
 fn cwd(place: &Place) {
     let up = up(place, IDLE);
-    let _held: Vec<fs_err::File> = (0..30).map(|_| fs_err::File::open("/").expect("opened")).collect();
+    let _held: Vec<fs_err::File> = (0..30)
+        .map(|_| fs_err::File::open("/").expect("opened"))
+        .collect();
     for number in 3..48 {
         let mut process = up.process("pwd; ls");
         process["cwd"] = json!(format!("/proc/self/fd/{number}"));
@@ -98,7 +141,10 @@ fn cwd(place: &Place) {
     process["cwd"] = json!("/etc");
     assert_eq!(up.exec(&process).expect("ran").stdout, "/etc\n");
     process["cwd"] = json!("/not/there");
-    assert_eq!(up.exec(&process).expect_err("missing").stage, Stage::WorkingDirectory);
+    assert_eq!(
+        up.exec(&process).expect_err("missing").stage,
+        Stage::WorkingDirectory
+    );
     up.down();
 }
 
@@ -114,7 +160,14 @@ fn joiner(place: &Place) {
     }
     let leak = fs_err::read_to_string(place.rootfs().join("tmp/leak")).unwrap_or_default();
     // The looker's own helpers hold /proc itself.
-    let foreign: Vec<&str> = leak.lines().filter(|line| !line.ends_with(" /proc") && !line.contains(" fd/") || line.contains("socket:") || line.contains("/work")).collect();
+    let foreign: Vec<&str> = leak
+        .lines()
+        .filter(|line| {
+            !line.ends_with(" /proc") && !line.contains(" fd/")
+                || line.contains("socket:")
+                || line.contains("/work")
+        })
+        .collect();
     assert!(foreign.is_empty(), "{foreign:?}");
     up.down();
 }
@@ -123,14 +176,20 @@ fn identity(place: &Place) {
     let up = up(place, IDLE);
     let script = "id -u; grep -E '^Cap(Inh|Eff|Amb)' /proc/self/status | tr -s '\\t\\n' '  '";
     let output = up.exec(&up.process(script)).expect("ran");
-    assert_eq!(output.stdout.trim_end(), "0\nCapInh: 0000000000000000 CapEff: 00000000800405fb CapAmb: 0000000000000000");
+    assert_eq!(
+        output.stdout.trim_end(),
+        "0\nCapInh: 0000000000000000 CapEff: 00000000800405fb CapAmb: 0000000000000000"
+    );
     let mut process = up.process(script);
     process["user"] = json!({"uid": 1000, "gid": 1000});
     if up.container.idmap.is_single() {
         assert_eq!(up.exec(&process).expect_err("unmapped").stage, Stage::Plan);
     } else {
         let output = up.exec(&process).expect("ran");
-        assert_eq!(output.stdout.trim_end(), "1000\nCapInh: 0000000000000000 CapEff: 0000000000000000 CapAmb: 0000000000000000");
+        assert_eq!(
+            output.stdout.trim_end(),
+            "1000\nCapInh: 0000000000000000 CapEff: 0000000000000000 CapAmb: 0000000000000000"
+        );
     }
     process["user"] = json!({"uid": 4_294_967_295_u32, "gid": 0});
     assert_eq!(up.exec(&process).expect_err("no id").stage, Stage::Plan);
@@ -143,13 +202,23 @@ fn terminal(place: &Place) {
     process["terminal"] = json!(true);
     process["consoleSize"] = json!({"height": 5, "width": 6});
     let running = up.start(&process, Stdio::Console).expect("started");
-    let mut master = std::fs::File::from(running.console.as_ref().expect("a terminal").try_clone().expect("copied"));
+    let mut master = std::fs::File::from(
+        running
+            .console
+            .as_ref()
+            .expect("a terminal")
+            .try_clone()
+            .expect("copied"),
+    );
     let mut said = Vec::new();
     let mut chunk = [0; 256];
     while let Ok(length @ 1..) = master.read(&mut chunk) {
         said.extend_from_slice(&chunk[..length]);
     }
-    assert_eq!(String::from_utf8_lossy(&said).replace('\r', ""), "/dev/pts/0\n5 6\n");
+    assert_eq!(
+        String::from_utf8_lossy(&said).replace('\r', ""),
+        "/dev/pts/0\n5 6\n"
+    );
     assert_eq!(running.wait().expect("waited").status(), 0);
     up.down();
 }

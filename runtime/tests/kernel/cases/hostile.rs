@@ -11,20 +11,76 @@ use crate::place::Place;
 use crate::runner::{ALL, Case};
 
 pub const CASES: &[Case] = &[
-    Case { name: "a02_cwd_through_a_descriptor", users: ALL, run: cwd_through_descriptor },
-    Case { name: "a05_proc_and_sys_are_links", users: ALL, run: proc_is_a_link },
-    Case { name: "a06_dev_null_of_the_image", users: ALL, run: dev_null_of_the_image },
-    Case { name: "a08_no_dev_mount", users: ALL, run: no_dev_mount },
-    Case { name: "a09_dev_symlink", users: ALL, run: dev_is_a_link },
-    Case { name: "a15_mounts_over_proc", users: ALL, run: mounts_over_proc },
-    Case { name: "a17_hostile_resolv_conf", users: ALL, run: hostile_resolv_conf },
-    Case { name: "a18_hostile_destinations", users: ALL, run: hostile_destinations },
-    Case { name: "a18_hostile_workdir", users: ALL, run: hostile_workdir },
-    Case { name: "c04_working_directories", users: ALL, run: working_directories },
-    Case { name: "c05_root_filesystems", users: ALL, run: root_filesystems },
-    Case { name: "c06_mount_configurations", users: ALL, run: mount_configurations },
-    Case { name: "c14_namespace_configurations", users: ALL, run: namespace_configurations },
-    Case { name: "c20_masked_path_is_a_link", users: ALL, run: masked_link },
+    Case {
+        name: "a02_cwd_through_a_descriptor",
+        users: ALL,
+        run: cwd_through_descriptor,
+    },
+    Case {
+        name: "a05_proc_and_sys_are_links",
+        users: ALL,
+        run: proc_is_a_link,
+    },
+    Case {
+        name: "a06_dev_null_of_the_image",
+        users: ALL,
+        run: dev_null_of_the_image,
+    },
+    Case {
+        name: "a08_no_dev_mount",
+        users: ALL,
+        run: no_dev_mount,
+    },
+    Case {
+        name: "a09_dev_symlink",
+        users: ALL,
+        run: dev_is_a_link,
+    },
+    Case {
+        name: "a15_mounts_over_proc",
+        users: ALL,
+        run: mounts_over_proc,
+    },
+    Case {
+        name: "a17_hostile_resolv_conf",
+        users: ALL,
+        run: hostile_resolv_conf,
+    },
+    Case {
+        name: "a18_hostile_destinations",
+        users: ALL,
+        run: hostile_destinations,
+    },
+    Case {
+        name: "a18_hostile_workdir",
+        users: ALL,
+        run: hostile_workdir,
+    },
+    Case {
+        name: "c04_working_directories",
+        users: ALL,
+        run: working_directories,
+    },
+    Case {
+        name: "c05_root_filesystems",
+        users: ALL,
+        run: root_filesystems,
+    },
+    Case {
+        name: "c06_mount_configurations",
+        users: ALL,
+        run: mount_configurations,
+    },
+    Case {
+        name: "c14_namespace_configurations",
+        users: ALL,
+        run: namespace_configurations,
+    },
+    Case {
+        name: "c20_masked_path_is_a_link",
+        users: ALL,
+        run: masked_link,
+    },
 ];
 
 /// Runs `work` and asserts that the canary is as before (O1).
@@ -36,16 +92,26 @@ fn untouched(place: &Place, work: impl FnOnce()) {
 
 fn remove(path: &Path) {
     let is_dir = fs_err::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
-    let _ = if is_dir { fs_err::remove_dir_all(path) } else { fs_err::remove_file(path) };
+    let _ = if is_dir {
+        fs_err::remove_dir_all(path)
+    } else {
+        fs_err::remove_file(path)
+    };
 }
 
 fn cwd_through_descriptor(place: &Place) {
-    let _held: Vec<fs_err::File> = (0..30).map(|_| fs_err::File::open("/").expect("opened")).collect();
+    let _held: Vec<fs_err::File> = (0..30)
+        .map(|_| fs_err::File::open("/").expect("opened"))
+        .collect();
     for number in (3..48).chain([1023]) {
         let mut container = Container::new(place, "pwd; ls");
         container.spec["process"]["cwd"] = json!(format!("/proc/self/fd/{number}"));
         let failure = container.fails();
-        assert_eq!(failure.stage, Stage::WorkingDirectory, "{number}: {failure}");
+        assert_eq!(
+            failure.stage,
+            Stage::WorkingDirectory,
+            "{number}: {failure}"
+        );
         let link = place.rootfs().join("cwd");
         remove(&link);
         symlink(format!("/proc/self/fd/{number}"), &link).expect("linked");
@@ -61,10 +127,18 @@ fn proc_is_a_link(place: &Place) {
         let path = place.rootfs().join(name);
         for target in ["/canary", "../../../canary", "../..", "/bin", "nowhere"] {
             remove(&path);
-            symlink(target.replace("/canary", place.canary().to_str().expect("text")), &path).expect("linked");
+            symlink(
+                target.replace("/canary", place.canary().to_str().expect("text")),
+                &path,
+            )
+            .expect("linked");
             untouched(place, || {
                 let said = Container::new(place, "true").fails().to_string();
-                assert_eq!(said, format!("/{name}: must be an ordinary directory"), "-> {target}");
+                assert_eq!(
+                    said,
+                    format!("/{name}: must be an ordinary directory"),
+                    "-> {target}"
+                );
             });
         }
         remove(&path);
@@ -92,9 +166,17 @@ fn dev_null_of_the_image(place: &Place) {
     fs_err::write(&null, "data").expect("written");
     check("file");
     remove(&null);
-    rustix::fs::mkfifoat(rustix::fs::CWD, &null, rustix::fs::Mode::from_raw_mode(0o666)).expect("made");
+    rustix::fs::mkfifoat(
+        rustix::fs::CWD,
+        &null,
+        rustix::fs::Mode::from_raw_mode(0o666),
+    )
+    .expect("made");
     check("fifo");
-    assert_eq!(pattern, fs_err::read_to_string("/proc/sys/kernel/core_pattern").expect("read"));
+    assert_eq!(
+        pattern,
+        fs_err::read_to_string("/proc/sys/kernel/core_pattern").expect("read")
+    );
 }
 
 fn no_dev_mount(place: &Place) {
@@ -104,30 +186,56 @@ fn no_dev_mount(place: &Place) {
     }
     for readonly in [false, true] {
         untouched(place, || {
-            let mut container = Container::new(place, "echo x > /dev/null; stat -c %t:%T /dev/null; ls /dev | tr '\\n' ' '");
+            let mut container = Container::new(
+                place,
+                "echo x > /dev/null; stat -c %t:%T /dev/null; ls /dev | tr '\\n' ' '",
+            );
             container.spec["root"]["readonly"] = json!(readonly);
             let mounts = container.spec["mounts"].as_array_mut().expect("mounts");
-            mounts.retain(|mount| !mount["destination"].as_str().expect("text").starts_with("/dev"));
+            mounts.retain(|mount| {
+                !mount["destination"]
+                    .as_str()
+                    .expect("text")
+                    .starts_with("/dev")
+            });
             let said = container.says();
-            assert_eq!(said, "1:3\nfd full null ptmx random stderr stdin stdout tty urandom zero");
+            assert_eq!(
+                said,
+                "1:3\nfd full null ptmx random stderr stdin stdout tty urandom zero"
+            );
         });
     }
 }
 
 fn dev_is_a_link(place: &Place) {
     let dev = place.rootfs().join("dev");
-    for target in [place.canary().display().to_string(), "../../canary".to_owned(), "../../../../..".to_owned(), "bin".to_owned()] {
+    for target in [
+        place.canary().display().to_string(),
+        "../../canary".to_owned(),
+        "../../../../..".to_owned(),
+        "bin".to_owned(),
+    ] {
         remove(&dev);
         symlink(&target, &dev).expect("linked");
         untouched(place, || {
             let failure = Container::new(place, "true").fails();
-            assert_eq!(failure.to_string(), "/dev: must be an ordinary directory", "-> {target}");
+            assert_eq!(
+                failure.to_string(),
+                "/dev: must be an ordinary directory",
+                "-> {target}"
+            );
             let mut created = Container::new(place, "true");
             created.gate = coracle_runtime::Gate::Wait;
             assert_eq!(created.fails(), failure);
         });
     }
-    assert_eq!(fs_err::read_dir(place.rootfs().join("bin")).expect("listed").count(), 41, "nothing appeared in /bin");
+    assert_eq!(
+        fs_err::read_dir(place.rootfs().join("bin"))
+            .expect("listed")
+            .count(),
+        41,
+        "nothing appeared in /bin"
+    );
 }
 
 fn mounts_over_proc(place: &Place) {
@@ -135,7 +243,20 @@ fn mounts_over_proc(place: &Place) {
     let source = source.to_str().expect("text");
     symlink("/proc", place.rootfs().join("p")).expect("linked");
     symlink("proc/self", place.rootfs().join("q")).expect("linked");
-    for destination in ["/proc", "/proc/self", "/proc/sys", "/dev/../proc", "//proc/.", "/sys", "/dev", "/p/self", "/p/sys", "/q", "/q/ns", "/"] {
+    for destination in [
+        "/proc",
+        "/proc/self",
+        "/proc/sys",
+        "/dev/../proc",
+        "//proc/.",
+        "/sys",
+        "/dev",
+        "/p/self",
+        "/p/sys",
+        "/q",
+        "/q/ns",
+        "/",
+    ] {
         let mut container = Container::new(place, "true");
         container.mount(destination, "bind", source, &["rbind"]);
         let failure = container.fails();
@@ -143,11 +264,19 @@ fn mounts_over_proc(place: &Place) {
     }
     let mut container = Container::new(place, "true");
     container.mount("/p", "bind", source, &["rbind"]);
-    assert!(container.try_run().is_err(), "through a link to /proc itself");
+    assert!(
+        container.try_run().is_err(),
+        "through a link to /proc itself"
+    );
     // What lxcfs does stays possible.
     fs_err::write(place.dir.join("meminfo"), "MemTotal: 1 kB\n").expect("written");
     let mut container = Container::new(place, "cat /proc/meminfo");
-    container.mount("/proc/meminfo", "bind", place.dir.join("meminfo").to_str().expect("text"), &["bind"]);
+    container.mount(
+        "/proc/meminfo",
+        "bind",
+        place.dir.join("meminfo").to_str().expect("text"),
+        &["bind"],
+    );
     assert_eq!(container.says(), "MemTotal: 1 kB");
 }
 
@@ -168,7 +297,12 @@ fn plant(place: &Place, path: &Path, kind: &str) {
         "loop" => link(path.file_name().expect("a name").to_str().expect("text")),
         "magic link" => link("/proc/self/root/etc/hostile"),
         "magic link to cwd" => link("/proc/self/cwd/hostile"),
-        "fifo" => rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::from_raw_mode(0o666)).expect("made"),
+        "fifo" => rustix::fs::mkfifoat(
+            rustix::fs::CWD,
+            path,
+            rustix::fs::Mode::from_raw_mode(0o666),
+        )
+        .expect("made"),
         "directory" => fs_err::create_dir(path).expect("made"),
         kind => panic!("unknown kind {kind}"),
     }
@@ -179,12 +313,27 @@ fn clean_up(place: &Place) {
     remove(&place.rootfs().join("run"));
     remove(&place.rootfs().join("canary-outside"));
     remove(&place.rootfs().join("canary"));
-    remove(&place.rootfs().join(place.dir.strip_prefix("/").expect("absolute")));
+    remove(
+        &place
+            .rootfs()
+            .join(place.dir.strip_prefix("/").expect("absolute")),
+    );
 }
 
 const KINDS: [&str; 13] = [
-    "absent", "file", "absolute link", "absolute link to a directory", "relative link", "link that climbs",
-    "dangling link outside", "dangling link inside", "loop", "magic link", "magic link to cwd", "fifo", "directory",
+    "absent",
+    "file",
+    "absolute link",
+    "absolute link to a directory",
+    "relative link",
+    "link that climbs",
+    "dangling link outside",
+    "dangling link inside",
+    "loop",
+    "magic link",
+    "magic link to cwd",
+    "fifo",
+    "directory",
 ];
 
 fn hostile_resolv_conf(place: &Place) {
@@ -195,10 +344,23 @@ fn hostile_resolv_conf(place: &Place) {
             plant(place, &place.rootfs().join(name), kind);
             untouched(place, || {
                 let mut container = Container::new(place, &format!("cat /{name}"));
-                container.mount(&format!("/{name}"), "bind", source.to_str().expect("text"), &["rbind", "ro"]);
+                container.mount(
+                    &format!("/{name}"),
+                    "bind",
+                    source.to_str().expect("text"),
+                    &["rbind", "ro"],
+                );
                 let works = matches!(
                     kind,
-                    "absent" | "file" | "absolute link" | "dangling link outside" | "dangling link inside" | "relative link" | "link that climbs" | "fifo" | "absolute link to a directory"
+                    "absent"
+                        | "file"
+                        | "absolute link"
+                        | "dangling link outside"
+                        | "dangling link inside"
+                        | "relative link"
+                        | "link that climbs"
+                        | "fifo"
+                        | "absolute link to a directory"
                 );
                 match container.try_run() {
                     Ok(output) => {
@@ -226,9 +388,22 @@ fn hostile_destinations(place: &Place) {
                 plant(place, &place.rootfs().join(parent), kind);
                 untouched(place, || {
                     let mut container = Container::new(place, "true");
-                    container.mount(&format!("/{parent}{below}"), mount_kind, source.to_str().expect("text"), if mount_kind == "bind" { &["rbind"] } else { &[] });
+                    container.mount(
+                        &format!("/{parent}{below}"),
+                        mount_kind,
+                        source.to_str().expect("text"),
+                        if mount_kind == "bind" {
+                            &["rbind"]
+                        } else {
+                            &[]
+                        },
+                    );
                     if let Err(failure) = container.try_run() {
-                        assert_eq!(failure.stage, Stage::Mounts, "{parent}{below} as {kind}: {failure}");
+                        assert_eq!(
+                            failure.stage,
+                            Stage::Mounts,
+                            "{parent}{below} as {kind}: {failure}"
+                        );
                     }
                 });
                 remove(&place.rootfs().join(parent));
@@ -248,7 +423,9 @@ fn hostile_workdir(place: &Place) {
                 container.spec["process"]["cwd"] = json!(format!("/work{below}"));
                 match container.try_run() {
                     Ok(output) => assert!(output.stdout.starts_with('/'), "{kind}: {output:?}"),
-                    Err(failure) => assert_eq!(failure.stage, Stage::WorkingDirectory, "{kind}: {failure}"),
+                    Err(failure) => {
+                        assert_eq!(failure.stage, Stage::WorkingDirectory, "{kind}: {failure}")
+                    }
                 }
             });
             remove(&place.rootfs().join("work"));
@@ -270,7 +447,10 @@ fn working_directories(place: &Place) {
         assert_eq!(cwd(bad).fails().stage, Stage::Plan, "{bad:?}");
     }
     let failure = cwd("/etc/passwd").fails();
-    assert_eq!((failure.stage, failure.errno), (Stage::WorkingDirectory, libc::ENOTDIR));
+    assert_eq!(
+        (failure.stage, failure.errno),
+        (Stage::WorkingDirectory, libc::ENOTDIR)
+    );
     let closed = place.rootfs().join("closed");
     fs_err::create_dir(&closed).expect("made");
     fs_err::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).expect("set");
@@ -278,7 +458,11 @@ fn working_directories(place: &Place) {
     if !container.idmap.is_single() {
         container.spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
         let failure = container.fails();
-        assert_eq!((failure.stage, failure.errno), (Stage::WorkingDirectory, libc::EACCES), "as the user, not as root");
+        assert_eq!(
+            (failure.stage, failure.errno),
+            (Stage::WorkingDirectory, libc::EACCES),
+            "as the user, not as root"
+        );
     }
 }
 
@@ -293,7 +477,10 @@ fn root_filesystems(place: &Place) {
     }
     let mut container = Container::new(place, "true");
     container.rootfs = Rootfs::Directory("/".into());
-    assert_eq!(container.fails().to_string(), "/: the host's root cannot be a container's");
+    assert_eq!(
+        container.fails().to_string(),
+        "/: the host's root cannot be a container's"
+    );
 }
 
 fn mount_configurations(place: &Place) {
@@ -302,7 +489,10 @@ fn mount_configurations(place: &Place) {
         let mut container = Container::new(place, "true");
         container.mount(destination, kind, from, options);
         let failure = container.fails();
-        assert!(failure.stage <= Stage::Mounts, "{destination} {kind} {from} {options:?}: {failure}");
+        assert!(
+            failure.stage <= Stage::Mounts,
+            "{destination} {kind} {from} {options:?}: {failure}"
+        );
     };
     refused("/", "bind", &source, &["rbind"]);
     refused("/..", "bind", &source, &["rbind"]);
@@ -319,7 +509,12 @@ fn mount_configurations(place: &Place) {
     refused("/x", "tmpfs", "tmpfs", &["size=-1"]);
     refused("/x", "tmpfs", "tmpfs", &["nonsense"]);
     refused("/x", "tmpfs", "tmpfs", &["mode=99"]);
-    refused("/x", "tmpfs", "tmpfs", &[&format!("mode={}", "0".repeat(5000))]);
+    refused(
+        "/x",
+        "tmpfs",
+        "tmpfs",
+        &[&format!("mode={}", "0".repeat(5000))],
+    );
     // A file where a directory is mounted, and the other way round.
     refused("/etc/passwd", "bind", &source, &["rbind"]);
     refused("/etc", "bind", "/etc/passwd", &["rbind"]);
@@ -327,28 +522,59 @@ fn mount_configurations(place: &Place) {
     let mut container = Container::new(place, "ls /x");
     fs_err::write(place.make("second").join("second"), "").expect("written");
     container.mount("/x", "bind", &source, &["rbind"]);
-    container.mount("/x", "bind", place.dir.join("second").to_str().expect("text"), &["rbind"]);
+    container.mount(
+        "/x",
+        "bind",
+        place.dir.join("second").to_str().expect("text"),
+        &["rbind"],
+    );
     assert_eq!(container.says(), "second");
 }
 
 fn namespace_configurations(place: &Place) {
     let with = |change: &dyn Fn(&mut Vec<serde_json::Value>)| {
         let mut container = Container::new(place, "true");
-        change(container.spec["linux"]["namespaces"].as_array_mut().expect("a list"));
+        change(
+            container.spec["linux"]["namespaces"]
+                .as_array_mut()
+                .expect("a list"),
+        );
         container.fails()
     };
-    assert_eq!(with(&|list| list.push(json!({"type": "pid"}))).stage, Stage::Plan);
-    assert_eq!(with(&|list| list.retain(|one| one["type"] != "mount")).stage, Stage::Plan);
-    assert_eq!(with(&|list| list.push(json!({"type": "time"}))).stage, Stage::Plan);
+    assert_eq!(
+        with(&|list| list.push(json!({"type": "pid"}))).stage,
+        Stage::Plan
+    );
+    assert_eq!(
+        with(&|list| list.retain(|one| one["type"] != "mount")).stage,
+        Stage::Plan
+    );
+    assert_eq!(
+        with(&|list| list.push(json!({"type": "time"}))).stage,
+        Stage::Plan
+    );
     let replace = |path: &str| {
         with(&|list| {
             list.retain(|one| one["type"] != "network");
             list.push(json!({"type": "network", "path": path}));
         })
     };
-    rustix::fs::mkfifoat(rustix::fs::CWD, place.dir.join("fifo"), rustix::fs::Mode::from_raw_mode(0o600)).expect("made");
-    assert!(replace("/etc/passwd").to_string().contains("is not a namespace"));
-    assert!(replace(place.dir.join("fifo").to_str().expect("text")).to_string().contains("is not a namespace"));
+    rustix::fs::mkfifoat(
+        rustix::fs::CWD,
+        place.dir.join("fifo"),
+        rustix::fs::Mode::from_raw_mode(0o600),
+    )
+    .expect("made");
+    assert!(
+        replace("/etc/passwd")
+            .to_string()
+            .contains("is not a namespace")
+    );
+    assert!(
+        replace(place.dir.join("fifo").to_str().expect("text"))
+            .to_string()
+            .contains("is not a namespace")
+    );
     assert_eq!(replace("/proc/self/ns/missing").errno, libc::ENOENT);
     // Of the wrong kind: the kernel says so.
     assert_eq!(replace("/proc/self/ns/uts").stage, Stage::Namespaces);
@@ -358,14 +584,29 @@ fn masked_link(place: &Place) {
     // Outside of /proc the link's target is what is meant to be hidden.
     fs_err::write(place.rootfs().join("secret"), "secret\n").expect("written");
     symlink("/secret", place.rootfs().join("to-secret")).expect("linked");
-    symlink(place.canary().join("file"), place.rootfs().join("to-canary")).expect("linked");
+    symlink(
+        place.canary().join("file"),
+        place.rootfs().join("to-canary"),
+    )
+    .expect("linked");
     let mut container = Container::new(place, "cat /secret; ls /etc /bin | wc -l; mkdir /etc/x");
-    container.spec["linux"]["maskedPaths"] = json!(["/to-secret", "/to-canary", "/missing", "/etc", "/bin/missing", "/secret/below", "/etc"]);
+    container.spec["linux"]["maskedPaths"] = json!([
+        "/to-secret",
+        "/to-canary",
+        "/missing",
+        "/etc",
+        "/bin/missing",
+        "/secret/below",
+        "/etc"
+    ]);
     untouched(place, || {
         let output = container.run();
         assert_eq!(output.stdout, "44\n", "{output:?}");
         assert_ne!(output.status, 0, "a masked directory cannot be written");
     });
     container.spec["linux"]["maskedPaths"] = json!(["/proc/mounts"]);
-    assert_eq!(container.fails().to_string(), "/proc/mounts: must not be a symbolic link");
+    assert_eq!(
+        container.fails().to_string(),
+        "/proc/mounts: must not be a symbolic link"
+    );
 }
