@@ -2,9 +2,14 @@
 //!
 //! `make e2e` runs it as alice (ranges of ids), as bob (one id) and as root. Every test starts from
 //! an empty environment (`env::TestEnv`) and ends with the proof that nothing is left behind.
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test that panics is a test that failed")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that panics is a test that failed"
+)]
 
 mod differential;
+mod e2e_oci;
 mod env;
 mod host;
 mod hostile_image;

@@ -29,21 +29,36 @@ pub struct Before {
 impl Before {
     /// Looks at the shared directories.
     pub fn look() -> Self {
-        Self { files: shared_files() }
+        Self {
+            files: shared_files(),
+        }
     }
 
     /// Lists what is left; empty is good.
     pub fn leaks(&self, place: &Path, containers_may_stay: bool) -> Vec<String> {
         let mut leaks = Vec::new();
         if !poll(PATIENCE, || descendants().is_empty()) {
-            leaks.extend(descendants().iter().map(|process| format!("process {process}")));
+            leaks.extend(
+                descendants()
+                    .iter()
+                    .map(|process| format!("process {process}")),
+            );
         }
         let mounts = fs_err::read_to_string("/proc/self/mountinfo").unwrap();
         let inside = format!("{}/", place.display());
-        leaks.extend(mounts.lines().filter(|line| line.contains(&inside)).map(|line| format!("mount {line}")));
+        leaks.extend(
+            mounts
+                .lines()
+                .filter(|line| line.contains(&inside))
+                .map(|line| format!("mount {line}")),
+        );
         let new = shared_files();
-        leaks.extend(new.difference(&self.files).map(|path| format!("file {}", path.display())));
-        let mut empty = vec![("tmp", true), ("run/coracle", false), ("root/images/partial", false)];
+        leaks.extend(
+            new.difference(&self.files)
+                .map(|path| format!("file {}", path.display())),
+        );
+        // What a failed pull leaves in images/partial is no leak: the next one resumes there.
+        let mut empty = vec![("tmp", true), ("run/coracle", false)];
         if !containers_may_stay {
             empty.push(("root/containers", false));
         }
@@ -56,7 +71,9 @@ impl Before {
 
 /// Lists files in a directory that should be empty; lock files that somebody may hold next do not count.
 fn left_in(dir: &Path, hidden_too: bool) -> Vec<String> {
-    let Ok(entries) = fs_err::read_dir(dir) else { return Vec::new() };
+    let Ok(entries) = fs_err::read_dir(dir) else {
+        return Vec::new();
+    };
     let mut left = Vec::new();
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -74,13 +91,17 @@ fn shared_files() -> BTreeSet<PathBuf> {
     let uid = nix::unistd::getuid().as_raw();
     let mut found = BTreeSet::new();
     for dir in SHARED_DIRS {
-        let Ok(entries) = fs_err::read_dir(dir) else { continue };
+        let Ok(entries) = fs_err::read_dir(dir) else {
+            continue;
+        };
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let mine = entry.metadata().is_ok_and(|metadata| metadata.uid() == uid);
-            // Root shares /tmp with everything else on the machine; only what is named like us counts.
-            let named = uid != 0 || name.contains("coracle");
-            if mine && named && !NOT_OURS.iter().any(|prefix| name.starts_with(prefix)) {
+            // Other programs of this user work in /tmp at the same time; what coracle leaves has its name.
+            if mine
+                && name.contains("coracle")
+                && !NOT_OURS.iter().any(|prefix| name.starts_with(prefix))
+            {
                 found.insert(entry.path());
             }
         }
@@ -111,7 +132,12 @@ fn descendants() -> Vec<Process> {
     let mut family = BTreeSet::from([std::process::id().cast_signed()]);
     loop {
         let before = family.len();
-        family.extend(all.iter().filter(|process| family.contains(&process.parent)).map(|process| process.pid).collect::<Vec<_>>());
+        family.extend(
+            all.iter()
+                .filter(|process| family.contains(&process.parent))
+                .map(|process| process.pid)
+                .collect::<Vec<_>>(),
+        );
         if family.len() == before {
             break;
         }
@@ -133,11 +159,19 @@ fn descendants() -> Vec<Process> {
 fn processes() -> Vec<Process> {
     let mut all = Vec::new();
     for entry in fs_err::read_dir("/proc").unwrap().flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
-        let Ok(stat) = fs_err::read_to_string(entry.path().join("stat")) else { continue };
-        let (Some(open), Some(close)) = (stat.find('('), stat.rfind(')')) else { continue };
+        let Ok(pid) = entry.file_name().to_string_lossy().parse() else {
+            continue;
+        };
+        let Ok(stat) = fs_err::read_to_string(entry.path().join("stat")) else {
+            continue;
+        };
+        let (Some(open), Some(close)) = (stat.find('('), stat.rfind(')')) else {
+            continue;
+        };
         let mut fields = stat[close + 1..].split_whitespace();
-        let (Some(state), Some(parent)) = (fields.next(), fields.next()) else { continue };
+        let (Some(state), Some(parent)) = (fields.next(), fields.next()) else {
+            continue;
+        };
         all.push(Process {
             pid,
             parent: parent.parse().unwrap_or(0),
@@ -155,7 +189,11 @@ pub fn below(pid: i32) -> Vec<i32> {
     let mut next = 0;
     while next < family.len() {
         let parent = family[next];
-        family.extend(all.iter().filter(|process| process.parent == parent).map(|process| process.pid));
+        family.extend(
+            all.iter()
+                .filter(|process| process.parent == parent)
+                .map(|process| process.pid),
+        );
         next += 1;
     }
     family.split_off(1)
@@ -180,7 +218,11 @@ pub fn remove_tree(path: &Path) {
         command.arg("--map-auto");
     }
     let script = r#"chmod -R u+rwX -- "$1" 2>/dev/null; rm -rf -- "$1""#;
-    let mut command = if super::who() == super::Who::Root { Command::new("env") } else { command };
+    let mut command = if super::who() == super::Who::Root {
+        Command::new("env")
+    } else {
+        command
+    };
     let _ = command
         .env("PATH", super::fixtures::SEARCH_PATH)
         .args(["sh", "-c", script, "sh"])

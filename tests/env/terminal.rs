@@ -3,8 +3,11 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{OpenptyResult, openpty};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
@@ -18,6 +21,27 @@ pub struct Terminal {
     slave: OwnedFd,
     screen: Arc<Mutex<Vec<u8>>>,
     running: Option<Running>,
+    gone: Arc<AtomicBool>,
+    reading: JoinHandle<()>,
+}
+
+/// How long the reader sleeps before it looks whether the window was closed.
+const LOOK_MS: u16 = 50;
+
+/// Collects what is shown until the other side, or the person, has gone.
+fn show(mut terminal: File, screen: &Mutex<Vec<u8>>, gone: &AtomicBool) {
+    let mut buffer = [0; 4096];
+    while !gone.load(Ordering::SeqCst) {
+        let mut wanted = [PollFd::new(terminal.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut wanted, PollTimeout::from(LOOK_MS)) == Ok(0) {
+            continue;
+        }
+        // EIO says that the last holder of the other side has gone.
+        let Ok(count @ 1..) = terminal.read(&mut buffer) else {
+            break;
+        };
+        screen.lock().unwrap().extend_from_slice(&buffer[..count]);
+    }
 }
 
 impl Terminal {
@@ -26,7 +50,10 @@ impl Terminal {
         let OpenptyResult { master, slave } = openpty(None, None).unwrap();
         resize(&master, columns, rows);
         let slave_file = || File::from(slave.try_clone().unwrap());
-        let run: Run = env.program("setsid").args(&["--ctty", "--wait", program]).args(args);
+        let run: Run = env
+            .program("setsid")
+            .args(&["--ctty", "--wait", program])
+            .args(args);
         let running = run
             .env("TERM", "xterm")
             .stdin_from(slave_file())
@@ -34,16 +61,30 @@ impl Terminal {
             .stderr_to(slave_file())
             .spawn();
         let screen = Arc::new(Mutex::new(Vec::new()));
-        let mut reader = File::from(master.try_clone().unwrap());
+        let reader = File::from(master.try_clone().unwrap());
         let target = Arc::clone(&screen);
-        std::thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            // EIO says that the last holder of the other side has gone.
-            while let Ok(count @ 1..) = reader.read(&mut buffer) {
-                target.lock().unwrap().extend_from_slice(&buffer[..count]);
-            }
-        });
-        Self { master: File::from(master), slave, screen, running: Some(running) }
+        let gone = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&gone);
+        let reading = std::thread::spawn(move || show(reader, &target, &stop));
+        Self {
+            master: File::from(master),
+            slave,
+            screen,
+            running: Some(running),
+            gone,
+            reading,
+        }
+    }
+
+    /// Closes the window as a person does, and gives the program's exit code.
+    pub fn hang_up(mut self) -> i32 {
+        let running = self.running.take().unwrap();
+        self.gone.store(true, Ordering::SeqCst);
+        self.reading.join().unwrap();
+        drop(self.slave);
+        // The last descriptor of this side: the kernel tells the other one.
+        drop(self.master);
+        running.wait().code
     }
 
     /// Types.
@@ -92,6 +133,11 @@ impl Terminal {
 }
 
 fn resize(terminal: impl AsFd, columns: u16, rows: u16) {
-    let size = Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = Winsize {
+        ws_col: columns,
+        ws_row: rows,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     tcsetwinsize(terminal, size).unwrap();
 }
