@@ -5,12 +5,14 @@
 //! `plan` for all others.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use oci_spec::runtime::{LinuxResources, Process, Spec};
+use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 
 use crate::caps;
+use crate::sys::SysError;
 
 /// The name of the file in a bundle.
 pub const CONFIG: &str = "config.json";
@@ -28,13 +30,8 @@ const CAPABILITY_SETS: [&str; 5] = ["bounding", "effective", "permitted", "inher
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
     /// The file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The kernel's answer.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Read(#[from] SysError),
     /// The file is larger than any sensible configuration.
     #[error("{what} is larger than {CONFIG_BYTES_MAX} bytes")]
     TooLarge {
@@ -127,10 +124,16 @@ pub fn parse(text: Vec<u8>, what: &str, limits: Limits) -> Result<Config, Bundle
 }
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>, BundleError> {
-    let read = |source| BundleError::Read { path: path.to_owned(), source };
-    let file = fs_err::File::open(path).map_err(read)?;
+    let failed = |op, errno: i32| SysError::new(op, path.display().to_string(), errno);
+    // NONBLOCK: a fifo in the bundle must not hold us.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|errno| failed("open", errno.raw_os_error()))?;
     let mut text = Vec::new();
-    file.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut text).map_err(read)?;
+    std::fs::File::from(file)
+        .take(CONFIG_BYTES_MAX + 1)
+        .read_to_end(&mut text)
+        .map_err(|error| failed("read", error.raw_os_error().unwrap_or(libc::EIO)))?;
     if text.len() as u64 > CONFIG_BYTES_MAX {
         return Err(BundleError::TooLarge { what: path.display().to_string() });
     }
@@ -267,7 +270,7 @@ mod tests {
             .root()
             .as_ref()
             .map(|root| root.path().clone());
-        assert_eq!(path, Some(PathBuf::from("/")), "the last one counts, as for everybody else");
+        assert_eq!(path, Some("/".into()), "the last one counts, as for everybody else");
         assert!(matches!(
             parsed(r#"{"ociVersion":"1.0.0"}"#),
             Err(BundleError::Missing { field: "root" })

@@ -12,6 +12,8 @@ use oci_spec::runtime::{
     Spec, User,
 };
 
+use rustix::process::{Resource, getrlimit};
+
 use crate::caps::{CapSet, Capability, CapabilitySets};
 use crate::seccomp;
 
@@ -196,12 +198,16 @@ pub fn readonly_paths() -> Vec<String> {
 }
 
 /// The resource limits that every container starts with.
+///
+/// Nobody but the host's root may raise a hard limit, so a lower one of the caller's stays.
 pub fn rlimits() -> Vec<PosixRlimit> {
+    let own = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let (soft, hard) = (NOFILE_SOFT.min(own), NOFILE_HARD.min(own));
     let limit = |kind: PosixRlimitType, soft: u64, hard: u64| {
         PosixRlimitBuilder::default().typ(kind).soft(soft).hard(hard).build().ok()
     };
     [
-        limit(PosixRlimitType::RlimitNofile, NOFILE_SOFT, NOFILE_HARD),
+        limit(PosixRlimitType::RlimitNofile, soft, hard),
         // A core file would land in the host's core_pattern, with whatever secrets it holds.
         limit(PosixRlimitType::RlimitCore, 0, 0),
     ]

@@ -8,13 +8,15 @@ use clap::Args;
 use coracle_runtime::bundle::{self, Config};
 use coracle_runtime::container::{Container, Id, Identity, Lock, State, Status, timestamp};
 use coracle_runtime::{
-    Gate, LaunchFailure, LaunchOptions, Rootfs, Running, Stdio, launch, open_gate, seal,
+    Gate, LaunchFailure, LaunchOptions, Namespaces, Rootfs, Running, Stage, Stdio, launch,
+    open_gate, seal,
 };
 use coracle_shim::Foreground;
 
 use super::error::OciError;
 use super::streams::{check_console, connect_console, preserved, send_console, write_pid};
 use super::{Context, delete};
+use crate::report;
 
 /// What `create` and `run` have in common.
 #[derive(Args)]
@@ -137,11 +139,8 @@ impl<'a> Order<'a> {
     fn read(context: &Context, args: &'a BundleArgs) -> Result<Self, OciError> {
         let id: Id = args.id.parse()?;
         let given = args.bundle.as_deref().unwrap_or(Path::new("."));
-        let directory = fs_err::canonicalize(given).map_err(|source| OciError::File {
-            op: "find bundle",
-            path: given.to_owned(),
-            source,
-        })?;
+        let directory = fs_err::canonicalize(given)
+            .map_err(|error| OciError::file("find bundle", given, &error))?;
         let config = bundle::read(&directory, context.limits)?;
         for warning in &config.warnings {
             context.journal.warn(warning);
@@ -201,14 +200,23 @@ impl<'a> Order<'a> {
         options.keep_fds = &keep_fds;
         options.no_pivot = self.args.no_pivot;
         options.die_with_parent = watched;
+        // The creator may be killed at any moment from here on; what it started must be known.
+        let mut record = |namespaces: &Namespaces<'_>| {
+            let published =
+                self.state(namespaces.pid, false).and_then(|state| Ok(lock.publish(&state)?));
+            published.map_err(|error| {
+                LaunchFailure::rule(Stage::Prepare, &self.id, &report::chain(&error))
+            })
+        };
+        options.on_namespaces = Some(&mut record);
         let mut running = launch(options).map_err(|source| self.failed(source))?;
-        lock.publish(&self.state(&running)?)?;
         if let (Some((socket, path)), Some(master)) = (socket, running.console.take()) {
             send_console(&socket, path, &master)?;
         }
         if let Some(path) = &self.args.pid_file {
             write_pid(path, running.pid)?;
         }
+        lock.publish(&self.state(running.pid, true)?)?;
         Ok(running)
     }
 
@@ -216,7 +224,7 @@ impl<'a> Order<'a> {
         OciError::Create { id: self.id.clone(), source }
     }
 
-    fn state(&self, running: &Running) -> Result<State, OciError> {
+    fn state(&self, pid: i32, ready: bool) -> Result<State, OciError> {
         let spec = &self.config.spec;
         Ok(State {
             oci_version: spec.version().clone(),
@@ -225,8 +233,9 @@ impl<'a> Order<'a> {
             annotations: spec.annotations().clone().unwrap_or_default().into_iter().collect(),
             rootfs: self.rootfs(),
             created: timestamp(SystemTime::now()),
-            init: Identity::of(running.pid)?,
+            init: Identity::of(pid)?,
             owner_uid: rustix::process::getuid().as_raw(),
+            ready,
         })
     }
 }

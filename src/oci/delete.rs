@@ -37,10 +37,10 @@ pub fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode, OciError
     let lock = container.lock()?;
     let state = container.state()?;
     match container.status(state.as_ref())? {
-        // We hold the lock, so nobody is creating it.
-        Status::Stopped | Status::Creating => remove(lock)?,
-        // As runc does: a container whose program never ran has nothing to lose.
-        Status::Created => kill_and_remove(lock)?,
+        Status::Stopped => remove(lock)?,
+        // We hold the lock, so nobody is creating it any more. As for a created one, which runc
+        // removes as well: a container whose program never ran has nothing to lose.
+        Status::Creating | Status::Created => kill_and_remove(lock)?,
         _ if args.force => kill_and_remove(lock)?,
         status => {
             return Err(OciError::Status { verb: "delete", id, status });

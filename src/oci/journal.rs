@@ -33,15 +33,12 @@ pub struct Journal {
 impl Journal {
     /// Opens the log; without a path only stderr hears of errors.
     pub fn open(path: Option<&Path>, format: Format, debug: bool) -> Result<Self, OciError> {
-        let file = path
-            .map(|path| {
-                fs_err::OpenOptions::new()
-                    .append(true)
-                    .create(true)
-                    .open(path)
-                    .map_err(|source| OciError::File { op: "open", path: path.to_owned(), source })
-            })
-            .transpose()?;
+        let open = |path: &Path| {
+            let mut options = fs_err::OpenOptions::new();
+            let opened = options.append(true).create(true).open(path);
+            opened.map_err(|error| OciError::file("open", path, &error))
+        };
+        let file = path.map(open).transpose()?;
         Ok(Self { file: file.map(|file| Rc::new(file.into_file())), format, debug })
     }
 

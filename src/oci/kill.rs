@@ -43,11 +43,14 @@ pub fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode, OciError> {
     if args.all {
         signal_others(&state.init, signal);
     }
-    let Some(pidfd) = state.init.open()? else {
-        return Err(OciError::Status { verb: "signal", id, status: Status::Stopped });
+    let sent = match state.init.open()? {
+        Some(pidfd) => pidfd_send_signal(&pidfd, signal),
+        None => Err(Errno::SRCH),
     };
-    match pidfd_send_signal(&pidfd, signal) {
+    match sent {
         Ok(()) => Ok(ExitCode::SUCCESS),
+        // It may end because the others did.
+        Err(Errno::SRCH) if args.all => Ok(ExitCode::SUCCESS),
         Err(Errno::SRCH) => Err(OciError::Status { verb: "signal", id, status: Status::Stopped }),
         Err(source) => Err(OciError::Kill { id, source }),
     }

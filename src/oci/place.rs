@@ -68,11 +68,8 @@ impl Place {
 
     fn path(&self) -> Result<PathBuf, OciError> {
         if let Some(given) = &self.given {
-            return std::path::absolute(given).map_err(|source| OciError::File {
-                op: "find",
-                path: given.clone(),
-                source,
-            });
+            return std::path::absolute(given)
+                .map_err(|error| OciError::file("find", given, &error));
         }
         let runtime_dir =
             env::value(XDG_RUNTIME_DIR).map(PathBuf::from).filter(|path| path.is_absolute());

@@ -38,10 +38,10 @@ pub fn spec(args: &SpecArgs) -> Result<ExitCode, OciError> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             return Err(OciError::ConfigExists(path));
         }
-        Err(source) => {
-            return Err(OciError::File { op: "make", path, source });
+        Err(error) => {
+            return Err(OciError::file("make", &path, &error));
         }
     };
-    file.write_all(&text).map_err(|source| OciError::File { op: "write", path, source })?;
+    file.write_all(&text).map_err(|error| OciError::file("write", &path, &error))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -39,7 +39,7 @@ pub fn check_console(terminal: bool, watched: bool, socket: Option<&Path>) -> Re
 ///
 /// Before the container is made, so that a wrong path costs nothing.
 pub fn connect_console(path: &Path) -> Result<UnixStream, OciError> {
-    let failed = |source| OciError::File { op: "connect to", path: path.to_owned(), source };
+    let failed = |error: std::io::Error| OciError::file("connect to", path, &error);
     if path.as_os_str().len() < SOCKET_PATH_BYTES {
         return UnixStream::connect(path).map_err(failed);
     }
@@ -63,15 +63,14 @@ pub fn send_console(socket: &UnixStream, path: &Path, master: &OwnedFd) -> Resul
     let mut control = SendAncillaryBuffer::new(&mut space);
     control.push(SendAncillaryMessage::ScmRights(&fds));
     let name = std::io::IoSlice::new(b"/dev/ptmx");
-    sendmsg(socket, &[name], &mut control, SendFlags::NOSIGNAL).map_err(|errno| {
-        OciError::File { op: "send a terminal to", path: path.to_owned(), source: errno.into() }
-    })?;
+    sendmsg(socket, &[name], &mut control, SendFlags::NOSIGNAL)
+        .map_err(|errno| OciError::file("send a terminal to", path, &errno.into()))?;
     Ok(())
 }
 
 /// Writes a pid where a caller waits for it; the file appears whole.
 pub fn write_pid(path: &Path, pid: i32) -> Result<(), OciError> {
-    let failed = |source| OciError::File { op: "write", path: path.to_owned(), source };
+    let failed = |error: std::io::Error| OciError::file("write", path, &error);
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     let draft = path.with_file_name(name);

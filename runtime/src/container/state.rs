@@ -49,6 +49,9 @@ pub struct State {
     pub init: Identity,
     /// The host user who created it.
     pub owner_uid: u32,
+    /// Whether `create` has finished. Published first without it, as soon as the process exists, so
+    /// that a process whose creator is killed can be found and ended.
+    pub ready: bool,
 }
 
 impl fmt::Display for Status {

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::id::Id;
 use super::identity::IdentityError;
 use super::state::{State, Status};
+use crate::sys::SysError;
 
 const STATE: &str = "state.json";
 const STATE_DRAFT: &str = ".state.json";
@@ -76,15 +77,8 @@ pub enum ContainerError {
         id: Id,
     },
     /// A file or directory could not be used.
-    #[error("cannot {op} {}", path.display())]
-    Io {
-        /// What was tried.
-        op: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The kernel's answer.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    System(#[from] SysError),
     /// `state.json` is not what we wrote.
     #[error("cannot read {}", path.display())]
     Damaged {
@@ -152,11 +146,7 @@ impl StateRoot {
             return Ok(root);
         }
         let parent = path.parent().unwrap_or(Path::new("/"));
-        fs_err::create_dir_all(parent).map_err(|source| ContainerError::Io {
-            op: "make",
-            path: parent.to_owned(),
-            source,
-        })?;
+        make_parents(parent)?;
         match mkdirat(rustix::fs::CWD, path, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(io("make", path, errno)),
@@ -302,6 +292,9 @@ impl Container {
         if !alive {
             return Ok(Status::Stopped);
         }
+        if !state.ready {
+            return Ok(Status::Creating);
+        }
         match statat(&self.dir, GATE, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Ok(Status::Created),
             Err(Errno::NOENT) => Ok(Status::Running),
@@ -322,7 +315,7 @@ impl Container {
         std::fs::File::from(file)
             .take(FILE_BYTES_MAX)
             .read_to_end(&mut text)
-            .map_err(|source| ContainerError::Io { op: "read", path, source })?;
+            .map_err(|error| io_error("read", path, &error))?;
         Ok(Some(text))
     }
 }
@@ -367,11 +360,7 @@ impl<'a> Lock<'a> {
         // The umask of the caller may have taken away even this.
         fchmod(&file, Mode::RUSR | Mode::WUSR).map_err(|errno| io("make", &path, errno))?;
         let mut file = std::fs::File::from(file);
-        file.write_all(text).map_err(|source| ContainerError::Io {
-            op: "write",
-            path: path.clone(),
-            source,
-        })?;
+        file.write_all(text).map_err(|error| io_error("write", &path, &error))?;
         fsync(&file).map_err(|errno| io("write", path, errno))
     }
 }
@@ -380,6 +369,22 @@ impl Drop for Lock<'_> {
     fn drop(&mut self) {
         // Closing the directory would do it too; a failure here changes nothing.
         let _ = flock(&self.container.dir, FlockOperation::Unlock);
+    }
+}
+
+/// Makes a directory with its parents, closed to others.
+fn make_parents(path: &Path) -> Result<(), ContainerError> {
+    match mkdirat(rustix::fs::CWD, path, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(Errno::NOENT) => {
+            let parent = path.parent().ok_or_else(|| io("make", path, Errno::NOENT))?;
+            make_parents(parent)?;
+            match mkdirat(rustix::fs::CWD, path, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => Ok(()),
+                Err(errno) => Err(io("make", path, errno)),
+            }
+        }
+        Err(errno) => Err(io("make", path, errno)),
     }
 }
 
@@ -413,8 +418,13 @@ fn empty(
     Ok(())
 }
 
-fn io(op: &'static str, path: impl Into<PathBuf>, errno: Errno) -> ContainerError {
-    ContainerError::Io { op, path: path.into(), source: errno.into() }
+fn io(op: &'static str, path: impl AsRef<Path>, errno: Errno) -> ContainerError {
+    SysError::new(op, path.as_ref().display().to_string(), errno.raw_os_error()).into()
+}
+
+/// The same for an error of the standard library; one without a number comes from no system call.
+fn io_error(op: &'static str, path: impl AsRef<Path>, error: &std::io::Error) -> ContainerError {
+    io(op, path, error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))
 }
 
 #[cfg(test)]
@@ -445,6 +455,7 @@ mod tests {
             created: timestamp(std::time::SystemTime::now()),
             init: Identity::of(pid).expect("this process"),
             owner_uid: 0,
+            ready: true,
         }
     }
 
@@ -491,6 +502,11 @@ mod tests {
         let lock = container.lock().expect("lock");
         assert_eq!(container.status(None).expect("status"), Status::Creating);
         let mut state = state(container.id());
+        state.ready = false;
+        lock.publish(&state).expect("publish");
+        let read = container.state().expect("read").expect("there");
+        assert_eq!(container.status(Some(&read)).expect("status"), Status::Creating, "not ready");
+        state.ready = true;
         lock.publish(&state).expect("publish");
         fs_err::write(container.gate(), "").expect("a gate");
         let read = container.state().expect("read").expect("there");

@@ -59,6 +59,10 @@ use Test::{AtLeast, Bits, Is, Not};
 use Verdict::{Allow, AllowIf, Refuse, RefuseIf};
 use When::{Always, With, Without};
 
+/// By its own name: not every runtime that may read our `config.json` knows `SCMP_ARCH_NATIVE`.
+const NATIVE: Arch =
+    if cfg!(target_arch = "aarch64") { Arch::ScmpArchAarch64 } else { Arch::ScmpArchX86_64 };
+
 /// The profile for a container whose bounding set is `bounding`.
 ///
 /// The capabilities decide because the kernel would let the same calls through for their holder.
@@ -67,7 +71,7 @@ pub fn default_profile(bounding: CapSet) -> LinuxSeccomp {
     profile
         .set_default_action(LinuxSeccompAction::ScmpActErrno)
         .set_default_errno_ret(Some(libc::EPERM.unsigned_abs()))
-        .set_architectures(Some(vec![Arch::ScmpArchNative]))
+        .set_architectures(Some(vec![NATIVE]))
         .set_syscalls(Some(
             GROUPS
                 .iter()
