@@ -8,6 +8,7 @@ use std::error::Error;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use super::inherit::inherit;
 use super::lock::{self, Share};
 use super::pipeline::{self, PassError};
 use super::stream::{BlobStream, Origin, SourceFailed, StreamFailure};
@@ -16,7 +17,7 @@ use super::{Image, Store, StoreError, make_directories, sync_directory};
 use crate::digest::Digest;
 use crate::layer::{Compression, Layer, LayerSpace};
 use crate::progress::Progress;
-use crate::unpack::{UnpackError, UnpackReport};
+use crate::unpack::{UnpackError, UnpackReport, Unpacked};
 
 /// Whatever keeps a source of bytes from being opened; the caller's own error type.
 pub type SourceError = Box<dyn Error + Send + Sync>;
@@ -145,6 +146,7 @@ impl Store {
             let missing = || StoreError::BlobMissing { digest: blob.clone() };
             self.ingest_layer(&ingest, &mut |_| Err(missing().into()), progress)?;
         }
+        inherit(&self.space_root(space)?, image)?;
         let missing = || StoreError::NoSuchImage { name: image.id.to_string() };
         Ok(self.layers(image, space)?.ok_or_else(missing)?)
     }
@@ -225,13 +227,13 @@ impl Store {
         let mut stream = BlobStream::new(layer.blob, layer.size_bytes, origin);
         stream.report_to(progress, layer.blob.short());
         let done = pipeline::run(&mut stream, layer, self.limits(), directory);
-        let published = self.judge(layer, done, stream).and_then(|report| {
+        let published = self.judge(layer, done, stream).and_then(|unpacked| {
             progress.phase(layer.blob.short(), "syncing");
             if is_new_blob {
                 self.publish_partial(layer.blob)?;
             }
-            target.map_or(Ok(()), Target::publish)?;
-            Ok(target.map_or(Ingested::BlobOnly, |_| Ingested::Unpacked(report)))
+            target.map_or(Ok(()), |target| target.publish(&unpacked.implicit))?;
+            Ok(target.map_or(Ingested::BlobOnly, |_| Ingested::Unpacked(unpacked.report)))
         });
         if let (Err(_), Some(target)) = (&published, target) {
             target.discard();
@@ -244,15 +246,15 @@ impl Store {
     fn judge(
         &self,
         layer: &LayerIngest<'_>,
-        done: Result<(Digest, UnpackReport), PassError>,
+        done: Result<(Digest, Unpacked), PassError>,
         mut stream: BlobStream<'_, '_>,
-    ) -> Result<UnpackReport, IngestError> {
+    ) -> Result<Unpacked, IngestError> {
         let stream_error = |failure| self.stream_error(layer.blob, layer.size_bytes, failure);
         if let Some(failure) = stream.take_failure() {
             return Err(stream_error(failure));
         }
         let is_resumed = stream.is_resumed();
-        let (diff_id, report) = match done {
+        let (diff_id, unpacked) = match done {
             Ok(done) => {
                 stream.finish(layer.blob).map_err(stream_error)?;
                 done
@@ -272,7 +274,7 @@ impl Store {
             let (blob, expected) = (layer.blob.clone(), layer.diff_id.clone());
             return Err(IngestError::WrongDiffId { blob, expected, actual: diff_id });
         }
-        Ok(report)
+        Ok(unpacked)
     }
 
     fn stream_error(&self, digest: &Digest, size_bytes: u64, failure: StreamFailure) -> IngestError {

@@ -8,6 +8,7 @@
 //!     partial/<algorithm>-<hex>  downloads that are going on or were broken off
 //!     locks/                     flock(2) files: store, index, one per blob and layer
 //!   layers/<space>/<diff id>/    unpacked layers, complete and verified
+//!   layers/<space>/.implicit-*   which directories of a layer inherit from the layers below
 //!   layers/<space>/.unpacking-*  layers on their way in; removed by the next who holds their lock
 //!   layers/<space>/.removing-*   layers on their way out; removed by the next collection
 //! ```
@@ -19,6 +20,7 @@
 mod find;
 mod index;
 mod ingest;
+mod inherit;
 mod lock;
 mod pipeline;
 mod publish;

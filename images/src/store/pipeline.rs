@@ -15,7 +15,7 @@ use crate::decompression::{Decoder, SNIFF_BYTES, sniff};
 use crate::digest::{Digest, Hasher};
 use crate::layer::Compression;
 use crate::limits::Limits;
-use crate::unpack::{UnpackError, UnpackOptions, UnpackReport, drain, unpack_layer};
+use crate::unpack::{UnpackError, UnpackOptions, Unpacked, drain, unpack_layer};
 
 /// Size of one buffer between the threads.
 const PIECE_BYTES: usize = 256 << 10;
@@ -55,7 +55,7 @@ pub(super) fn run(
     layer: &LayerIngest<'_>,
     limits: &Limits,
     target: Option<OwnedFd>,
-) -> Result<(Digest, UnpackReport), PassError> {
+) -> Result<(Digest, Unpacked), PassError> {
     let start = peek(source).map_err(classify)?;
     if !start.is_empty() && sniff(&start) != layer.compression {
         return Err(PassError::Compression(sniff(&start)));
@@ -136,15 +136,15 @@ fn consume(
     mut pieces: Pieces,
     target: Option<OwnedFd>,
     options: &UnpackOptions<'_>,
-) -> Result<(Digest, UnpackReport), UnpackError> {
-    let report = match target {
+) -> Result<(Digest, Unpacked), UnpackError> {
+    let unpacked = match target {
         Some(target) => unpack_layer(&mut pieces, target, options)?,
         None => {
             drain(&mut pieces).map_err(|source| UnpackError::Read { source })?;
-            UnpackReport::default()
+            Unpacked::default()
         }
     };
-    Ok((pieces.hasher.finish(), report))
+    Ok((pieces.hasher.finish(), unpacked))
 }
 
 fn classify(error: io::Error) -> PassError {

@@ -56,6 +56,7 @@ impl Store {
         let entry = entry.with_name(publication.reference);
         // An unreadable configuration must not become visible.
         let image = self.load_image(&entry)?;
+        self.inherit_everywhere(&image)?;
         sync_directory(&self.images().join("blobs").join(publication.manifest.algorithm().name()))?;
         self.change_index(|index| {
             index.put(entry);

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use super::index::{Entry, Index};
 use super::lock::{self, Share};
-use super::target::REMOVING_PREFIX;
+use super::target::{IMPLICIT_PREFIX, REMOVING_PREFIX};
 use super::{Store, StoreError};
 use crate::digest::Digest;
 use crate::reference::Reference;
@@ -172,6 +172,7 @@ impl Store {
             for layer in image.layers {
                 need(&layer.blob);
                 layers.insert(OsString::from(layer.diff_id.hex()));
+                layers.insert(OsString::from(format!("{IMPLICIT_PREFIX}{}", layer.diff_id.hex())));
             }
         }
         Ok((blobs, layers))

@@ -11,6 +11,8 @@ use crate::limits;
 /// Metadata of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Metadata {
+    /// The archive has no entry for it, only for something in it.
+    pub is_implicit: bool,
     pub mode: u32,
     /// `None` leaves the owner alone.
     pub owner: Option<(u32, u32)>,
@@ -67,7 +69,7 @@ mod tests {
     use super::*;
 
     fn metadata(mode: u32) -> Metadata {
-        Metadata { mode, owner: None, mtime: Timestamp::default() }
+        Metadata { is_implicit: false, mode, owner: None, mtime: Timestamp::default() }
     }
 
     #[test]

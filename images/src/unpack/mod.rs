@@ -27,6 +27,7 @@ pub use error::{ArchiveProblem, EntryProblem, UnpackError};
 pub(crate) use archive::{Archive, drain};
 pub(crate) use header::Kind;
 pub(crate) use tree::OPAQUE_XATTR;
+pub(crate) use xattrs::copy as copy_xattrs;
 
 use crate::layer::Ownership;
 use crate::limits::{self, Limits};
@@ -54,6 +55,16 @@ pub struct UnpackReport {
     pub ignored: u64,
 }
 
+/// What came of unpacking.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Unpacked {
+    /// Counts.
+    pub report: UnpackReport,
+    /// Directories that the archive does not list, the root among them, each followed by a NUL.
+    /// Their owner, mode and time are to be taken from the layers below.
+    pub implicit: Vec<u8>,
+}
+
 /// How a layer is unpacked.
 #[derive(Debug, Clone)]
 pub struct UnpackOptions<'a> {
@@ -75,7 +86,7 @@ pub fn unpack_layer(
     reader: impl BufRead,
     root: OwnedFd,
     options: &UnpackOptions<'_>,
-) -> Result<UnpackReport, UnpackError> {
+) -> Result<Unpacked, UnpackError> {
     let mut archive = Archive::new(reader);
     let mut extractor = Extractor {
         tree: Tree::new(root),
@@ -178,7 +189,7 @@ impl Extractor<'_> {
             let fd = self.tree.open_existing_directory(&path).map_err(describe)?;
             self.report.xattrs_dropped += xattrs::set(fd.as_fd(), &entry.xattrs).map_err(describe)?;
         }
-        self.notes.add(&path, Metadata { mode: entry.mode, owner, mtime: entry.mtime })
+        self.notes.add(&path, Metadata { is_implicit: false, mode: entry.mode, owner, mtime: entry.mtime })
     }
 
     fn symlink(&mut self, entry: &Entry, place: &Place) -> Result<(), UnpackError> {
@@ -253,13 +264,15 @@ impl Extractor<'_> {
 
     fn note_implicit(&mut self, path: &[u8]) -> Result<(), UnpackError> {
         let owner = self.ids.owner(self.options.ownership, path, 0, 0)?;
-        let metadata = Metadata { mode: IMPLICIT_DIRECTORY_MODE, owner, mtime: Timestamp::default() };
+        let (mode, mtime) = (IMPLICIT_DIRECTORY_MODE, Timestamp::default());
+        let metadata = Metadata { is_implicit: true, mode, owner, mtime };
         self.notes.add(path, metadata)
     }
 
     /// Gives directories their owner, mode and time.
-    fn finish(self) -> Result<UnpackReport, UnpackError> {
+    fn finish(self) -> Result<Unpacked, UnpackError> {
         let tree = &self.tree;
+        let mut implicit = Vec::new();
         self.notes.for_each(|path, metadata| {
             let fd = match tree.open_existing_directory(path) {
                 Ok(fd) => fd,
@@ -267,9 +280,13 @@ impl Extractor<'_> {
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
                 Err(errno) => return Err(failure("open", path, errno)),
             };
+            if metadata.is_implicit {
+                implicit.extend_from_slice(path);
+                implicit.push(0);
+            }
             set_directory(fd.as_fd(), metadata).map_err(|errno| failure("set owner, mode and time of", path, errno))
         })?;
-        Ok(self.report)
+        Ok(Unpacked { report: self.report, implicit })
     }
 }
 

@@ -9,6 +9,8 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{self, XattrFlags};
 use rustix::io::Errno;
 
+use crate::limits;
+
 const CAPABILITY: &[u8] = b"security.capability";
 const USER_PREFIX: &[u8] = b"user.";
 const OVERLAY_PREFIX: &[u8] = b"user.overlay.";
@@ -30,6 +32,24 @@ pub(super) fn set(file: BorrowedFd<'_>, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result
         }
     }
     Ok(dropped)
+}
+
+/// Copies what [`set`] may set from one directory to another.
+pub(crate) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+    // Names of 64 attributes; more than fit are not worth having on a directory.
+    let mut names = [0u8; 4096];
+    let length = match fs::flistxattr(from, &mut names) {
+        Ok(length) => length,
+        Err(Errno::NOTSUP | Errno::RANGE) => return Ok(()),
+        Err(errno) => return Err(errno),
+    };
+    for name in names[..length].split(|byte| *byte == 0).filter(|name| is_allowed(name)) {
+        let mut value = vec![0u8; limits::XATTR_VALUE_BYTES_MAX];
+        let length = fs::fgetxattr(from, name, &mut value)?;
+        value.truncate(length);
+        set(to, &[(name.to_vec(), value)])?;
+    }
+    Ok(())
 }
 
 fn is_allowed(name: &[u8]) -> bool {

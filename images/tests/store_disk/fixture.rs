@@ -45,11 +45,17 @@ impl Scratch {
         names
     }
 
+    /// Names of the unpacked layers.
+    pub fn layers(&self) -> Vec<String> {
+        self.list("layers/squashed").into_iter().filter(|name| !name.starts_with(".implicit-")).collect()
+    }
+
     /// Asserts that nothing half done lies around.
     pub fn check_clean(&self) {
         assert_eq!(self.list("images/partial"), [""; 0], "partial downloads");
         for space in self.list("layers") {
-            let hidden = self.list(&format!("layers/{space}")).into_iter().filter(|name| name.starts_with('.'));
+            let names = self.list(&format!("layers/{space}")).into_iter();
+            let hidden = names.filter(|name| name.starts_with('.') && !name.starts_with(".implicit-"));
             assert_eq!(hidden.collect::<Vec<_>>(), [""; 0], "unfinished layers");
         }
     }

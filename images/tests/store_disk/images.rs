@@ -1,7 +1,8 @@
 //! Images by name and id, and taking them away.
 
-use coracle_images::{Digest, Reference, Store, StoreError};
+use coracle_images::{Compression, Digest, NoProgress, Reference, Store, StoreError};
 
+use crate::evil_tar::{EvilTar, Head};
 use crate::fixture::{DOCKER_MANIFEST, FakeImage, FakeLayer, Scratch, squashed};
 
 fn never(_: &Digest) -> bool {
@@ -104,7 +105,7 @@ fn removing() {
     assert!(removed.freed_bytes > 0 && removed.failures.is_empty() && !removed.postponed);
     // Manifest, configuration and two layers of the other image.
     assert_eq!(scratch.list("images/blobs/sha256").len(), 4);
-    assert_eq!(scratch.list("layers/squashed").len(), 2);
+    assert_eq!(scratch.layers().len(), 2);
     assert!(shared.directory(&scratch.root()).join("base").is_file());
     store.remove("two", false, &never).expect("the last");
     assert_eq!(scratch.list("images/blobs/sha256"), [""; 0]);
@@ -127,6 +128,46 @@ fn collecting_waits_for_pulls() {
     drop(keep);
     assert!(!store.collect().expect("collect").postponed);
     assert_eq!(scratch.list("images/blobs/sha256"), [""; 0]);
+}
+
+#[test]
+fn unlisted_directories_are_those_below() {
+    use std::os::unix::fs::MetadataExt;
+    let base = EvilTar::new()
+        .entry(Head::new(b'5', b".").mode(0o711).mtime(5), b"")
+        .entry(Head::new(b'5', b"tmp").mode(0o1777).mtime(6), b"")
+        .pax(&[("SCHILY.xattr.user.kept", b"1")])
+        .entry(Head::new(b'5', b"a").mode(0o750).mtime(7), b"")
+        .entry(Head::new(b'5', b"a/b").mode(0o700).mtime(8), b"")
+        .entry(Head::new(b'5', b"gone").mode(0o700).mtime(9), b"");
+    let middle = EvilTar::new().file("tmp/one", "1").file("a/b/two", "2").file("new/x", "3").file(".wh.gone", "");
+    let top = EvilTar::new().file("tmp/three", "1").file("gone/x", "1").file("a/x", "4").file("a/b/y", "5");
+    let top = top.entry(Head::new(b'5', b"a/b").mode(0o711).mtime(10), b"");
+    let layers = [base, middle, top].map(|tar| FakeLayer::new(&tar.end(), Compression::Gzip));
+    let scratch = Scratch::new();
+    FakeImage::new(&layers).add(&scratch.store, Some("x"));
+    let check = |layer: usize, path: &str, mode: u32, mtime: i64| {
+        let found = fs_err::metadata(layers[layer].directory(&scratch.root()).join(path)).expect(path);
+        assert_eq!((found.mode() & 0o7777, found.mtime()), (mode, mtime), "{path} of layer {layer}");
+    };
+    for layer in [1, 2] {
+        check(layer, "", 0o711, 5);
+        check(layer, "tmp", 0o1777, 6);
+        check(layer, "a", 0o750, 7);
+    }
+    check(1, "a/b", 0o700, 8);
+    check(2, "a/b", 0o711, 10);
+    check(1, "new", 0o755, 0);
+    check(2, "gone", 0o755, 0);
+    let tree = crate::canary::picture(&layers[2].directory(&scratch.root()));
+    assert_eq!(tree[std::path::Path::new("a")].xattrs, [(b"user.kept".to_vec(), b"1".to_vec())]);
+    // In a space where the image is unpacked later, too.
+    let elsewhere = coracle_images::LayerSpace { name: "elsewhere".into(), ..squashed() };
+    let image = scratch.store.find("x").expect("find").expect("image");
+    let unpacked = scratch.store.unpack(&image, &elsewhere, &NoProgress).expect("unpack");
+    assert_eq!(fs_err::metadata(unpacked[2].join("tmp")).expect("tmp").mode() & 0o7777, 0o1777);
+    scratch.store.collect().expect("collect");
+    assert_eq!(scratch.list("layers/elsewhere").len(), 6, "layers and their lists");
 }
 
 #[test]

@@ -69,7 +69,7 @@ impl Place {
         self.layers.push(root);
         let result = unpack_layer(archive, fd, &UnpackOptions { ownership, limits });
         self.check_canaries();
-        result
+        result.map(|unpacked| unpacked.report)
     }
 
     /// Oracle O1.
