@@ -66,7 +66,9 @@ pub enum CapError {
 ///
 /// Upper or lower case, with or without `CAP_`. `ALL` is no capability: see [`adjust`].
 pub fn parse(name: &str) -> Result<Capability, CapError> {
-    let unknown = || CapError::Unknown { name: name.to_owned() };
+    let unknown = || CapError::Unknown {
+        name: name.to_owned(),
+    };
     // to_uppercase would also fold letters like U+0131; no capability name leaves ASCII.
     if !name.is_ascii() {
         return Err(unknown());
@@ -158,7 +160,8 @@ impl CapSet {
     pub fn iter(self) -> impl Iterator<Item = Capability> {
         let mut all: Vec<Capability> = ::caps::all().into_iter().collect();
         all.sort_by_key(Capability::index);
-        all.into_iter().filter(move |capability| self.contains(*capability))
+        all.into_iter()
+            .filter(move |capability| self.contains(*capability))
     }
 
     /// The set in the form that a `config.json` holds.
@@ -214,12 +217,19 @@ impl CapabilitySets {
     /// A process that is started as another user keeps them in its bounding set alone, because the
     /// kernel empties the rest when it executes a file (A30).
     pub fn granting(granted: CapSet) -> Self {
-        Self { bounding: granted, effective: granted, permitted: granted, ..Self::default() }
+        Self {
+            bounding: granted,
+            effective: granted,
+            permitted: granted,
+            ..Self::default()
+        }
     }
 
     /// Reads `process.capabilities`; an absent object means no capability at all.
     pub fn from_spec(spec: Option<&LinuxCapabilities>) -> Result<Self, CapError> {
-        let Some(spec) = spec else { return Ok(Self::default()) };
+        let Some(spec) = spec else {
+            return Ok(Self::default());
+        };
         let sets = Self {
             bounding: CapSet::from_spec(spec.bounding().as_ref())?,
             effective: CapSet::from_spec(spec.effective().as_ref())?,
@@ -228,7 +238,11 @@ impl CapabilitySets {
             ambient: CapSet::from_spec(spec.ambient().as_ref())?,
         };
         let extra = sets.effective.without(sets.permitted);
-        if extra.is_empty() { Ok(sets) } else { Err(CapError::EffectiveNotPermitted { extra }) }
+        if extra.is_empty() {
+            Ok(sets)
+        } else {
+            Err(CapError::EffectiveNotPermitted { extra })
+        }
     }
 
     /// The sets in the form that a `config.json` holds.
@@ -255,7 +269,10 @@ impl CapabilitySets {
             effective: self.effective.intersection(held),
             permitted,
             inheritable,
-            ambient: self.ambient.intersection(permitted).intersection(inheritable),
+            ambient: self
+                .ambient
+                .intersection(permitted)
+                .intersection(inheritable),
         };
         let lost = self
             .bounding
@@ -310,7 +327,10 @@ impl CapabilitySets {
             .map_err(|_| last_error("prctl(PR_CAP_AMBIENT_CLEAR_ALL)", "ambient"))?;
         // Inheritable may exceed permitted only with CAP_SETPCAP effective, which a change of user
         // id has switched off; it is still permitted here, so switch it on for this one call.
-        let working = self.effective.with(Capability::CAP_SETPCAP).intersection(CapSet::held()?);
+        let working = self
+            .effective
+            .with(Capability::CAP_SETPCAP)
+            .intersection(CapSet::held()?);
         let steps = [
             (KernelSet::Effective, "effective", working),
             (KernelSet::Inheritable, "inheritable", self.inheritable),
@@ -330,7 +350,9 @@ impl CapabilitySets {
 
 /// The errno of the call that the caps crate made last; the crate itself keeps only a sentence.
 fn last_error(op: &'static str, target: &str) -> SysError {
-    let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EPERM);
+    let errno = std::io::Error::last_os_error()
+        .raw_os_error()
+        .unwrap_or(libc::EPERM);
     SysError::new(op, target, errno)
 }
 
@@ -343,17 +365,40 @@ mod tests {
     }
 
     fn set(list: &[&str]) -> CapSet {
-        list.iter().map(|name| parse(name).expect("a known name")).collect()
+        list.iter()
+            .map(|name| parse(name).expect("a known name"))
+            .collect()
     }
 
     #[test]
     fn c09_names() {
-        for name in ["CAP_NET_RAW", "net_raw", "NET_RAW", "cap_net_raw", "Cap_Net_Raw"] {
+        for name in [
+            "CAP_NET_RAW",
+            "net_raw",
+            "NET_RAW",
+            "cap_net_raw",
+            "Cap_Net_Raw",
+        ] {
             assert_eq!(parse(name), Ok(Capability::CAP_NET_RAW), "{name}");
         }
-        for name in ["", "CAP_", "CAP_FOO", "ALL", "CAP_CAP_KILL", "kıll", "KILL ", "KILL\n", "0"]
-        {
-            assert_eq!(parse(name), Err(CapError::Unknown { name: name.to_owned() }), "{name:?}");
+        for name in [
+            "",
+            "CAP_",
+            "CAP_FOO",
+            "ALL",
+            "CAP_CAP_KILL",
+            "kıll",
+            "KILL ",
+            "KILL\n",
+            "0",
+        ] {
+            assert_eq!(
+                parse(name),
+                Err(CapError::Unknown {
+                    name: name.to_owned()
+                }),
+                "{name:?}"
+            );
         }
     }
 
@@ -361,13 +406,21 @@ mod tests {
     fn add_and_drop_follow_docker() {
         let base = set(&["CHOWN", "KILL"]);
         let check = |add: &[&str], drop: &[&str], expect: CapSet| {
-            assert_eq!(adjust(base, &names(add), &names(drop)), Ok(expect), "+{add:?} -{drop:?}");
+            assert_eq!(
+                adjust(base, &names(add), &names(drop)),
+                Ok(expect),
+                "+{add:?} -{drop:?}"
+            );
         };
         check(&[], &[], base);
         check(&["net_raw"], &["KILL"], set(&["CHOWN", "NET_RAW"]));
         check(&[], &["ALL"], CapSet::EMPTY);
         check(&["SYS_TIME"], &["all"], set(&["SYS_TIME"]));
-        check(&["ALL"], &["SYS_ADMIN"], CapSet::known().without(set(&["SYS_ADMIN"])));
+        check(
+            &["ALL"],
+            &["SYS_ADMIN"],
+            CapSet::known().without(set(&["SYS_ADMIN"])),
+        );
         check(&["KILL"], &["KILL"], base);
         check(&["ALL"], &["ALL"], CapSet::known());
         assert!(adjust(base, &names(&["CAP_FOO"]), &[]).is_err());
@@ -377,7 +430,10 @@ mod tests {
     fn spec_round_trip_keeps_every_capability() {
         let sets = CapabilitySets::granting(CapSet::known());
         assert_eq!(CapabilitySets::from_spec(Some(&sets.to_spec())), Ok(sets));
-        assert_eq!(CapabilitySets::from_spec(None), Ok(CapabilitySets::default()));
+        assert_eq!(
+            CapabilitySets::from_spec(None),
+            Ok(CapabilitySets::default())
+        );
     }
 
     #[test]
@@ -389,7 +445,9 @@ mod tests {
         };
         assert_eq!(
             CapabilitySets::from_spec(Some(&spec.to_spec())),
-            Err(CapError::EffectiveNotPermitted { extra: set(&["CHOWN"]) })
+            Err(CapError::EffectiveNotPermitted {
+                extra: set(&["CHOWN"])
+            })
         );
     }
 
@@ -410,7 +468,11 @@ mod tests {
         };
         let (reachable, lost) = wanted.grantable(set(&["KILL", "CHOWN"]));
         assert_eq!(reachable.effective, set(&["KILL"]));
-        assert_eq!(reachable.ambient, set(&["KILL"]), "CHOWN is neither permitted nor inheritable");
+        assert_eq!(
+            reachable.ambient,
+            set(&["KILL"]),
+            "CHOWN is neither permitted nor inheritable"
+        );
         assert_eq!(lost, set(&["SYS_ADMIN", "CHOWN"]));
     }
 }

@@ -40,23 +40,50 @@ pub const NOFILE_HARD: u64 = 524_288;
 /// AUDIT_WRITE (the audit log belongs to the host).
 const CAPABILITIES: [(Capability, &str); 11] = [
     (Capability::CAP_CHOWN, "package managers set owners"),
-    (Capability::CAP_DAC_OVERRIDE, "root expects to read and write files of every user"),
-    (Capability::CAP_FOWNER, "root expects to chmod files of every user"),
-    (Capability::CAP_FSETID, "setuid bits survive when root copies files"),
-    (Capability::CAP_KILL, "init and supervisors signal processes of other users"),
-    (Capability::CAP_NET_BIND_SERVICE, "servers listen on ports under 1024 as a user"),
-    (Capability::CAP_SETFCAP, "package managers set file capabilities"),
+    (
+        Capability::CAP_DAC_OVERRIDE,
+        "root expects to read and write files of every user",
+    ),
+    (
+        Capability::CAP_FOWNER,
+        "root expects to chmod files of every user",
+    ),
+    (
+        Capability::CAP_FSETID,
+        "setuid bits survive when root copies files",
+    ),
+    (
+        Capability::CAP_KILL,
+        "init and supervisors signal processes of other users",
+    ),
+    (
+        Capability::CAP_NET_BIND_SERVICE,
+        "servers listen on ports under 1024 as a user",
+    ),
+    (
+        Capability::CAP_SETFCAP,
+        "package managers set file capabilities",
+    ),
     (Capability::CAP_SETGID, "servers drop to another group"),
-    (Capability::CAP_SETPCAP, "servers drop capabilities of their own"),
+    (
+        Capability::CAP_SETPCAP,
+        "servers drop capabilities of their own",
+    ),
     (Capability::CAP_SETUID, "servers drop to another user"),
-    (Capability::CAP_SYS_CHROOT, "sshd and others confine their children"),
+    (
+        Capability::CAP_SYS_CHROOT,
+        "sshd and others confine their children",
+    ),
 ];
 
 /// Paths that read as empty inside, each with what it would tell or do.
 const MASKED_PATHS: [(&str, &str); 16] = [
     ("/proc/acpi", "power and firmware state of the host"),
     ("/proc/asound", "sound hardware, also an audio side channel"),
-    ("/proc/interrupts", "per-CPU interrupt counts reveal keystrokes and neighbours' traffic"),
+    (
+        "/proc/interrupts",
+        "per-CPU interrupt counts reveal keystrokes and neighbours' traffic",
+    ),
     ("/proc/kallsyms", "kernel addresses"),
     ("/proc/kcore", "the host's memory"),
     ("/proc/keys", "keys of every container of the same user"),
@@ -66,19 +93,34 @@ const MASKED_PATHS: [(&str, &str); 16] = [
     ("/proc/scsi", "disks of the host, and a way to remove them"),
     ("/proc/timer_list", "timers and owners of the whole host"),
     ("/proc/timer_stats", "the older form of timer_list"),
-    ("/sys/devices/virtual/powercap", "power counters recover keys (CVE-2020-8694)"),
-    ("/sys/firmware", "ACPI and EFI tables with serial numbers and keys"),
+    (
+        "/sys/devices/virtual/powercap",
+        "power counters recover keys (CVE-2020-8694)",
+    ),
+    (
+        "/sys/firmware",
+        "ACPI and EFI tables with serial numbers and keys",
+    ),
     ("/sys/fs/selinux", "switches of the host's security module"),
-    ("/sys/dev/block", "serial numbers and layout of the host's disks"),
+    (
+        "/sys/dev/block",
+        "serial numbers and layout of the host's disks",
+    ),
 ];
 
 /// Paths that can be read but not written inside, each with what a write would do.
 const READONLY_PATHS: [(&str, &str); 6] = [
-    ("/proc/asound", "changes mixer settings where it is not masked"),
+    (
+        "/proc/asound",
+        "changes mixer settings where it is not masked",
+    ),
     ("/proc/bus", "reaches PCI and USB configuration"),
     ("/proc/fs", "tunes filesystems of the host"),
     ("/proc/irq", "moves interrupts between CPUs"),
-    ("/proc/sys", "sets kernel parameters; what --sysctl asks for is written before"),
+    (
+        "/proc/sys",
+        "sets kernel parameters; what --sysctl asks for is written before",
+    ),
     ("/proc/sysrq-trigger", "reboots the host"),
 ];
 
@@ -110,7 +152,14 @@ const DEVPTS: DefaultMount = DefaultMount {
     destination: "/dev/pts",
     kind: "devpts",
     source: "devpts",
-    options: &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+    options: &[
+        "nosuid",
+        "noexec",
+        "newinstance",
+        "ptmxmode=0666",
+        "mode=0620",
+        "gid=5",
+    ],
 };
 
 const MQUEUE: DefaultMount = DefaultMount {
@@ -158,7 +207,11 @@ pub struct MountOptions {
 
 impl Default for MountOptions {
     fn default() -> Self {
-        Self { own_network: true, tty_group_mapped: true, shm_size_bytes: SHM_SIZE_BYTES }
+        Self {
+            own_network: true,
+            tty_group_mapped: true,
+            shm_size_bytes: SHM_SIZE_BYTES,
+        }
     }
 }
 
@@ -173,7 +226,10 @@ pub struct SpecOptions {
 
 /// The default capabilities of a container's root.
 pub fn capabilities() -> CapSet {
-    CAPABILITIES.iter().map(|(capability, _)| *capability).collect()
+    CAPABILITIES
+        .iter()
+        .map(|(capability, _)| *capability)
+        .collect()
 }
 
 /// The paths that are masked by default, on this host.
@@ -181,7 +237,10 @@ pub fn capabilities() -> CapSet {
 /// Besides the fixed list, the throttle counters of every CPU where the host has them: they tell
 /// what neighbours compute. Each is a mount, so they are named only where they exist.
 pub fn masked_paths() -> Vec<String> {
-    let mut paths: Vec<String> = MASKED_PATHS.iter().map(|(path, _)| (*path).to_owned()).collect();
+    let mut paths: Vec<String> = MASKED_PATHS
+        .iter()
+        .map(|(path, _)| (*path).to_owned())
+        .collect();
     for cpu in 0..MAX_MASKED_CPUS {
         let path = format!("/sys/devices/system/cpu/cpu{cpu}/thermal_throttle");
         if !Path::new(&path).exists() {
@@ -194,7 +253,10 @@ pub fn masked_paths() -> Vec<String> {
 
 /// The paths that are read-only by default.
 pub fn readonly_paths() -> Vec<String> {
-    READONLY_PATHS.iter().map(|(path, _)| (*path).to_owned()).collect()
+    READONLY_PATHS
+        .iter()
+        .map(|(path, _)| (*path).to_owned())
+        .collect()
 }
 
 /// The resource limits that every container starts with.
@@ -204,7 +266,12 @@ pub fn rlimits() -> Vec<PosixRlimit> {
     let own = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     let (soft, hard) = (NOFILE_SOFT.min(own), NOFILE_HARD.min(own));
     let limit = |kind: PosixRlimitType, soft: u64, hard: u64| {
-        PosixRlimitBuilder::default().typ(kind).soft(soft).hard(hard).build().ok()
+        PosixRlimitBuilder::default()
+            .typ(kind)
+            .soft(soft)
+            .hard(hard)
+            .build()
+            .ok()
     };
     [
         limit(PosixRlimitType::RlimitNofile, soft, hard),
@@ -228,11 +295,17 @@ pub fn mounts(options: &MountOptions) -> Vec<Mount> {
     let mut shm = mount("/dev/shm", "tmpfs", "shm");
     let size = format!("size={}", options.shm_size_bytes);
     shm.set_options(Some(
-        ["nosuid", "noexec", "nodev", "mode=1777", &size].map(str::to_owned).to_vec(),
+        ["nosuid", "noexec", "nodev", "mode=1777", &size]
+            .map(str::to_owned)
+            .to_vec(),
     ));
     list.push(shm);
     list.push(MQUEUE.build());
-    list.push(if options.own_network { SYS_FRESH.build() } else { SYS_BOUND.build() });
+    list.push(if options.own_network {
+        SYS_FRESH.build()
+    } else {
+        SYS_BOUND.build()
+    });
     list.push(CGROUP.build());
     list
 }
@@ -257,7 +330,8 @@ pub fn namespaces(options: &SpecOptions) -> Vec<LinuxNamespace> {
 pub fn spec(options: &SpecOptions) -> Spec {
     let mut spec = Spec::default();
     let mut root = Root::default();
-    root.set_path(PathBuf::from("rootfs")).set_readonly(Some(false));
+    root.set_path(PathBuf::from("rootfs"))
+        .set_readonly(Some(false));
     spec.set_version(OCI_VERSION.to_owned())
         .set_root(Some(root))
         .set_hostname(Some("coracle".to_owned()))
@@ -295,7 +369,9 @@ fn linux(options: &SpecOptions) -> Linux {
         .set_devices(None)
         .set_seccomp(Some(seccomp::default_profile(capabilities())));
     if let Some((uid, gid)) = options.map_root_to {
-        linux.set_uid_mappings(Some(single_id(uid))).set_gid_mappings(Some(single_id(gid)));
+        linux
+            .set_uid_mappings(Some(single_id(uid)))
+            .set_gid_mappings(Some(single_id(gid)));
     }
     linux
 }
@@ -313,7 +389,12 @@ fn single_id(host: u32) -> Vec<LinuxIdMapping> {
 impl DefaultMount {
     fn build(&self) -> Mount {
         let mut result = mount(self.destination, self.kind, self.source);
-        result.set_options(Some(self.options.iter().map(|option| (*option).to_owned()).collect()));
+        result.set_options(Some(
+            self.options
+                .iter()
+                .map(|option| (*option).to_owned())
+                .collect(),
+        ));
         result
     }
 }
@@ -338,7 +419,8 @@ mod tests {
             let unique: HashSet<&String> = list.iter().collect();
             assert_eq!(unique.len(), list.len(), "{list:?}");
             assert!(
-                list.iter().all(|path| path.starts_with("/proc/") || path.starts_with("/sys/"))
+                list.iter()
+                    .all(|path| path.starts_with("/proc/") || path.starts_with("/sys/"))
             );
         }
     }
@@ -360,11 +442,17 @@ mod tests {
 
     #[test]
     fn host_network_binds_sys_read_only() {
-        let options =
-            MountOptions { own_network: false, tty_group_mapped: false, ..Default::default() };
+        let options = MountOptions {
+            own_network: false,
+            tty_group_mapped: false,
+            ..Default::default()
+        };
         let list = mounts(&options);
         let find = |path: &str| {
-            list.iter().find(|m| m.destination() == &PathBuf::from(path)).expect("mount").clone()
+            list.iter()
+                .find(|m| m.destination() == &PathBuf::from(path))
+                .expect("mount")
+                .clone()
         };
         let has =
             |path: &str, option: &str| find(path).options().iter().flatten().any(|o| o == option);
@@ -375,7 +463,10 @@ mod tests {
 
     #[test]
     fn the_document_survives_json() {
-        let options = SpecOptions { map_root_to: Some((1000, 1000)), ..Default::default() };
+        let options = SpecOptions {
+            map_root_to: Some((1000, 1000)),
+            ..Default::default()
+        };
         let written = serde_json::to_string(&spec(&options)).expect("serialise");
         let read: Spec = serde_json::from_str(&written).expect("parse");
         assert_eq!(read, spec(&options));

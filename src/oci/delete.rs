@@ -43,7 +43,11 @@ pub fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode, OciError
         Status::Creating | Status::Created => kill_and_remove(lock)?,
         _ if args.force => kill_and_remove(lock)?,
         status => {
-            return Err(OciError::Status { verb: "delete", id, status });
+            return Err(OciError::Status {
+                verb: "delete",
+                id,
+                status,
+            });
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -64,7 +68,10 @@ pub fn kill_and_remove(lock: Lock<'_>) -> Result<(), OciError> {
         match pidfd_send_signal(&pidfd, Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => {}
             Err(source) => {
-                return Err(OciError::Kill { id: id.clone(), source });
+                return Err(OciError::Kill {
+                    id: id.clone(),
+                    source,
+                });
             }
         }
         wait_for_end(&pidfd, id)?;
@@ -87,7 +94,10 @@ fn wait_for_end(pidfd: &std::os::fd::OwnedFd, id: &Id) -> Result<(), OciError> {
             Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}
             Err(source) => {
-                return Err(OciError::Kill { id: id.clone(), source });
+                return Err(OciError::Kill {
+                    id: id.clone(),
+                    source,
+                });
             }
         }
     }

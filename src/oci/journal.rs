@@ -39,7 +39,11 @@ impl Journal {
             opened.map_err(|error| OciError::file("open", path, &error))
         };
         let file = path.map(open).transpose()?;
-        Ok(Self { file: file.map(|file| Rc::new(file.into_file())), format, debug })
+        Ok(Self {
+            file: file.map(|file| Rc::new(file.into_file())),
+            format,
+            debug,
+        })
     }
 
     /// Tells of an error and gives the exit code for it.

@@ -30,7 +30,11 @@ use place::Place;
 
 /// Start and control containers from OCI bundles.
 #[derive(Parser)]
-#[command(name = "coracle-oci", disable_version_flag = true, disable_help_subcommand = true)]
+#[command(
+    name = "coracle-oci",
+    disable_version_flag = true,
+    disable_help_subcommand = true
+)]
 struct Cli {
     /// Keep the containers' state in DIR
     #[arg(long, value_name = "DIR")]
@@ -125,7 +129,11 @@ fn dispatch(cli: Cli, journal: &Journal) -> Result<ExitCode, OciError> {
     let Some(command) = cli.command else {
         return Err(OciError::NoCommand);
     };
-    let context = Context { place: Place::new(cli.root), journal: journal.clone(), limits };
+    let context = Context {
+        place: Place::new(cli.root),
+        journal: journal.clone(),
+        limits,
+    };
     match command {
         Command::Create(args) => create::create(&context, &args),
         Command::Run(args) => create::run(&context, &args),
@@ -147,14 +155,14 @@ fn usage(error: &clap::Error) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = error.print();
-            return ExitCode::SUCCESS;
+            ExitCode::SUCCESS
         }
         ErrorKind::UnknownArgument => {
             journal.fail(&OciError::UnknownFlag(what(ContextKind::InvalidArg)))
         }
-        ErrorKind::InvalidSubcommand => {
-            journal.fail(&OciError::UnknownCommand(what(ContextKind::InvalidSubcommand)))
-        }
+        ErrorKind::InvalidSubcommand => journal.fail(&OciError::UnknownCommand(what(
+            ContextKind::InvalidSubcommand,
+        ))),
         ErrorKind::MissingRequiredArgument => {
             journal.fail(&OciError::MissingArgument(what(ContextKind::InvalidArg)))
         }
@@ -162,7 +170,9 @@ fn usage(error: &clap::Error) -> ExitCode {
             // The first line says it all; the rest is usage, which --help prints.
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default();
-            journal.fail(&OciError::Usage(line.trim_start_matches("error: ").to_owned()))
+            journal.fail(&OciError::Usage(
+                line.trim_start_matches("error: ").to_owned(),
+            ))
         }
     }
 }

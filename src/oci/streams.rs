@@ -20,7 +20,10 @@ const SOCKET_PATH_BYTES: usize = 108;
 pub fn preserved(count: u32) -> Result<Vec<RawFd>, OciError> {
     let last = FIRST_PRESERVED.saturating_add_unsigned(count);
     let numbers: Vec<RawFd> = (FIRST_PRESERVED..last).collect();
-    match numbers.iter().find(|number| !Path::new(&format!("/proc/self/fd/{number}")).exists()) {
+    match numbers
+        .iter()
+        .find(|number| !Path::new(&format!("/proc/self/fd/{number}")).exists())
+    {
         Some(number) => Err(OciError::PreservedFd(*number)),
         None => Ok(numbers),
     }
@@ -76,8 +79,11 @@ pub fn write_pid(path: &Path, pid: i32) -> Result<(), OciError> {
     let draft = path.with_file_name(name);
     // create_new: nothing that is already there is followed or overwritten.
     let _ = fs_err::remove_file(&draft);
-    let mut file =
-        fs_err::OpenOptions::new().write(true).create_new(true).open(&draft).map_err(failed)?;
+    let mut file = fs_err::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&draft)
+        .map_err(failed)?;
     file.write_all(pid.to_string().as_bytes()).map_err(failed)?;
     fs_err::rename(&draft, path).map_err(failed)
 }

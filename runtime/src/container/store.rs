@@ -124,8 +124,10 @@ pub struct Lock<'a> {
     container: &'a Container,
 }
 
-const DIRECTORY: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 impl StateRoot {
     /// Opens the directory if it is there, without judging who owns it.
@@ -179,10 +181,17 @@ impl StateRoot {
     pub fn require_owner(&self, uid: u32) -> Result<(), ContainerError> {
         let path = self.path.clone();
         if self.owner_uid != uid {
-            return Err(ContainerError::Foreign { path, owner_uid: self.owner_uid, own_uid: uid });
+            return Err(ContainerError::Foreign {
+                path,
+                owner_uid: self.owner_uid,
+                own_uid: uid,
+            });
         }
         if self.mode & WRITABLE_BY_OTHERS != 0 {
-            return Err(ContainerError::Open { path, mode: self.mode });
+            return Err(ContainerError::Open {
+                path,
+                mode: self.mode,
+            });
         }
         Ok(())
     }
@@ -200,7 +209,11 @@ impl StateRoot {
     pub fn get(&self, id: &Id) -> Result<Container, ContainerError> {
         let path = self.path.join(id.as_str());
         match openat(&self.dir, id.as_str(), DIRECTORY, Mode::empty()) {
-            Ok(dir) => Ok(Container { id: id.clone(), dir, path }),
+            Ok(dir) => Ok(Container {
+                id: id.clone(),
+                dir,
+                path,
+            }),
             Err(Errno::NOENT) => Err(ContainerError::Missing { id: id.clone() }),
             Err(errno) => Err(io("open", path, errno)),
         }
@@ -248,7 +261,11 @@ impl Container {
                 Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
                     std::thread::sleep(LOCK_RETRY)
                 }
-                Err(Errno::WOULDBLOCK) => return Err(ContainerError::Busy { id: self.id.clone() }),
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(ContainerError::Busy {
+                        id: self.id.clone(),
+                    });
+                }
                 Err(errno) => return Err(io("lock", &self.path, errno)),
             }
         }
@@ -268,10 +285,15 @@ impl Container {
 
     /// Reads the state; `None` until the first process exists.
     pub fn state(&self) -> Result<Option<State>, ContainerError> {
-        let Some(text) = self.read(STATE)? else { return Ok(None) };
+        let Some(text) = self.read(STATE)? else {
+            return Ok(None);
+        };
         serde_json::from_slice(&text)
             .map(Some)
-            .map_err(|source| ContainerError::Damaged { path: self.path.join(STATE), source })
+            .map_err(|source| ContainerError::Damaged {
+                path: self.path.join(STATE),
+                source,
+            })
     }
 
     /// Reads the specification as it was at create.
@@ -283,12 +305,19 @@ impl Container {
     pub fn status(&self, state: Option<&State>) -> Result<Status, ContainerError> {
         let Some(state) = state else {
             // Whoever makes it holds the lock; without a holder its making has been cut short.
-            return Ok(if self.is_locked()? { Status::Creating } else { Status::Stopped });
+            return Ok(if self.is_locked()? {
+                Status::Creating
+            } else {
+                Status::Stopped
+            });
         };
         let alive = state
             .init
             .is_alive()
-            .map_err(|source| ContainerError::Process { id: self.id.clone(), source })?;
+            .map_err(|source| ContainerError::Process {
+                id: self.id.clone(),
+                source,
+            })?;
         if !alive {
             return Ok(Status::Stopped);
         }
@@ -334,8 +363,10 @@ impl<'a> Lock<'a> {
     /// Publishes the state: readers see the old one or the new one, never a part.
     pub fn publish(&self, state: &State) -> Result<(), ContainerError> {
         let path = self.container.path.join(STATE);
-        let text = serde_json::to_vec(state)
-            .map_err(|source| ContainerError::Damaged { path: path.clone(), source })?;
+        let text = serde_json::to_vec(state).map_err(|source| ContainerError::Damaged {
+            path: path.clone(),
+            source,
+        })?;
         self.write(STATE_DRAFT, &text)?;
         let dir = &self.container.dir;
         renameat(dir, STATE_DRAFT, dir, STATE).map_err(|errno| io("publish", path, errno))
@@ -360,7 +391,8 @@ impl<'a> Lock<'a> {
         // The umask of the caller may have taken away even this.
         fchmod(&file, Mode::RUSR | Mode::WUSR).map_err(|errno| io("make", &path, errno))?;
         let mut file = std::fs::File::from(file);
-        file.write_all(text).map_err(|error| io_error("write", &path, &error))?;
+        file.write_all(text)
+            .map_err(|error| io_error("write", &path, &error))?;
         fsync(&file).map_err(|errno| io("write", path, errno))
     }
 }
@@ -377,7 +409,9 @@ fn make_parents(path: &Path) -> Result<(), ContainerError> {
     match mkdirat(rustix::fs::CWD, path, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(Errno::NOENT) => {
-            let parent = path.parent().ok_or_else(|| io("make", path, Errno::NOENT))?;
+            let parent = path
+                .parent()
+                .ok_or_else(|| io("make", path, Errno::NOENT))?;
             make_parents(parent)?;
             match mkdirat(rustix::fs::CWD, path, Mode::RWXU) {
                 Ok(()) | Err(Errno::EXIST) => Ok(()),
@@ -419,12 +453,23 @@ fn empty(
 }
 
 fn io(op: &'static str, path: impl AsRef<Path>, errno: Errno) -> ContainerError {
-    SysError::new(op, path.as_ref().display().to_string(), errno.raw_os_error()).into()
+    SysError::new(
+        op,
+        path.as_ref().display().to_string(),
+        errno.raw_os_error(),
+    )
+    .into()
 }
 
 /// The same for an error of the standard library; one without a number comes from no system call.
 fn io_error(op: &'static str, path: impl AsRef<Path>, error: &std::io::Error) -> ContainerError {
-    io(op, path, error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))
+    io(
+        op,
+        path,
+        error
+            .raw_os_error()
+            .map_or(Errno::IO, Errno::from_raw_os_error),
+    )
 }
 
 #[cfg(test)]
@@ -466,10 +511,16 @@ mod tests {
             let tries: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| usize::from(root.add(&id("same")).is_ok())))
                 .collect();
-            tries.into_iter().map(|thread| thread.join().expect("a thread")).sum()
+            tries
+                .into_iter()
+                .map(|thread| thread.join().expect("a thread"))
+                .sum()
         });
         assert_eq!(winners, 1);
-        assert!(matches!(root.add(&id("same")), Err(ContainerError::Exists { .. })));
+        assert!(matches!(
+            root.add(&id("same")),
+            Err(ContainerError::Exists { .. })
+        ));
     }
 
     #[test]
@@ -498,26 +549,44 @@ mod tests {
     fn status_follows_lock_process_and_gate() {
         let (_dir, root) = root();
         let container = root.add(&id("a")).expect("add");
-        assert_eq!(container.status(None).expect("status"), Status::Stopped, "nobody is making it");
+        assert_eq!(
+            container.status(None).expect("status"),
+            Status::Stopped,
+            "nobody is making it"
+        );
         let lock = container.lock().expect("lock");
         assert_eq!(container.status(None).expect("status"), Status::Creating);
         let mut state = state(container.id());
         state.ready = false;
         lock.publish(&state).expect("publish");
         let read = container.state().expect("read").expect("there");
-        assert_eq!(container.status(Some(&read)).expect("status"), Status::Creating, "not ready");
+        assert_eq!(
+            container.status(Some(&read)).expect("status"),
+            Status::Creating,
+            "not ready"
+        );
         state.ready = true;
         lock.publish(&state).expect("publish");
         fs_err::write(container.gate(), "").expect("a gate");
         let read = container.state().expect("read").expect("there");
         assert_eq!(read.annotations, state.annotations);
-        assert_eq!(container.status(Some(&read)).expect("status"), Status::Created);
+        assert_eq!(
+            container.status(Some(&read)).expect("status"),
+            Status::Created
+        );
         fs_err::remove_file(container.gate()).expect("open the gate");
-        assert_eq!(container.status(Some(&read)).expect("status"), Status::Running);
+        assert_eq!(
+            container.status(Some(&read)).expect("status"),
+            Status::Running
+        );
         state.init.start_ticks += 1;
         lock.publish(&state).expect("publish");
         let read = container.state().expect("read").expect("there");
-        assert_eq!(container.status(Some(&read)).expect("status"), Status::Stopped, "F14");
+        assert_eq!(
+            container.status(Some(&read)).expect("status"),
+            Status::Stopped,
+            "F14"
+        );
     }
 
     #[test]
@@ -532,7 +601,10 @@ mod tests {
         symlink("../..", container.path().join("sub/up")).expect("link");
         container.lock().expect("lock").remove().expect("remove");
         assert!(canary.join("file").exists());
-        assert!(matches!(root.get(&id("a")), Err(ContainerError::Missing { .. })));
+        assert!(matches!(
+            root.get(&id("a")),
+            Err(ContainerError::Missing { .. })
+        ));
         assert!(root.ids().expect("ids").is_empty());
     }
 
@@ -554,7 +626,10 @@ mod tests {
         let (_dir, root) = root();
         let own = root.owner().0;
         assert!(root.require_owner(own).is_ok());
-        assert!(matches!(root.require_owner(own + 1), Err(ContainerError::Foreign { .. })));
+        assert!(matches!(
+            root.require_owner(own + 1),
+            Err(ContainerError::Foreign { .. })
+        ));
         fs_err::set_permissions(root.path(), std::fs::Permissions::from_mode(0o700))
             .expect("chmod");
     }

@@ -139,8 +139,11 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<Program>, SeccompError> {
     let architectures = architectures(profile.architectures().as_deref())?;
     let mut programs = Vec::new();
     for architecture in &architectures {
-        let others: Vec<Architecture> =
-            architectures.iter().copied().filter(|other| other != architecture).collect();
+        let others: Vec<Architecture> = architectures
+            .iter()
+            .copied()
+            .filter(|other| other != architecture)
+            .collect();
         programs.push(compile_for(*architecture, &others, default, &rules)?);
     }
     Ok(programs)
@@ -164,7 +167,11 @@ fn architectures(list: Option<&[Arch]>) -> Result<Vec<Architecture>, SeccompErro
     if list.is_some_and(<[Arch]>::is_empty) {
         result.push(native);
     }
-    if result.contains(&native) { Ok(result) } else { Err(SeccompError::ForeignArchitectures) }
+    if result.contains(&native) {
+        Ok(result)
+    } else {
+        Err(SeccompError::ForeignArchitectures)
+    }
 }
 
 /// The rules that concern one call, in the order of the profile.
@@ -182,7 +189,10 @@ fn compile_for(
     for rule in rules {
         for name in rule.names {
             match names.number(name) {
-                Some(number) => calls.entry(number).or_default().push((rule.outcome, &rule.cases)),
+                Some(number) => calls
+                    .entry(number)
+                    .or_default()
+                    .push((rule.outcome, &rule.cases)),
                 None => rule.check_absent(name, default)?,
             }
         }
@@ -207,7 +217,9 @@ fn compile_for(
     let listed: Vec<u32> = others.iter().map(|other| other.audit()).collect();
     let program = table.assemble(architecture.audit(), &listed);
     if program.len() > MAX_INSTRUCTIONS {
-        return Err(SeccompError::TooLarge { instructions: program.len() });
+        return Err(SeccompError::TooLarge {
+            instructions: program.len(),
+        });
     }
     Ok(program)
 }
@@ -276,14 +288,20 @@ fn tests(
 }
 
 impl Outcome {
-    const ENOSYS: Self =
-        Self { action: LinuxSeccompAction::ScmpActErrno, errno: libc::ENOSYS.unsigned_abs() };
+    const ENOSYS: Self = Self {
+        action: LinuxSeccompAction::ScmpActErrno,
+        errno: libc::ENOSYS.unsigned_abs(),
+    };
 
     fn new(action: LinuxSeccompAction, errno: Option<u32>) -> Result<Self, SeccompError> {
         use LinuxSeccompAction::{
             ScmpActErrno, ScmpActKill, ScmpActKillThread, ScmpActNotify, ScmpActTrace,
         };
-        let action = if action == ScmpActKill { ScmpActKillThread } else { action };
+        let action = if action == ScmpActKill {
+            ScmpActKillThread
+        } else {
+            action
+        };
         let has_errno = matches!(action, ScmpActErrno | ScmpActTrace);
         match errno {
             _ if action == ScmpActNotify => Err(SeccompError::Notify),
@@ -291,9 +309,14 @@ impl Outcome {
                 Err(SeccompError::Errno { errno, action })
             }
             Some(errno) => Ok(Self { action, errno }),
-            None => {
-                Ok(Self { action, errno: if has_errno { libc::EPERM.unsigned_abs() } else { 0 } })
-            }
+            None => Ok(Self {
+                action,
+                errno: if has_errno {
+                    libc::EPERM.unsigned_abs()
+                } else {
+                    0
+                },
+            }),
         }
     }
 
@@ -334,19 +357,30 @@ impl<'a> Rule<'a> {
     fn new(rule: &'a LinuxSyscall) -> Result<Self, SeccompError> {
         let outcome = Outcome::new(rule.action(), rule.errno_ret())?;
         let args = rule.args().as_deref().unwrap_or_default();
-        let conditions = args.iter().map(condition).collect::<Result<Case, SeccompError>>()?;
+        let conditions = args
+            .iter()
+            .map(condition)
+            .collect::<Result<Case, SeccompError>>()?;
         // runc's reading (C13): comparisons of one argument with several values are alternatives,
         // because libseccomp cannot express them together. Different arguments must all hold.
-        let repeated = args
-            .iter()
-            .enumerate()
-            .any(|(at, arg)| args[..at].iter().any(|earlier| earlier.index() == arg.index()));
+        let repeated = args.iter().enumerate().any(|(at, arg)| {
+            args[..at]
+                .iter()
+                .any(|earlier| earlier.index() == arg.index())
+        });
         let cases = if repeated {
-            conditions.into_iter().map(|condition| vec![condition]).collect()
+            conditions
+                .into_iter()
+                .map(|condition| vec![condition])
+                .collect()
         } else {
             vec![conditions]
         };
-        Ok(Self { names: rule.names(), outcome, cases })
+        Ok(Self {
+            names: rule.names(),
+            outcome,
+            cases,
+        })
     }
 
     /// Judges a name that the architecture lacks.
@@ -355,12 +389,19 @@ impl<'a> Rule<'a> {
     /// the call belongs to another architecture, and a hole where nobody knows the name.
     fn check_absent(&self, name: &str, default: Outcome) -> Result<(), SeccompError> {
         let elsewhere = || {
-            [Architecture::X86_64, Architecture::X86, Architecture::Aarch64, Architecture::Arm]
-                .into_iter()
-                .any(|architecture| architecture.names().number(name).is_some())
+            [
+                Architecture::X86_64,
+                Architecture::X86,
+                Architecture::Aarch64,
+                Architecture::Arm,
+            ]
+            .into_iter()
+            .any(|architecture| architecture.names().number(name).is_some())
         };
         if self.outcome.rank() < default.rank() && !elsewhere() {
-            return Err(SeccompError::UnknownSyscall { name: name.to_owned() });
+            return Err(SeccompError::UnknownSyscall {
+                name: name.to_owned(),
+            });
         }
         Ok(())
     }
@@ -378,9 +419,10 @@ fn condition(arg: &LinuxSeccompArg) -> Result<SeccompCondition, SeccompError> {
         LinuxSeccompOperator::ScmpCmpEq => (SeccompCmpOp::Eq, arg.value()),
         LinuxSeccompOperator::ScmpCmpGe => (SeccompCmpOp::Ge, arg.value()),
         LinuxSeccompOperator::ScmpCmpGt => (SeccompCmpOp::Gt, arg.value()),
-        LinuxSeccompOperator::ScmpCmpMaskedEq => {
-            (SeccompCmpOp::MaskedEq(arg.value()), arg.value_two().unwrap_or(0))
-        }
+        LinuxSeccompOperator::ScmpCmpMaskedEq => (
+            SeccompCmpOp::MaskedEq(arg.value()),
+            arg.value_two().unwrap_or(0),
+        ),
     };
     let length = match operator {
         // A mask without upper bits needs no look at the upper half.

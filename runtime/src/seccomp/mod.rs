@@ -45,7 +45,11 @@ pub fn flags(profile: &LinuxSeccomp) -> u32 {
         LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => FILTER_FLAG_SPEC_ALLOW,
         _ => 0,
     };
-    profile.flags().iter().flatten().fold(0, |flags, flag| flags | bit(flag))
+    profile
+        .flags()
+        .iter()
+        .flatten()
+        .fold(0, |flags, flag| flags | bit(flag))
 }
 
 /// SECCOMP_FILTER_FLAG_LOG and SECCOMP_FILTER_FLAG_SPEC_ALLOW of linux/seccomp.h.

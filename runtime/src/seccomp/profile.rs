@@ -11,7 +11,10 @@ use crate::caps::{CapSet, Capability};
 /// A group of system calls that share a reason.
 pub(super) struct Group {
     /// Why they are allowed, or refused in this way.
-    #[cfg_attr(not(test), expect(dead_code, reason = "written for people; a test wants it there"))]
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "written for people; a test wants it there")
+    )]
     pub reason: &'static str,
     /// Separated by blanks.
     pub names: &'static str,
@@ -60,8 +63,11 @@ use Verdict::{Allow, AllowIf, Refuse, RefuseIf};
 use When::{Always, With, Without};
 
 /// By its own name: not every runtime that may read our `config.json` knows `SCMP_ARCH_NATIVE`.
-const NATIVE: Arch =
-    if cfg!(target_arch = "aarch64") { Arch::ScmpArchAarch64 } else { Arch::ScmpArchX86_64 };
+const NATIVE: Arch = if cfg!(target_arch = "aarch64") {
+    Arch::ScmpArchAarch64
+} else {
+    Arch::ScmpArchX86_64
+};
 
 /// The profile for a container whose bounding set is `bounding`.
 ///
@@ -111,7 +117,9 @@ impl Group {
                 });
                 rule.set_errno_ret(errno.map(i32::unsigned_abs));
                 if !case.is_empty() {
-                    rule.set_args(Some(case.iter().filter_map(|test| test.to_spec()).collect()));
+                    rule.set_args(Some(
+                        case.iter().filter_map(|test| test.to_spec()).collect(),
+                    ));
                 }
                 rule
             })
@@ -129,7 +137,10 @@ impl Test {
             AtLeast(index, value) => (index, ScmpCmpGe, value, None),
             Not(index, value) => (index, ScmpCmpNe, value, None),
         };
-        let mut builder = LinuxSeccompArgBuilder::default().index(index).op(op).value(value);
+        let mut builder = LinuxSeccompArgBuilder::default()
+            .index(index)
+            .op(op)
+            .value(value);
         if let Some(value_two) = value_two {
             builder = builder.value_two::<u64>(value_two);
         }

@@ -312,7 +312,12 @@ pub(super) const GROUPS: &[Group] = &[
         when: With(&[CAP_SYS_TIME]),
         verdict: Allow,
     },
-    Group { reason: "the kernel log", names: "syslog", when: With(&[CAP_SYSLOG]), verdict: Allow },
+    Group {
+        reason: "the kernel log",
+        names: "syslog",
+        when: With(&[CAP_SYSLOG]),
+        verdict: Allow,
+    },
     Group {
         reason: "hanging up the terminal",
         names: "vhangup",
@@ -370,14 +375,29 @@ pub(super) const GROUPS: &[Group] = &[
 /// or here, so that a new call is judged by a person.
 #[cfg(test)]
 pub(super) const REFUSED: &[(&str, &str)] = &[
-    ("keyrings are not divided by container", "add_key request_key keyctl"),
+    (
+        "keyrings are not divided by container",
+        "add_key request_key keyctl",
+    ),
     (
         "io_uring does by other means what the filter judges",
         "io_uring_setup io_uring_enter io_uring_register",
     ),
-    ("page faults in the attacker's hands win every kernel race", "userfaultfd"),
-    ("zero-copy pipes have a history, and copying is the fallback", "vmsplice"),
-    ("security modules of the host", "lsm_get_self_attr lsm_set_self_attr lsm_list_modules"),
+    (
+        "page faults in the attacker's hands win every kernel race",
+        "userfaultfd",
+    ),
+    (
+        "zero-copy pipes have a history, and copying is the fallback",
+        "vmsplice",
+    ),
+    (
+        "security modules of the host",
+        "lsm_get_self_attr lsm_set_self_attr lsm_list_modules",
+    ),
     ("swap belongs to the host", "swapon swapoff"),
-    ("obsolete and able to name the host's devices", "sysfs uselib ustat"),
+    (
+        "obsolete and able to name the host's devices",
+        "sysfs uselib ustat",
+    ),
 ];
