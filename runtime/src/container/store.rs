@@ -630,7 +630,16 @@ mod tests {
             root.require_owner(own + 1),
             Err(ContainerError::Foreign { .. })
         ));
-        fs_err::set_permissions(root.path(), std::fs::Permissions::from_mode(0o700))
-            .expect("chmod");
+        for (mode, trusted) in [
+            (0o777, false),
+            (0o720, false),
+            (0o702, false),
+            (0o755, true),
+        ] {
+            let permissions = std::fs::Permissions::from_mode(mode);
+            fs_err::set_permissions(root.path(), permissions).expect("chmod");
+            let again = StateRoot::open(root.path()).expect("open").expect("there");
+            assert_eq!(again.require_owner(own).is_ok(), trusted, "{mode:o}");
+        }
     }
 }
