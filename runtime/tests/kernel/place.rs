@@ -48,6 +48,13 @@ impl Place {
         path
     }
 
+    /// Runs `work` and asserts that the canary is as before (O1).
+    pub fn untouched(&self, work: impl FnOnce()) {
+        let before = self.photograph();
+        work();
+        assert_eq!(before, self.photograph(), "the canary was touched");
+    }
+
     /// Everything about the canary, to be compared later (oracle O1).
     pub fn photograph(&self) -> BTreeMap<PathBuf, String> {
         let mut picture = BTreeMap::new();

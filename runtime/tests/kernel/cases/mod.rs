@@ -1,6 +1,7 @@
 //! The cases, by what they are about.
 
 mod basic;
+mod configuration;
 mod exec;
 mod hostile;
 mod identity;
@@ -13,6 +14,7 @@ use crate::runner::Case;
 /// Every case of every file.
 pub const CASES: &[&[Case]] = &[
     basic::CASES,
+    configuration::CASES,
     exec::CASES,
     hostile::CASES,
     identity::CASES,
