@@ -11,7 +11,7 @@ fn unknown_image() {
     require!();
     let env = TestEnv::new();
     let image = env.image("no-such-image");
-    env.coracle(&["pull", &image]).outcome().error(1, "");
+    env.coracle(&["pull", &image]).outcome().error(1, "error: [REGISTRY]/no-such-image:latest is not on the registry (MANIFEST_UNKNOWN)\nhint: check the name and the tag");
     env.container(&[&image, "true"]).outcome().refused(125);
 }
 
@@ -21,7 +21,7 @@ fn unknown_tag() {
     let env = TestEnv::new();
     env.coracle(&["pull", &env.image("busybox:no-such-tag")])
         .outcome()
-        .error(1, "");
+        .error(1, "error: [REGISTRY]/busybox:no-such-tag is not on the registry (MANIFEST_UNKNOWN)\nhint: check the name and the tag");
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn unauthorised() {
         },
     );
     let outcome = env.coracle(&["pull", &registry.image("busybox")]).outcome();
-    outcome.error_at(registry.address(), 1, "");
+    outcome.error_at(registry.address(), 1, "error: [ADDRESS] asks for credentials\nhint: put credentials for [ADDRESS] into ~/.docker/config.json");
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn registry_down() {
         .coracle(&["pull", &format!("{address}/busybox")])
         .time_limit(60)
         .outcome();
-    outcome.error_at(&address, 1, "");
+    outcome.error_at(&address, 1, "error: cannot reach [ADDRESS]: connection refused\nhint: check the name of the registry, the network and the proxy settings");
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn tls_failure() {
         },
     );
     let outcome = env.coracle(&["pull", &registry.image("busybox")]).outcome();
-    outcome.error_at(registry.address(), 1, "");
+    outcome.error_at(registry.address(), 1, "error: cannot make a safe connection to [ADDRESS]: its certificate is signed by an unknown authority\nhint: put the authority's certificate into ~/.config/containers/certs.d/[ADDRESS]/ca.crt, or name the registry in CORACLE_INSECURE_REGISTRIES");
 }
 
 #[test]
@@ -72,7 +72,10 @@ fn wrong_architecture() {
     let env = TestEnv::new();
     env.container(&[&env.image("busybox:arm64"), "true"])
         .outcome()
-        .error(125, "");
+        .error(
+            125,
+            "error: [REGISTRY]/busybox:arm64 has no image for linux/amd64; there is linux/arm64",
+        );
 }
 
 #[test]
@@ -81,33 +84,38 @@ fn no_such_platform_in_the_index() {
     let env = TestEnv::new();
     env.coracle(&["pull", "--platform", "linux/riscv64", &env.image("multi")])
         .outcome()
-        .error(1, "");
+        .error(1, "error: [REGISTRY]/multi:latest has no image for linux/riscv64; there is linux/arm64, linux/amd64");
 }
 
 #[test]
 fn an_unknown_flag() {
     let env = TestEnv::new();
-    env.coracle(&["run", "--frobnicate", "x"])
-        .outcome()
-        .error(125, "");
+    env.coracle(&["run", "--frobnicate", "x"]).outcome().error(
+        125,
+        "error: flag --frobnicate is not implemented\nhint: add --help to see the flags that are",
+    );
 }
 
 #[test]
 fn an_unknown_command() {
     let env = TestEnv::new();
-    env.coracle(&["frobnicate"]).outcome().error(125, "");
+    env.coracle(&["frobnicate"]).outcome().error(125, "error: command frobnicate is not implemented\nhint: add --help to see the commands that are");
 }
 
 #[test]
 fn no_image_given() {
     let env = TestEnv::new();
-    env.coracle(&["run", "--rm"]).outcome().error(125, "");
+    env.coracle(&["run", "--rm"])
+        .outcome()
+        .error(125, "error: no image given\nhint: coracle run --help");
 }
 
 #[test]
 fn a_bad_name() {
     let env = TestEnv::new();
-    env.coracle(&["pull", "Busybox:a:b"]).outcome().error(1, "");
+    env.coracle(&["pull", "Busybox:a:b"])
+        .outcome()
+        .error(1, "error: image name \"Busybox:a:b\" has an invalid tag");
 }
 
 #[test]
@@ -118,10 +126,13 @@ fn command_not_found() {
     env.coracle(&["pull", &image]).ok();
     env.container(&["--name", "web", &image, "no-such-command"])
         .outcome()
-        .error(127, "");
+        .error(127, "error: cannot start container [ID]: find in PATH and execute no-such-command: no such file or directory");
     env.container(&["--name", "web", &image, "/etc/passwd"])
         .outcome()
-        .error(126, "");
+        .error(
+            126,
+            "error: cannot start container [ID]: execute /etc/passwd: permission denied",
+        );
 }
 
 /// Search path with some programs only.
@@ -186,7 +197,7 @@ fn pasta_missing() {
             .env("PATH", &path)
             .outcome()
     };
-    run(&["--network", "pasta"]).error(125, "");
+    run(&["--network", "pasta"]).error(125, "error: pasta is not installed\nhint: apt install passt, or use --network=host or --network=none");
     run(&["-p", "8080:80"]).refused(125);
 }
 
@@ -207,7 +218,7 @@ fn user_namespaces_switched_off() {
         &coracle,
         &image,
     ]);
-    run.outcome().error(125, "");
+    run.outcome().error(125, "error: cannot start container [ID]: create namespaces: no space left on device\nhint: user namespaces are switched off or used up; an administrator can set user.max_user_namespaces=10000");
 }
 
 /// Runs `coracle` with its state on a file system that is too small.
@@ -233,7 +244,18 @@ fn disk_full() {
         .args(&["sh", "-c", script, &coracle, &large, &small])
         .outcome();
     assert_eq!(outcome.text(), "code 1\nstill works", "{outcome}");
-    assert_eq!(outcome.golden(), "", "{outcome}");
+    let text = outcome.golden().to_lowercase();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(
+        lines.len() == 2 && lines[0].starts_with("error: ") && lines[1].starts_with("hint: "),
+        "{outcome}"
+    );
+    assert!(lines[0].ends_with("no space left on device"), "{outcome}");
+    assert_eq!(
+        lines[0].matches("[dir]").count(),
+        1,
+        "the path is said once: {outcome}"
+    );
 }
 
 #[test]
@@ -266,7 +288,7 @@ fn a_state_directory_that_cannot_be_made() {
     let root = file.join("root").display().to_string();
     env.coracle(&["--root", &root, "images"])
         .outcome()
-        .error(1, "");
+        .error(1, "error: cannot use the state directory: failed to create directory `[DIR]/a-file`: File exists (os error 17)");
 }
 
 #[test]
@@ -276,5 +298,8 @@ fn no_home_at_all() {
         .coracle(&["images"])
         .env_remove("HOME")
         .env_remove("CORACLE_ROOT");
-    run.outcome().error(1, "");
+    run.outcome().error(
+        1,
+        "error: no home directory: neither --root, CORACLE_ROOT, XDG_DATA_HOME nor HOME is set",
+    );
 }

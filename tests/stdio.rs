@@ -85,7 +85,7 @@ fn the_container_has_the_callers_own_pipe() {
     outcome.code(0);
     assert!(
         outcome.stderr.contains(&format!("pipe:[{inode}]")),
-        "copied instead of handed over: {outcome}"
+        "copied instead of handed over, ours is {inode}: {outcome}"
     );
     drop::<OwnedFd>(read);
 }

@@ -300,7 +300,7 @@ impl Outcome {
         if let Some(registry) = &self.registry {
             text = text.replace(registry, "[REGISTRY]");
         }
-        text.trim_end().to_owned()
+        without_ids(text.trim_end())
     }
 
     /// Demands exactly this on standard error, nothing on standard output, and the exit code.
@@ -365,6 +365,20 @@ impl std::fmt::Display for Outcome {
             self.line, self.code, self.stderr
         )
     }
+}
+
+/// Replaces container ids by their name.
+fn without_ids(text: &str) -> String {
+    let is_id = |word: &str| word.len() == 12 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let words = text.split_inclusive([' ', ':', '\n']).map(|piece| {
+        let word = piece.trim_end_matches([' ', ':', '\n']);
+        if is_id(word) {
+            piece.replace(word, "[ID]")
+        } else {
+            piece.to_owned()
+        }
+    });
+    words.collect()
 }
 
 /// Builds an argument list of mixed string types.
