@@ -6,8 +6,7 @@ use std::path::PathBuf;
 
 use coracle_runtime::defaults::{self, SpecOptions};
 use coracle_runtime::{
-    Gate, HostIds, IdMap, LaunchFailure, LaunchOptions, Rootfs, Running, Stdio, UserNs, idmap,
-    launch,
+    Gate, HostIds, IdMap, LaunchFailure, LaunchOptions, Rootfs, Running, Stdio, UserNs, idmap, launch,
 };
 use serde_json::{Value, json};
 
@@ -41,11 +40,9 @@ pub fn ids(mode: UserNs) -> IdMap {
 impl Container {
     /// A default container that runs a shell script.
     pub fn new(place: &Place, script: &str) -> Self {
-        let mut spec = serde_json::to_value(defaults::spec(&SpecOptions {
-            map_root_to: Some((0, 0)),
-            ..SpecOptions::default()
-        }))
-        .expect("a spec");
+        let mut spec =
+            serde_json::to_value(defaults::spec(&SpecOptions { map_root_to: Some((0, 0)), ..SpecOptions::default() }))
+                .expect("a spec");
         spec["process"]["args"] = json!(["sh", "-c", script]);
         spec["process"]["terminal"] = json!(false);
         spec["process"]["env"] = json!(["PATH=/bin", "A=1"]);
@@ -65,19 +62,9 @@ impl Container {
     }
 
     /// Adds a mount.
-    pub fn mount(
-        &mut self,
-        destination: &str,
-        kind: &str,
-        source: &str,
-        options: &[&str],
-    ) -> &mut Self {
-        let mount =
-            json!({"destination": destination, "type": kind, "source": source, "options": options});
-        self.spec["mounts"]
-            .as_array_mut()
-            .expect("mounts")
-            .push(mount);
+    pub fn mount(&mut self, destination: &str, kind: &str, source: &str, options: &[&str]) -> &mut Self {
+        let mount = json!({"destination": destination, "type": kind, "source": source, "options": options});
+        self.spec["mounts"].as_array_mut().expect("mounts").push(mount);
         self
     }
 
@@ -101,8 +88,7 @@ impl Container {
 
     /// Runs to the end; the launch must succeed.
     pub fn run(&self) -> Output {
-        self.try_run()
-            .unwrap_or_else(|failure| panic!("launch: {failure} ({failure:?})"))
+        self.try_run().unwrap_or_else(|failure| panic!("launch: {failure} ({failure:?})"))
     }
 
     /// Runs to the end successfully and returns its output without the last newline.
@@ -122,17 +108,11 @@ impl Container {
 }
 
 /// Starts something with pipes and reads them to the end.
-pub fn collect(
-    start: impl FnOnce(Stdio<'_>) -> Result<Running, LaunchFailure>,
-) -> Result<Output, LaunchFailure> {
+pub fn collect(start: impl FnOnce(Stdio<'_>) -> Result<Running, LaunchFailure>) -> Result<Output, LaunchFailure> {
     let null = fs_err::File::open("/dev/null").expect("opened");
     let (mut out_read, out_write) = std::io::pipe().expect("a pipe");
     let (mut err_read, err_write) = std::io::pipe().expect("a pipe");
-    let running = start(Stdio::Fds([
-        null.as_fd(),
-        out_write.as_fd(),
-        err_write.as_fd(),
-    ]))?;
+    let running = start(Stdio::Fds([null.as_fd(), out_write.as_fd(), err_write.as_fd()]))?;
     drop((out_write, err_write));
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     // What the cases print to stderr fits into the pipe, so one after the other is fine.

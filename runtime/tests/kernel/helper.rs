@@ -6,12 +6,7 @@ use std::process::ExitCode;
 use coracle_runtime::{IdMap, LaunchOptions, Rootfs, launch, seal};
 
 pub fn run(args: &[String]) -> ExitCode {
-    match args
-        .iter()
-        .map(String::as_str)
-        .collect::<Vec<&str>>()
-        .as_slice()
-    {
+    match args.iter().map(String::as_str).collect::<Vec<&str>>().as_slice() {
         ["launch-and-wait", spec, bundle] => launch_and_wait(Path::new(spec), Path::new(bundle)),
         ["sealed"] => {
             seal::ensure_sealed().expect("sealed");
@@ -28,36 +23,61 @@ pub fn run(args: &[String]) -> ExitCode {
             launch_and_wait(Path::new(spec), Path::new(bundle))
         }
         ["overwrite"] => {
-            let result = fs_err::OpenOptions::new()
-                .write(true)
-                .open("/proc/self/exe");
-            println!(
-                "overwrite: {}",
-                if result.is_err() {
-                    "refused"
-                } else {
-                    "possible"
-                }
-            );
+            let result = fs_err::OpenOptions::new().write(true).open("/proc/self/exe");
+            println!("overwrite: {}", if result.is_err() { "refused" } else { "possible" });
             ExitCode::SUCCESS
         }
+        ["look"] => look(),
         other => panic!("unknown helper {other:?}"),
     }
 }
 
 fn launch_and_wait(spec: &Path, bundle: &Path) -> ExitCode {
     let text = fs_err::read(spec).expect("read");
-    let (spec, idmap): (oci_spec::runtime::Spec, IdMap) =
-        serde_json::from_slice(&text).expect("json");
-    let mut options = LaunchOptions::new(
-        "helper",
-        &spec,
-        bundle,
-        Rootfs::Directory(bundle.join("rootfs")),
-    );
+    let (spec, idmap): (oci_spec::runtime::Spec, IdMap) = serde_json::from_slice(&text).expect("json");
+    let mut options = LaunchOptions::new("helper", &spec, bundle, Rootfs::Directory(bundle.join("rootfs")));
     options.idmap = Some(idmap);
     options.die_with_parent = true;
     let running = launch(options).expect("launched");
     let status = running.wait().expect("waited").status();
     ExitCode::from(u8::try_from(status).unwrap_or(255))
+}
+
+/// Looks at every process but itself until it is killed, and writes down what it could see.
+fn look() -> ExitCode {
+    use std::io::Write;
+    let mut log = fs_err::File::create("/tmp/seen").expect("made");
+    println!("ready");
+    loop {
+        for entry in fs_err::read_dir("/proc").expect("listed").flatten() {
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.parse::<u32>().ok());
+            if number.is_none_or(|number| number == 1) {
+                continue;
+            }
+            for line in views(&entry.path()) {
+                writeln!(log, "{line}").expect("written");
+            }
+        }
+    }
+}
+
+/// Everything that can be seen of a process which its own program does not explain.
+fn views(process: &Path) -> Vec<String> {
+    let mut lines = Vec::new();
+    for link in ["exe", "cwd", "root"] {
+        if let Ok(target) = fs_err::read_link(process.join(link)) {
+            let target = target.display().to_string();
+            let allowed = matches!(target.as_str(), "/" | "/bin/busybox");
+            lines.push(format!("{link} {target} {}", if allowed { "allowed" } else { "LEAK" }));
+        }
+    }
+    for entry in fs_err::read_dir(process.join("fd")).into_iter().flatten().flatten() {
+        if let Ok(target) = fs_err::read_link(entry.path()) {
+            let target = target.display().to_string();
+            let allowed = target.starts_with("pipe:") || target == "/dev/null";
+            lines.push(format!("fd {target} {}", if allowed { "allowed" } else { "LEAK" }));
+        }
+    }
+    lines
 }

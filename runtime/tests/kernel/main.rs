@@ -5,14 +5,8 @@
 //! the runner becomes `alice` (with /etc/subuid) and `bob` (without) by setpriv; as anybody else it
 //! runs the cases for whoever it is. `cargo test -p coracle-runtime --test kernel -- PART` selects.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "a test runner of its own: its report goes to stdout"
-)]
-#![expect(
-    clippy::disallowed_methods,
-    reason = "a test program reads the variables of its runner"
-)]
+#![expect(clippy::print_stdout, reason = "a test runner of its own: its report goes to stdout")]
+#![expect(clippy::disallowed_methods, reason = "a test program reads the variables of its runner")]
 
 mod cases;
 mod container;

@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 
 /// Applets that the cases use.
 const APPLETS: [&str; 40] = [
-    "sh", "cat", "ls", "id", "echo", "true", "false", "mount", "umount", "mkdir", "touch", "stat",
-    "readlink", "grep", "sleep", "kill", "ps", "env", "hostname", "test", "wc", "head", "rm", "ln",
-    "chmod", "chown", "mknod", "dd", "pwd", "find", "sort", "tr", "cut", "printf", "tty", "stty",
-    "setsid", "nc", "df", "awk",
+    "sh", "cat", "ls", "id", "echo", "true", "false", "mount", "umount", "mkdir", "touch", "stat", "readlink", "grep",
+    "sleep", "kill", "ps", "env", "hostname", "test", "wc", "head", "rm", "ln", "chmod", "chown", "mknod", "dd", "pwd",
+    "find", "sort", "tr", "cut", "printf", "tty", "stty", "setsid", "nc", "df", "awk",
 ];
 
 pub struct Place {
@@ -65,11 +64,7 @@ impl Place {
 
 fn photograph(path: &Path, picture: &mut BTreeMap<PathBuf, String>) {
     let meta = fs_err::symlink_metadata(path).expect("there");
-    let content = if meta.is_file() {
-        fs_err::read(path).unwrap_or_default()
-    } else {
-        Vec::new()
-    };
+    let content = if meta.is_file() { fs_err::read(path).unwrap_or_default() } else { Vec::new() };
     let line = format!(
         "{:o} {}:{} links {} mtime {}.{} {:?}",
         meta.mode(),
@@ -93,25 +88,12 @@ pub fn make_rootfs(root: &Path) {
     for dir in ["bin", "etc", "tmp", "proc", "sys", "dev", "root", "home"] {
         fs_err::create_dir_all(root.join(dir)).expect("made");
     }
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"]
-        .iter()
-        .find(|path| Path::new(path).exists());
-    fs_err::copy(
-        busybox.expect("busybox-static is installed"),
-        root.join("bin/busybox"),
-    )
-    .expect("copied");
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().find(|path| Path::new(path).exists());
+    fs_err::copy(busybox.expect("busybox-static is installed"), root.join("bin/busybox")).expect("copied");
     for applet in APPLETS {
         symlink("busybox", root.join("bin").join(applet)).expect("linked");
     }
-    fs_err::write(
-        root.join("etc/passwd"),
-        "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home:/bin/sh\n",
-    )
-    .expect("written");
-    fs_err::write(
-        root.join("etc/group"),
-        "root:x:0:\nuser:x:1000:\nextra:x:2000:user\n",
-    )
-    .expect("written");
+    fs_err::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home:/bin/sh\n")
+        .expect("written");
+    fs_err::write(root.join("etc/group"), "root:x:0:\nuser:x:1000:\nextra:x:2000:user\n").expect("written");
 }

@@ -61,10 +61,7 @@ pub fn run_all(args: &[String]) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
-    let base = tempfile::Builder::new()
-        .prefix("coracle-kernel-")
-        .tempdir_in("/tmp")
-        .expect("a directory");
+    let base = tempfile::Builder::new().prefix("coracle-kernel-").tempdir_in("/tmp").expect("a directory");
     open_to_all(base.path());
     // A copy, because the build directory may be closed to the users.
     let program = base.path().join("kernel");
@@ -86,15 +83,8 @@ pub fn run_all(args: &[String]) -> ExitCode {
             }
         }
     }
-    println!(
-        "kernel: {passed} passed, {skipped} skipped, {} failed {failed:?}",
-        failed.len()
-    );
-    if failed.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    println!("kernel: {passed} passed, {skipped} skipped, {} failed {failed:?}", failed.len());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn open_to_all(dir: &Path) {
@@ -110,8 +100,7 @@ fn am_root() -> bool {
 fn is_possible(user: User) -> bool {
     if am_root() {
         return user == User::Root
-            || fs_err::read_to_string("/etc/passwd")
-                .is_ok_and(|text| text.contains(&format!("\n{}:", user.name())));
+            || fs_err::read_to_string("/etc/passwd").is_ok_and(|text| text.contains(&format!("\n{}:", user.name())));
     }
     let ranges = coracle_runtime::HostIds::probe().is_ok_and(|ids| ids.has_ranges());
     user == if ranges { User::Alice } else { User::Bob }
@@ -121,17 +110,10 @@ fn run_apart(program: &Path, base: &Path, case: &Case, user: User) -> Outcome {
     let place = base.join(format!("{}@{}", case.name, user.name()));
     fs_err::create_dir(&place).expect("made");
     let mut command = command_as(user, &place);
-    command
-        .arg(program)
-        .arg(ONE_CASE)
-        .arg(case.name)
-        .arg(&place);
+    command.arg(program).arg(ONE_CASE).arg(case.name).arg(&place);
     let log = base.join(format!("{}@{}.log", case.name, user.name()));
     let file = fs_err::File::create(&log).expect("made").into_parts().0;
-    command
-        .stdin(Stdio::null())
-        .stdout(file.try_clone().expect("copied"))
-        .stderr(file);
+    command.stdin(Stdio::null()).stdout(file.try_clone().expect("copied")).stderr(file);
     let mut child = command.spawn().expect("spawned");
     let deadline = Instant::now() + Duration::from_secs(CASE_SECONDS_MAX);
     let status = loop {
@@ -151,16 +133,10 @@ fn run_apart(program: &Path, base: &Path, case: &Case, user: User) -> Outcome {
         Some(Some(code)) if code == i32::from(EXIT_SKIPPED) => {
             print!("{output}");
             let required = std::env::var("CORACLE_TEST_REQUIRE").is_ok_and(|value| value == "all");
-            if required {
-                Outcome::Failed("skipped although required".to_owned())
-            } else {
-                Outcome::Skipped
-            }
+            if required { Outcome::Failed("skipped although required".to_owned()) } else { Outcome::Skipped }
         }
         Some(code) => Outcome::Failed(format!("{output}\nexit {code:?}")),
-        None => Outcome::Failed(format!(
-            "{output}\nstill running after {CASE_SECONDS_MAX} s"
-        )),
+        None => Outcome::Failed(format!("{output}\nstill running after {CASE_SECONDS_MAX} s")),
     }
 }
 
@@ -171,19 +147,11 @@ fn command_as(user: User, place: &Path) -> Command {
         command.arg("-i");
         return with_env(command, place);
     }
-    let chown = Command::new("chown")
-        .arg(format!("{0}:{0}", user.name()))
-        .arg(place)
-        .status()
-        .expect("chown runs");
+    let chown = Command::new("chown").arg(format!("{0}:{0}", user.name())).arg(place).status().expect("chown runs");
     assert!(chown.success());
     let mut command = Command::new("setpriv");
     let name = user.name();
-    command.args([
-        format!("--reuid={name}"),
-        format!("--regid={name}"),
-        "--init-groups".to_owned(),
-    ]);
+    command.args([format!("--reuid={name}"), format!("--regid={name}"), "--init-groups".to_owned()]);
     command.args(["env", "-i"]);
     with_env(command, place)
 }
@@ -198,15 +166,8 @@ fn with_env(mut command: Command, place: &Path) -> Command {
 
 /// Runs one case in this process.
 pub fn run_one(args: &[String]) -> ExitCode {
-    let [name, dir] = args else {
-        panic!("usage: NAME DIR")
-    };
-    let case = CASES
-        .iter()
-        .copied()
-        .flatten()
-        .find(|case| case.name == name)
-        .expect("a known case");
+    let [name, dir] = args else { panic!("usage: NAME DIR") };
+    let case = CASES.iter().copied().flatten().find(|case| case.name == name).expect("a known case");
     let place = Place::new(PathBuf::from(dir));
     match catch_unwind(AssertUnwindSafe(|| (case.run)(&place))) {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,75 +11,29 @@ use crate::place::Place;
 use crate::runner::{ALL, Case};
 
 pub const CASES: &[Case] = &[
-    Case {
-        name: "a02_cwd_through_a_descriptor",
-        users: ALL,
-        run: cwd_through_descriptor,
-    },
-    Case {
-        name: "a05_proc_and_sys_are_links",
-        users: ALL,
-        run: proc_is_a_link,
-    },
-    Case {
-        name: "a06_dev_null_of_the_image",
-        users: ALL,
-        run: dev_null_of_the_image,
-    },
-    Case {
-        name: "a08_no_dev_mount",
-        users: ALL,
-        run: no_dev_mount,
-    },
-    Case {
-        name: "a09_dev_symlink",
-        users: ALL,
-        run: dev_is_a_link,
-    },
-    Case {
-        name: "a15_mounts_over_proc",
-        users: ALL,
-        run: mounts_over_proc,
-    },
-    Case {
-        name: "a17_hostile_resolv_conf",
-        users: ALL,
-        run: hostile_resolv_conf,
-    },
-    Case {
-        name: "a18_hostile_destinations",
-        users: ALL,
-        run: hostile_destinations,
-    },
-    Case {
-        name: "a18_hostile_workdir",
-        users: ALL,
-        run: hostile_workdir,
-    },
+    Case { name: "a02_cwd_through_a_descriptor", users: ALL, run: cwd_through_descriptor },
+    Case { name: "a05_proc_and_sys_are_links", users: ALL, run: proc_is_a_link },
+    Case { name: "a06_dev_null_of_the_image", users: ALL, run: dev_null_of_the_image },
+    Case { name: "a08_no_dev_mount", users: ALL, run: no_dev_mount },
+    Case { name: "a09_dev_symlink", users: ALL, run: dev_is_a_link },
+    Case { name: "a15_mounts_over_proc", users: ALL, run: mounts_over_proc },
+    Case { name: "a17_hostile_resolv_conf", users: ALL, run: hostile_resolv_conf },
+    Case { name: "a18_hostile_destinations", users: ALL, run: hostile_destinations },
+    Case { name: "a18_hostile_workdir", users: ALL, run: hostile_workdir },
 ];
 
 fn remove(path: &Path) {
     let is_dir = fs_err::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
-    let _ = if is_dir {
-        fs_err::remove_dir_all(path)
-    } else {
-        fs_err::remove_file(path)
-    };
+    let _ = if is_dir { fs_err::remove_dir_all(path) } else { fs_err::remove_file(path) };
 }
 
 fn cwd_through_descriptor(place: &Place) {
-    let _held: Vec<fs_err::File> = (0..30)
-        .map(|_| fs_err::File::open("/").expect("opened"))
-        .collect();
+    let _held: Vec<fs_err::File> = (0..30).map(|_| fs_err::File::open("/").expect("opened")).collect();
     for number in (3..48).chain([1023]) {
         let mut container = Container::new(place, "pwd; ls");
         container.spec["process"]["cwd"] = json!(format!("/proc/self/fd/{number}"));
         let failure = container.fails();
-        assert_eq!(
-            failure.stage,
-            Stage::WorkingDirectory,
-            "{number}: {failure}"
-        );
+        assert_eq!(failure.stage, Stage::WorkingDirectory, "{number}: {failure}");
         let link = place.rootfs().join("cwd");
         remove(&link);
         symlink(format!("/proc/self/fd/{number}"), &link).expect("linked");
@@ -95,18 +49,10 @@ fn proc_is_a_link(place: &Place) {
         let path = place.rootfs().join(name);
         for target in ["/canary", "../../../canary", "../..", "/bin", "nowhere"] {
             remove(&path);
-            symlink(
-                target.replace("/canary", place.canary().to_str().expect("text")),
-                &path,
-            )
-            .expect("linked");
+            symlink(target.replace("/canary", place.canary().to_str().expect("text")), &path).expect("linked");
             place.untouched(|| {
                 let said = Container::new(place, "true").fails().to_string();
-                assert_eq!(
-                    said,
-                    format!("/{name}: must be an ordinary directory"),
-                    "-> {target}"
-                );
+                assert_eq!(said, format!("/{name}: must be an ordinary directory"), "-> {target}");
             });
         }
         remove(&path);
@@ -134,17 +80,9 @@ fn dev_null_of_the_image(place: &Place) {
     fs_err::write(&null, "data").expect("written");
     check("file");
     remove(&null);
-    rustix::fs::mkfifoat(
-        rustix::fs::CWD,
-        &null,
-        rustix::fs::Mode::from_raw_mode(0o666),
-    )
-    .expect("made");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &null, rustix::fs::Mode::from_raw_mode(0o666)).expect("made");
     check("fifo");
-    assert_eq!(
-        pattern,
-        fs_err::read_to_string("/proc/sys/kernel/core_pattern").expect("read")
-    );
+    assert_eq!(pattern, fs_err::read_to_string("/proc/sys/kernel/core_pattern").expect("read"));
 }
 
 fn no_dev_mount(place: &Place) {
@@ -154,56 +92,33 @@ fn no_dev_mount(place: &Place) {
     }
     for readonly in [false, true] {
         place.untouched(|| {
-            let mut container = Container::new(
-                place,
-                "echo x > /dev/null; stat -c %t:%T /dev/null; ls /dev | tr '\\n' ' '",
-            );
+            let mut container =
+                Container::new(place, "echo x > /dev/null; stat -c %t:%T /dev/null; ls /dev | tr '\\n' ' '");
             container.spec["root"]["readonly"] = json!(readonly);
             let mounts = container.spec["mounts"].as_array_mut().expect("mounts");
-            mounts.retain(|mount| {
-                !mount["destination"]
-                    .as_str()
-                    .expect("text")
-                    .starts_with("/dev")
-            });
+            mounts.retain(|mount| !mount["destination"].as_str().expect("text").starts_with("/dev"));
             let said = container.says();
-            assert_eq!(
-                said,
-                "1:3\nfd full null ptmx random stderr stdin stdout tty urandom zero"
-            );
+            assert_eq!(said, "1:3\nfd full null ptmx random stderr stdin stdout tty urandom zero");
         });
     }
 }
 
 fn dev_is_a_link(place: &Place) {
     let dev = place.rootfs().join("dev");
-    for target in [
-        place.canary().display().to_string(),
-        "../../canary".to_owned(),
-        "../../../../..".to_owned(),
-        "bin".to_owned(),
-    ] {
+    for target in
+        [place.canary().display().to_string(), "../../canary".to_owned(), "../../../../..".to_owned(), "bin".to_owned()]
+    {
         remove(&dev);
         symlink(&target, &dev).expect("linked");
         place.untouched(|| {
             let failure = Container::new(place, "true").fails();
-            assert_eq!(
-                failure.to_string(),
-                "/dev: must be an ordinary directory",
-                "-> {target}"
-            );
+            assert_eq!(failure.to_string(), "/dev: must be an ordinary directory", "-> {target}");
             let mut created = Container::new(place, "true");
             created.gate = coracle_runtime::Gate::Wait;
             assert_eq!(created.fails(), failure);
         });
     }
-    assert_eq!(
-        fs_err::read_dir(place.rootfs().join("bin"))
-            .expect("listed")
-            .count(),
-        41,
-        "nothing appeared in /bin"
-    );
+    assert_eq!(fs_err::read_dir(place.rootfs().join("bin")).expect("listed").count(), 41, "nothing appeared in /bin");
 }
 
 fn mounts_over_proc(place: &Place) {
@@ -232,19 +147,11 @@ fn mounts_over_proc(place: &Place) {
     }
     let mut container = Container::new(place, "true");
     container.mount("/p", "bind", source, &["rbind"]);
-    assert!(
-        container.try_run().is_err(),
-        "through a link to /proc itself"
-    );
+    assert!(container.try_run().is_err(), "through a link to /proc itself");
     // What lxcfs does stays possible.
     fs_err::write(place.dir.join("meminfo"), "MemTotal: 1 kB\n").expect("written");
     let mut container = Container::new(place, "cat /proc/meminfo");
-    container.mount(
-        "/proc/meminfo",
-        "bind",
-        place.dir.join("meminfo").to_str().expect("text"),
-        &["bind"],
-    );
+    container.mount("/proc/meminfo", "bind", place.dir.join("meminfo").to_str().expect("text"), &["bind"]);
     assert_eq!(container.says(), "MemTotal: 1 kB");
 }
 
@@ -265,12 +172,7 @@ fn plant(place: &Place, path: &Path, kind: &str) {
         "loop" => link(path.file_name().expect("a name").to_str().expect("text")),
         "magic link" => link("/proc/self/root/etc/hostile"),
         "magic link to cwd" => link("/proc/self/cwd/hostile"),
-        "fifo" => rustix::fs::mkfifoat(
-            rustix::fs::CWD,
-            path,
-            rustix::fs::Mode::from_raw_mode(0o666),
-        )
-        .expect("made"),
+        "fifo" => rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::from_raw_mode(0o666)).expect("made"),
         "directory" => fs_err::create_dir(path).expect("made"),
         kind => panic!("unknown kind {kind}"),
     }
@@ -281,11 +183,7 @@ fn clean_up(place: &Place) {
     remove(&place.rootfs().join("run"));
     remove(&place.rootfs().join("canary-outside"));
     remove(&place.rootfs().join("canary"));
-    remove(
-        &place
-            .rootfs()
-            .join(place.dir.strip_prefix("/").expect("absolute")),
-    );
+    remove(&place.rootfs().join(place.dir.strip_prefix("/").expect("absolute")));
 }
 
 const KINDS: [&str; 13] = [
@@ -312,12 +210,7 @@ fn hostile_resolv_conf(place: &Place) {
             plant(place, &place.rootfs().join(name), kind);
             place.untouched(|| {
                 let mut container = Container::new(place, &format!("cat /{name}"));
-                container.mount(
-                    &format!("/{name}"),
-                    "bind",
-                    source.to_str().expect("text"),
-                    &["rbind", "ro"],
-                );
+                container.mount(&format!("/{name}"), "bind", source.to_str().expect("text"), &["rbind", "ro"]);
                 let works = matches!(
                     kind,
                     "absent"
@@ -360,18 +253,10 @@ fn hostile_destinations(place: &Place) {
                         &format!("/{parent}{below}"),
                         mount_kind,
                         source.to_str().expect("text"),
-                        if mount_kind == "bind" {
-                            &["rbind"]
-                        } else {
-                            &[]
-                        },
+                        if mount_kind == "bind" { &["rbind"] } else { &[] },
                     );
                     if let Err(failure) = container.try_run() {
-                        assert_eq!(
-                            failure.stage,
-                            Stage::Mounts,
-                            "{parent}{below} as {kind}: {failure}"
-                        );
+                        assert_eq!(failure.stage, Stage::Mounts, "{parent}{below} as {kind}: {failure}");
                     }
                 });
                 remove(&place.rootfs().join(parent));

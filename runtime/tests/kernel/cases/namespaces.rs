@@ -12,58 +12,20 @@ use crate::place::Place;
 use crate::runner::{ALL, Case, User};
 
 pub const CASES: &[Case] = &[
-    Case {
-        name: "joins_namespaces_by_path",
-        users: ALL,
-        run: joins,
-    },
-    Case {
-        name: "run_in_a_user_namespace",
-        users: ALL,
-        run: run_in,
-    },
-    Case {
-        name: "run_in_forwards_signals",
-        users: &[User::Alice],
-        run: forwards,
-    },
-    Case {
-        name: "enter_removes_what_subordinate_ids_own",
-        users: &[User::Alice],
-        run: enter,
-    },
-    Case {
-        name: "on_namespaces_sees_them",
-        users: ALL,
-        run: on_namespaces,
-    },
-    Case {
-        name: "host_facts",
-        users: ALL,
-        run: facts,
-    },
-    Case {
-        name: "a01_program_is_sealed",
-        users: ALL,
-        run: sealed,
-    },
-    Case {
-        name: "root_without_a_user_namespace",
-        users: &[User::Root],
-        run: without_user,
-    },
+    Case { name: "joins_namespaces_by_path", users: ALL, run: joins },
+    Case { name: "run_in_a_user_namespace", users: ALL, run: run_in },
+    Case { name: "run_in_forwards_signals", users: &[User::Alice], run: forwards },
+    Case { name: "enter_removes_what_subordinate_ids_own", users: &[User::Alice], run: enter },
+    Case { name: "on_namespaces_sees_them", users: ALL, run: on_namespaces },
+    Case { name: "host_facts", users: ALL, run: facts },
+    Case { name: "a01_program_is_sealed", users: ALL, run: sealed },
+    Case { name: "root_without_a_user_namespace", users: &[User::Root], run: without_user },
 ];
 
 fn joins(place: &Place) {
-    let first = Container::new(place, "exec sleep 60")
-        .launch(Stdio::Inherit)
-        .expect("launched");
-    let link = |pid: i32, name: &str| {
-        fs_err::read_link(format!("/proc/{pid}/ns/{name}"))
-            .expect("read")
-            .display()
-            .to_string()
-    };
+    let first = Container::new(place, "exec sleep 60").launch(Stdio::Inherit).expect("launched");
+    let link =
+        |pid: i32, name: &str| fs_err::read_link(format!("/proc/{pid}/ns/{name}")).expect("read").display().to_string();
     let mut second = Container::new(
         place,
         "for n in user net ipc uts pid mnt; do readlink /proc/self/ns/$n; done; ls /sys/class/net; id -u",
@@ -76,15 +38,7 @@ fn joins(place: &Place) {
     ]);
     let said = second.says();
     let lines: Vec<&str> = said.lines().collect();
-    assert_eq!(
-        lines[..3],
-        [
-            link(first.pid, "user"),
-            link(first.pid, "net"),
-            link(first.pid, "ipc")
-        ],
-        "{said}"
-    );
+    assert_eq!(lines[..3], [link(first.pid, "user"), link(first.pid, "net"), link(first.pid, "ipc")], "{said}");
     assert_ne!(lines[3], link(first.pid, "uts"));
     assert_eq!(lines[6..], ["lo", "0"]);
     // Its pid namespace too: the first one sees the second's process.
@@ -93,11 +47,8 @@ fn joins(place: &Place) {
         {"type": "user", "path": format!("/proc/{}/ns/user", first.pid)},
         {"type": "network"}, {"type": "mount"}, {"type": "uts"}, {"type": "cgroup"}, {"type": "ipc"},
     ]);
-    second.spec["process"]["args"] = json!([
-        "sh",
-        "-c",
-        "readlink /proc/self/ns/pid; ps -o args | grep -c '[s]leep 60'"
-    ]);
+    second.spec["process"]["args"] =
+        json!(["sh", "-c", "readlink /proc/self/ns/pid; ps -o args | grep -c '[s]leep 60'"]);
     assert_eq!(second.says(), format!("{}\n1", link(first.pid, "pid")));
     first.signal(Signal::KILL).expect("sent");
     first.wait().expect("waited");
@@ -120,15 +71,9 @@ fn run_in(place: &Place) {
     assert_eq!(code.expect("ran"), 5);
     let meta = fs_err::metadata(&file).expect("there");
     if !map.is_single() {
-        assert_eq!(
-            (Some(meta.uid()), Some(meta.gid())),
-            (map.host_uid(7), map.host_gid(8))
-        );
+        assert_eq!((Some(meta.uid()), Some(meta.gid())), (map.host_uid(7), map.host_gid(8)));
     }
-    assert_eq!(
-        userns::run_in(&map, || panic!("on purpose")).expect("ran"),
-        255
-    );
+    assert_eq!(userns::run_in(&map, || panic!("on purpose")).expect("ran"), 255);
 }
 
 fn forwards(_place: &Place) {
@@ -147,10 +92,8 @@ fn forwards(_place: &Place) {
 }
 
 fn enter(place: &Place) {
-    let container = Container::new(
-        place,
-        "mkdir -p /tmp/a/b; touch /tmp/a/b/c; chown -R 5:5 /tmp/a; chmod 000 /tmp/a/b",
-    );
+    let container =
+        Container::new(place, "mkdir -p /tmp/a/b; touch /tmp/a/b/c; chown -R 5:5 /tmp/a; chmod 000 /tmp/a/b");
     let running = container.launch(Stdio::Inherit).expect("launched");
     assert_eq!(running.wait().expect("waited").status(), 0);
     let tree = place.rootfs().join("tmp/a");
@@ -169,10 +112,7 @@ fn on_namespaces(place: &Place) {
     let mut work = |namespaces: &coracle_runtime::Namespaces<'_>| {
         use std::os::fd::AsRawFd;
         let path = format!("/proc/self/fd/{}", namespaces.net.as_raw_fd());
-        seen = fs_err::read_link(path)
-            .expect("a namespace")
-            .display()
-            .to_string();
+        seen = fs_err::read_link(path).expect("a namespace").display().to_string();
         fs_err::write(&ready, "").expect("written");
         Ok(())
     };
@@ -181,14 +121,10 @@ fn on_namespaces(place: &Place) {
     options.on_namespaces = Some(&mut work);
     let running = launch(options).expect("launched");
     assert_eq!(running.wait().expect("waited").status(), 0);
-    let own = fs_err::read_link("/proc/self/ns/net")
-        .expect("read")
-        .display()
-        .to_string();
+    let own = fs_err::read_link("/proc/self/ns/net").expect("read").display().to_string();
     assert!(seen.starts_with("net:[") && seen != own, "{seen}");
     // Its failure ends the launch.
-    let mut refuse =
-        |_: &coracle_runtime::Namespaces<'_>| Err(LaunchFailure::rule(Stage::Network, "net", "no"));
+    let mut refuse = |_: &coracle_runtime::Namespaces<'_>| Err(LaunchFailure::rule(Stage::Network, "net", "no"));
     let mut options = LaunchOptions::new("case", &spec, &bundle, container.rootfs.clone());
     options.idmap = Some(container.idmap.clone());
     options.on_namespaces = Some(&mut refuse);
@@ -197,27 +133,14 @@ fn on_namespaces(place: &Place) {
 
 fn facts(place: &Place) {
     let facts = host::probe(&place.dir);
-    let get = |name: &str| {
-        facts
-            .get(name)
-            .unwrap_or_else(|| panic!("no {name} in {facts:?}"))
-    };
+    let get = |name: &str| facts.get(name).unwrap_or_else(|| panic!("no {name} in {facts:?}"));
     assert_eq!(get("user-namespaces").missing, None);
     assert_eq!(get("overlay").missing, None, "{facts:?}");
     assert_eq!(get("kernel").missing, None);
     let single = ids(UserNs::Auto).is_single();
-    assert_eq!(
-        get("subordinate-ids").missing.is_some(),
-        single,
-        "{facts:?}"
-    );
-    assert_eq!(
-        fs_err::read_dir(&place.dir).expect("listed").count(),
-        2,
-        "the trial leaves nothing"
-    );
-    let failure =
-        host::overlay_works(std::path::Path::new("/proc")).expect_err("no place for layers");
+    assert_eq!(get("subordinate-ids").missing.is_some(), single, "{facts:?}");
+    assert_eq!(fs_err::read_dir(&place.dir).expect("listed").count(), 2, "the trial leaves nothing");
+    let failure = host::overlay_works(std::path::Path::new("/proc")).expect_err("no place for layers");
     assert_ne!(failure.errno, 0);
 }
 
@@ -232,22 +155,15 @@ fn sealed(place: &Place) {
         .output()
         .expect("ran");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(
-        said.trim(),
-        "sealed true, argument sealed, KEPT 1",
-        "{output:?}"
-    );
+    assert_eq!(said.trim(), "sealed true, argument sealed, KEPT 1", "{output:?}");
     // Started from inside (the entry point is /proc/self/exe) the program is still out of reach.
     let script = "for i in 1 2 3; do echo x > /proc/self/exe; echo x > /proc/1/exe; done; true";
     Container::new(place, script).run();
     let mut itself = Container::new(place, "");
     itself.spec["process"]["args"] = json!(["/proc/self/exe", crate::runner::HELPER, "overwrite"]);
     let spec = place.dir.join("spec.json");
-    fs_err::write(
-        &spec,
-        serde_json::to_vec(&(itself.spec.clone(), itself.idmap.clone())).expect("json"),
-    )
-    .expect("written");
+    fs_err::write(&spec, serde_json::to_vec(&(itself.spec.clone(), itself.idmap.clone())).expect("json"))
+        .expect("written");
     let output = std::process::Command::new(&program)
         .args([crate::runner::HELPER, "sealed-launch"])
         .arg(&spec)
@@ -256,30 +172,20 @@ fn sealed(place: &Place) {
         .expect("ran");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(said.contains("overwrite: refused"), "{output:?}");
-    assert!(
-        before == fs_err::read(&program).expect("read"),
-        "the program has changed"
-    );
+    assert!(before == fs_err::read(&program).expect("read"), "the program has changed");
 }
 
 fn without_user(place: &Place) {
-    let mut container = Container::new(
-        place,
-        "readlink /proc/self/ns/user; cat /proc/self/uid_map | tr -s ' '; echo fine > /tmp/x",
-    );
-    let namespaces = container.spec["linux"]["namespaces"]
-        .as_array_mut()
-        .expect("a list");
+    let mut container =
+        Container::new(place, "readlink /proc/self/ns/user; cat /proc/self/uid_map | tr -s ' '; echo fine > /tmp/x");
+    let namespaces = container.spec["linux"]["namespaces"].as_array_mut().expect("a list");
     namespaces.retain(|one| one["type"] != "user");
-    let own = fs_err::read_link("/proc/self/ns/user")
-        .expect("read")
-        .display()
-        .to_string();
+    let own = fs_err::read_link("/proc/self/ns/user").expect("read").display().to_string();
     assert_eq!(container.says(), format!("{own}\n 0 0 4294967295"));
     let before = fs_err::read_to_string("/proc/self/mountinfo").expect("read");
     container.says();
-    assert_eq!(
-        before,
-        fs_err::read_to_string("/proc/self/mountinfo").expect("read")
-    );
+    assert_eq!(before, fs_err::read_to_string("/proc/self/mountinfo").expect("read"));
+    // Without a map to check against, the number that means "leave it" would leave root.
+    container.spec["process"]["user"] = json!({"uid": 4_294_967_295_u32, "gid": 0});
+    assert_eq!(container.fails().stage, coracle_runtime::Stage::Plan);
 }

@@ -12,21 +12,9 @@ use crate::place::Place;
 use crate::runner::{ALL, Case};
 
 pub const CASES: &[Case] = &[
-    Case {
-        name: "a07_console_is_the_containers_own",
-        users: ALL,
-        run: console,
-    },
-    Case {
-        name: "a16_callers_terminal_is_not_controlling",
-        users: ALL,
-        run: callers_terminal,
-    },
-    Case {
-        name: "c18_terminal_and_streams_must_fit",
-        users: ALL,
-        run: pairing,
-    },
+    Case { name: "a07_console_is_the_containers_own", users: ALL, run: console },
+    Case { name: "a16_callers_terminal_is_not_controlling", users: ALL, run: callers_terminal },
+    Case { name: "c18_terminal_and_streams_must_fit", users: ALL, run: pairing },
 ];
 
 /// Reads a terminal until its other side is closed.
@@ -45,14 +33,7 @@ fn with_console(place: &Place, script: &str) -> (Container, String, i32) {
     container.spec["process"]["terminal"] = json!(true);
     container.spec["process"]["consoleSize"] = json!({"height": 33, "width": 101});
     let running = container.launch(Stdio::Console).expect("launched");
-    let mut master = std::fs::File::from(
-        running
-            .console
-            .as_ref()
-            .expect("a terminal")
-            .try_clone()
-            .expect("copied"),
-    );
+    let mut master = std::fs::File::from(running.console.as_ref().expect("a terminal").try_clone().expect("copied"));
     master.write_all(b"typed\n").expect("written");
     let said = read_all(&mut master);
     let status = running.wait().expect("waited").status();
@@ -62,11 +43,7 @@ fn with_console(place: &Place, script: &str) -> (Container, String, i32) {
 fn console(place: &Place) {
     use std::os::unix::fs::symlink;
     let canary = place.photograph();
-    symlink(
-        place.canary().join("file"),
-        place.rootfs().join("dev/console"),
-    )
-    .expect("linked");
+    symlink(place.canary().join("file"), place.rootfs().join("dev/console")).expect("linked");
     symlink(place.canary(), place.rootfs().join("dev/pts")).expect("linked");
     let script = "read line; echo got $line; stty size; tty; test -c /dev/console && stat -c '%t' /dev/console /dev/pts/0; echo job > /dev/tty; exit 4";
     let (_, said, status) = with_console(place, script);
@@ -76,39 +53,23 @@ fn console(place: &Place) {
     let (mut container, _, _) = with_console(place, "true");
     container.init_reaper = true;
     let running = container.launch(Stdio::Console).expect("launched");
-    let mut master = std::fs::File::from(
-        running
-            .console
-            .as_ref()
-            .expect("a terminal")
-            .try_clone()
-            .expect("copied"),
-    );
+    let mut master = std::fs::File::from(running.console.as_ref().expect("a terminal").try_clone().expect("copied"));
     read_all(&mut master);
-    assert_eq!(
-        running.wait().expect("waited").status(),
-        0,
-        "with a reaper between"
-    );
+    assert_eq!(running.wait().expect("waited").status(), 0, "with a reaper between");
 }
 
 fn callers_terminal(place: &Place) {
-    let master =
-        openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a terminal");
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a terminal");
     grantpt(&master).expect("granted");
     unlockpt(&master).expect("unlocked");
-    let peer = ioctl_tiocgptpeer(
-        &master,
-        OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
-    )
-    .expect("its other side");
+    let peer = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+        .expect("its other side");
     // Ours to control, as a shell's terminal is.
     rustix::process::setsid().expect("a session");
     rustix::process::ioctl_tiocsctty(peer.as_fd()).expect("controlled");
-    let script = "test -t 0 && echo terminal; (echo x > /dev/tty) 2>/dev/null || echo none; cut -d' ' -f6 /proc/self/stat";
-    let running = Container::new(place, script)
-        .launch(Stdio::Fds([peer.as_fd(); 3]))
-        .expect("launched");
+    let script =
+        "test -t 0 && echo terminal; (echo x > /dev/tty) 2>/dev/null || echo none; cut -d' ' -f6 /proc/self/stat";
+    let running = Container::new(place, script).launch(Stdio::Fds([peer.as_fd(); 3])).expect("launched");
     assert_eq!(running.wait().expect("waited").status(), 0);
     drop(peer);
     let mut said = [0; 256];
@@ -116,10 +77,7 @@ fn callers_terminal(place: &Place) {
     let said = String::from_utf8_lossy(&said[..length]).replace("\r\n", "\n");
     // Its end would send SIGHUP to us, whose controlling terminal it is.
     std::mem::forget(master);
-    assert!(
-        said.starts_with("terminal\nnone\n1"),
-        "{said:?}: a session of its own and no controlling terminal"
-    );
+    assert!(said.starts_with("terminal\nnone\n1"), "{said:?}: a session of its own and no controlling terminal");
 }
 
 fn pairing(place: &Place) {
@@ -127,29 +85,11 @@ fn pairing(place: &Place) {
     container.spec["process"]["terminal"] = json!(true);
     assert_eq!(container.fails().stage, Stage::Plan);
     container.spec["process"]["consoleSize"] = json!({"height": 65536, "width": 1});
-    assert_eq!(
-        container
-            .launch(Stdio::Console)
-            .expect_err("too large")
-            .stage,
-        Stage::Plan
-    );
+    assert_eq!(container.launch(Stdio::Console).expect_err("too large").stage, Stage::Plan);
     let plain = Container::new(place, "true");
-    assert_eq!(
-        plain
-            .launch(Stdio::Console)
-            .expect_err("not asked for")
-            .stage,
-        Stage::Plan
-    );
+    assert_eq!(plain.launch(Stdio::Console).expect_err("not asked for").stage, Stage::Plan);
     let mut no_pts = Container::new(place, "true");
     no_pts.spec["process"]["terminal"] = json!(true);
-    no_pts.spec["mounts"]
-        .as_array_mut()
-        .expect("mounts")
-        .retain(|mount| mount["destination"] != "/dev/pts");
-    assert_eq!(
-        no_pts.launch(Stdio::Console).expect_err("no devpts").stage,
-        Stage::Devices
-    );
+    no_pts.spec["mounts"].as_array_mut().expect("mounts").retain(|mount| mount["destination"] != "/dev/pts");
+    assert_eq!(no_pts.launch(Stdio::Console).expect_err("no devpts").stage, Stage::Devices);
 }
