@@ -12,6 +12,7 @@ pub mod mounts;
 mod network;
 pub mod options;
 pub mod ports;
+mod prepare;
 mod process;
 pub mod run;
 pub mod size;
@@ -86,6 +87,8 @@ pub enum EngineError {
     Launch { id: String, source: LaunchFailure },
     #[error("cannot enter a user namespace")]
     UserNamespace(#[source] LaunchFailure),
+    #[error(transparent)]
+    Flatten(#[from] coracle_images::FlattenError),
     #[error(transparent)]
     Container(#[from] container::ContainerError),
     #[error(transparent)]

@@ -3,42 +3,21 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use coracle_images::{Image, Progress, open_in_layers};
-use coracle_runtime::{
-    IdMap, LaunchFailure, LaunchOptions, Rootfs, Running, Stage, Stdio, UserNs, launch, userns,
-};
+use coracle_images::{Image, Progress, flatten};
+use coracle_runtime::{IdMap, LaunchFailure, LaunchOptions, Rootfs, Running, Stage, Stdio, host, launch, userns};
 use coracle_shim::{Foreground, Keeper};
-use oci_spec::image::Config;
-use oci_spec::runtime::{LinuxSeccomp, Spec};
 
-use super::container::{self, ContainerDir, ExitRecord, Record, Unwatched, short_id};
-use super::mounts::{MountRequest, MountSource, checked_destination};
+use super::container::{self, ContainerDir, ExitRecord, Unwatched, short_id};
 use super::network::{self, Plan};
-use super::options::{RunOptions, SeccompChoice};
-use super::ports::{PortMapping, parse_publish};
-use super::process::{self, EnvironmentInputs};
-use super::spec::{self, ResolvedMount, SeccompInput, SpecInputs};
-use super::user::{self, ProcessUser};
-use super::{Engine, EngineError, elsewhere, files, hello};
+use super::options::RunOptions;
+use super::prepare::{self, Prepared, Source};
+use super::{Engine, EngineError, elsewhere, hello};
 use crate::env;
-
-/// A seccomp profile is far smaller; the bound keeps a wrong path from filling the memory.
-const SECCOMP_FILE_BYTES_MAX: u64 = 1 << 20;
-/// security.md's bound for passwd and group files of an image.
-const IDENTITY_FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Hears what a person should know while a container starts.
 pub trait Notes {
     fn note(&self, text: &str);
-}
-
-/// Is an image that is ready to be a root filesystem.
-struct Source {
-    image_id: String,
-    config: Config,
-    layers: Vec<PathBuf>,
 }
 
 /// Runs a container until it ends and gives its exit code as a shell would.
@@ -61,14 +40,23 @@ pub fn run<P: Progress + Notes>(
     let source = source(engine, options, &idmap, progress)?;
     let mut publish = options.publish.clone();
     if options.publish_all {
-        publish.extend(exposed_ports(&source.config));
+        publish.extend(prepare::exposed_ports(&source.config));
     }
     let (plan, note) = network::plan(options.network, &publish, &env::search_path())?;
     if let Some(note) = note {
         progress.note(note);
     }
-    let prepared = prepare(engine, &idmap, decide(options, source, &idmap)?, plan)?;
-    let outcome = prepared.run(options);
+    let mut prepared = prepare::prepare(
+        engine,
+        &idmap,
+        prepare::decide(options, source, &idmap)?,
+        plan,
+    )?;
+    let mut outcome = prepared.run(options);
+    if let Some(refusal) = overlay_refused(engine, &prepared, &outcome) {
+        progress.note(&format!("overlayfs does not work here ({refusal}), so the image is copied"));
+        outcome = prepared.copy_rootfs().and_then(|()| prepared.run(options));
+    }
     let Prepared { directory, .. } = &prepared;
     match outcome {
         Ok((exit_code, userns)) => {
@@ -80,6 +68,21 @@ pub fn run<P: Progress + Notes>(
             let _ = elsewhere::call(&idmap, || Ok(directory.remove()?));
             Err(error)
         }
+    }
+}
+
+/// Says why overlayfs is refused, if a launch failed at its root filesystem and a trial fails too.
+fn overlay_refused(
+    engine: &Engine,
+    prepared: &Prepared,
+    outcome: &Result<(i32, OwnedFd), EngineError>,
+) -> Option<LaunchFailure> {
+    let overlay = matches!(prepared.rootfs, Rootfs::Overlay { .. });
+    match outcome {
+        Err(EngineError::Launch { source, .. }) if overlay && source.stage == Stage::Rootfs => {
+            host::overlay_works(engine.root()).err()
+        }
+        _ => None,
     }
 }
 
@@ -111,379 +114,16 @@ fn source<P: Progress>(
     })
 }
 
-/// Gives a free host port to each port that the image exposes; what is no port is left out.
-fn exposed_ports(config: &Config) -> Vec<PortMapping> {
-    let exposed = config.exposed_ports().iter().flatten();
-    exposed
-        .filter_map(|text| parse_publish(text).ok())
-        .flatten()
-        .filter(|mapping| mapping.host == 0)
-        .collect()
-}
-
-/// Is a container that only has to be launched.
-struct Prepared {
-    directory: ContainerDir,
-    spec: Spec,
-    rootfs: Rootfs,
-    idmap: IdMap,
-    plan: Plan,
-}
-
-/// Is everything that can be decided, and refused, before anything is made on disk.
-struct Decided<'a> {
-    options: &'a RunOptions,
-    source: Source,
-    id: String,
-    hostname: String,
-    user: ProcessUser,
-    argv: Vec<String>,
-    environment: Vec<String>,
-    cwd: String,
-    stop_signal: Option<String>,
-    seccomp: Option<SeccompInput>,
-}
-
-fn decide<'a>(
-    options: &'a RunOptions,
-    source: Source,
-    idmap: &IdMap,
-) -> Result<Decided<'a>, EngineError> {
-    let id = container::new_id()?;
-    let hostname = options
-        .hostname
-        .clone()
-        .unwrap_or_else(|| short_id(&id).to_owned());
-    let user = resolve_user(options, &source, idmap)?;
-    let argv = process::arguments(
-        source.config.entrypoint().as_deref().unwrap_or_default(),
-        source.config.cmd().as_deref().unwrap_or_default(),
-        options.entrypoint.as_deref(),
-        &options.command,
-    )?;
-    let environment = process::environment(&EnvironmentInputs {
-        image: source.config.env().as_deref().unwrap_or_default(),
-        entries: &options.env,
-        hostname: &hostname,
-        home: &user.home,
-        tty: options.terminal.tty,
-    })?;
-    let cwd = process::working_directory(
-        source
-            .config
-            .working_dir()
-            .as_deref()
-            .filter(|dir| !dir.is_empty()),
-        options.workdir.as_deref(),
-    )?;
-    let stop_signal = options
-        .stop_signal
-        .clone()
-        .or_else(|| source.config.stop_signal().clone());
-    if let Some(signal) = &stop_signal {
-        coracle_shim::parse_signal(signal)
-            .ok_or_else(|| EngineError::UnknownSignal(signal.clone()))?;
-    }
-    let seccomp = seccomp_input(&options.security.seccomp)?;
-    Ok(Decided {
-        options,
-        source,
-        id,
-        hostname,
-        user,
-        argv,
-        environment,
-        cwd,
-        stop_signal,
-        seccomp,
-    })
-}
-
-fn prepare(
-    engine: &Engine,
-    idmap: &IdMap,
-    decided: Decided<'_>,
-    mut plan: Plan,
-) -> Result<Prepared, EngineError> {
-    let options = decided.options;
-    let directory = ContainerDir::create(
-        engine.root(),
-        &decided.id,
-        options.name.as_deref(),
-        options.auto_remove,
-    )?;
-    match fill(engine, &directory, idmap, decided, &mut plan) {
-        Ok((spec, rootfs)) => Ok(Prepared {
-            directory,
-            spec,
-            rootfs,
-            idmap: idmap.clone(),
-            plan,
-        }),
-        Err(error) => {
-            // Nothing in it belongs to anybody else yet.
-            let _ = directory.remove();
-            Err(error)
-        }
-    }
-}
-
-/// Writes the container's directory: record, files, volumes, writable layer, bundle.
-fn fill(
-    engine: &Engine,
-    directory: &ContainerDir,
-    idmap: &IdMap,
-    decided: Decided<'_>,
-    plan: &mut Plan,
-) -> Result<(Spec, Rootfs), EngineError> {
-    let options = decided.options;
-    let record = Record {
-        id: decided.id.clone(),
-        name: options.name.clone(),
-        image: options.image.clone(),
-        image_id: decided.source.image_id.clone(),
-        argv: decided.argv.clone(),
-        auto_remove: options.auto_remove,
-        stop_signal: decided.stop_signal.clone(),
-        idmap: idmap.clone(),
-        created_s: now_s(),
-    };
-    directory.publish("container.json", &record)?;
-    let rootfs = rootfs(directory, &decided.source, options)?;
-    let requests = with_image_volumes(options, &decided.source.config);
-    let spec = spec::build(&SpecInputs {
-        options,
-        argv: decided.argv,
-        env: decided.environment,
-        cwd: decided.cwd,
-        user: &decided.user,
-        idmap,
-        hostname: &decided.hostname,
-        own_network: *plan != Plan::Host,
-        files: shared_files(directory, options, &decided.hostname, plan)?,
-        mounts: resolve_mounts(engine.root(), directory, requests)?,
-        seccomp: decided.seccomp,
-    })?;
-    directory.publish("config.json", &spec)?;
-    if options.userns.0 == UserNs::KeepId && !idmap.is_single() {
-        own_by_root(idmap, &rootfs)?;
-    }
-    Ok((spec, rootfs))
-}
-
-fn now_s() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |elapsed| elapsed.as_secs())
-}
-
-fn resolve_user(
-    options: &RunOptions,
-    source: &Source,
-    idmap: &IdMap,
-) -> Result<ProcessUser, EngineError> {
-    let keep_id = options.userns.0 == UserNs::KeepId;
-    let caller = keep_id.then(|| {
-        let (uid, gid) = (
-            rustix::process::getuid().as_raw(),
-            rustix::process::getgid().as_raw(),
-        );
-        format!("{uid}:{gid}")
-    });
-    let asked = options.user.as_deref().or(caller.as_deref());
-    let spec = asked
-        .or(source.config.user().as_deref())
-        .unwrap_or_default();
-    let passwd = identity_file(&source.layers, "etc/passwd");
-    let group = identity_file(&source.layers, "etc/group");
-    let mut user = user::resolve(spec, &passwd, &group)?;
-    if idmap.is_single() {
-        user.fit_single(idmap, asked.is_none());
-    }
-    for extra in &options.group_add {
-        let gid = user::resolve_group(extra, extra, &group)?;
-        if gid != user.gid && !user.groups.contains(&gid) {
-            user.groups.push(gid);
-        }
-    }
-    Ok(user)
-}
-
-/// Reads passwd or group out of the layers; what is missing, odd or not text counts as empty.
-fn identity_file(layers: &[PathBuf], path: &str) -> String {
-    use std::io::Read;
-    let mut bytes = Vec::new();
-    if let Ok(Some(file)) = open_in_layers(layers, Path::new(path)) {
-        let _ = file.take(IDENTITY_FILE_BYTES_MAX).read_to_end(&mut bytes);
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-fn seccomp_input(choice: &SeccompChoice) -> Result<Option<SeccompInput>, EngineError> {
-    use std::io::Read;
-    let path = match choice {
-        SeccompChoice::Default => return Ok(Some(SeccompInput::Default)),
-        SeccompChoice::Unconfined => return Ok(None),
-        SeccompChoice::File(path) => path,
-    };
-    let fail = |source| EngineError::SeccompFile {
-        path: path.clone(),
-        source,
-    };
-    let mut text = Vec::new();
-    let file = fs_err::File::open(path).map_err(fail)?;
-    file.take(SECCOMP_FILE_BYTES_MAX)
-        .read_to_end(&mut text)
-        .map_err(fail)?;
-    let refuse = |reason: String| EngineError::SeccompProfile {
-        path: path.clone(),
-        reason,
-    };
-    let raw: serde_json::Value =
-        serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
-    // Docker's own file format has conditions that the runtime specification lacks: reading such a
-    // file as a plain profile would allow what it forbids.
-    let conditional =
-        |rule: &serde_json::Value| rule.get("includes").is_some() || rule.get("excludes").is_some();
-    let rules = raw.get("syscalls").and_then(serde_json::Value::as_array);
-    if raw.get("archMap").is_some() || rules.is_some_and(|rules| rules.iter().any(conditional)) {
-        return Err(refuse("Docker's conditional format is not implemented; give a profile of the OCI runtime specification".into()));
-    }
-    let profile: LinuxSeccomp =
-        serde_json::from_value(raw).map_err(|error| refuse(error.to_string()))?;
-    Ok(Some(SeccompInput::Profile(Box::new(profile))))
-}
-
-/// Adds the image's VOLUMEs as anonymous volumes where the person mounts nothing else.
-fn with_image_volumes(options: &RunOptions, config: &Config) -> Vec<MountRequest> {
-    let mut requests = options.mounts.clone();
-    for volume in config.volumes().iter().flatten() {
-        // An image's bad path (A45) is dropped: it is no reason to refuse the container.
-        let Ok(destination) = checked_destination(volume) else {
-            continue;
-        };
-        if !requests
-            .iter()
-            .any(|request| request.destination == destination)
-        {
-            requests.push(MountRequest {
-                source: MountSource::Anonymous,
-                destination,
-                read_only: false,
-                options: Vec::new(),
-            });
-        }
-    }
-    requests
-}
-
-fn resolve_mounts(
-    state: &Path,
-    directory: &ContainerDir,
-    requests: Vec<MountRequest>,
-) -> Result<Vec<ResolvedMount>, EngineError> {
-    let mut resolved = Vec::with_capacity(requests.len());
-    for (index, request) in requests.into_iter().enumerate() {
-        let source = match &request.source {
-            MountSource::Tmpfs { .. } => None,
-            MountSource::Anonymous => {
-                directory.make_dir("volumes", 0o711)?;
-                Some(directory.make_dir(&format!("volumes/{index}"), 0o755)?)
-            }
-            MountSource::Bind { path, create_dir } => Some(bind_source(state, path, *create_dir)?),
-        };
-        resolved.push(ResolvedMount { request, source });
-    }
-    Ok(resolved)
-}
-
-/// Resolves a bind's source once; what lies in coracle's own state is refused.
-fn bind_source(state: &Path, path: &Path, create_dir: bool) -> Result<PathBuf, EngineError> {
-    let fail = |source| EngineError::MountSource {
-        path: path.to_owned(),
-        source,
-    };
-    let path = match path.strip_prefix("~") {
-        Ok(rest) => env::home().unwrap_or_default().join(rest),
-        Err(_) => path.to_owned(),
-    };
-    if create_dir && !path.exists() {
-        fs_err::create_dir_all(&path).map_err(fail)?;
-    }
-    let real = fs_err::canonicalize(&path).map_err(fail)?;
-    let state = fs_err::canonicalize(state).map_err(EngineError::State)?;
-    if real.starts_with(&state) {
-        return Err(EngineError::OwnState { path: real });
-    }
-    Ok(real)
-}
-
-fn shared_files(
-    directory: &ContainerDir,
-    options: &RunOptions,
-    hostname: &str,
-    plan: &mut Plan,
-) -> Result<Vec<(&'static str, PathBuf)>, EngineError> {
-    let mut list = vec![
-        (
-            "/etc/hosts",
-            directory.write_shared("hosts", &files::hosts(hostname, &options.add_hosts))?,
-        ),
-        (
-            "/etc/hostname",
-            directory.write_shared("hostname", &format!("{hostname}\n"))?,
-        ),
-    ];
-    let host = fs_err::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let (text, forward) = files::resolver(&files::ResolverInputs {
-        host: if *plan == Plan::None { "" } else { &host },
-        servers: &options.dns,
-        search: &options.dns_search,
-        host_network: *plan == Plan::Host,
-    });
-    if let Plan::Pasta(pasta) = plan {
-        pasta.forward_dns = forward;
-    }
-    list.push((
-        "/etc/resolv.conf",
-        directory.write_shared("resolv.conf", &text)?,
-    ));
-    Ok(list)
-}
-
-fn rootfs(
-    directory: &ContainerDir,
-    source: &Source,
-    options: &RunOptions,
-) -> Result<Rootfs, EngineError> {
-    if source.layers.is_empty() {
-        let path = directory.make_dir("rootfs", 0o755)?;
-        hello::fill(&path)?;
-        return Ok(Rootfs::Directory(path));
-    }
-    Ok(Rootfs::Overlay {
-        lower: source.layers.clone(),
-        upper: directory.make_dir("upper", 0o755)?,
-        work: directory.make_dir("work", 0o700)?,
-        volatile: options.auto_remove,
-    })
-}
-
-/// Gives the writable layer to the container's root where that is not the caller.
-fn own_by_root(idmap: &IdMap, rootfs: &Rootfs) -> Result<(), EngineError> {
-    let owned: Vec<PathBuf> = match rootfs {
-        Rootfs::Directory(path) => vec![path.clone()],
-        Rootfs::Overlay { upper, work, .. } => vec![upper.clone(), work.clone()],
-    };
-    elsewhere::call(idmap, || {
-        for path in &owned {
-            std::os::unix::fs::chown(path, Some(0), Some(0)).map_err(EngineError::State)?;
-        }
-        Ok(())
-    })
-}
-
 impl Prepared {
+    /// Replaces the overlay by a plain directory with the layers' merged content.
+    fn copy_rootfs(&mut self) -> Result<(), EngineError> {
+        let Rootfs::Overlay { lower, .. } = &self.rootfs else { return Ok(()) };
+        let path = self.directory.make_dir("rootfs", 0o755)?;
+        elsewhere::call(&self.idmap, || Ok(flatten(lower, &path)?))?;
+        self.rootfs = Rootfs::Directory(path);
+        Ok(())
+    }
+
     /// Launches and watches over it; gives the exit code and the user namespace for the clean-up.
     fn run(&self, options: &RunOptions) -> Result<(i32, OwnedFd), EngineError> {
         let mut keeper: Option<Keeper> = None;
@@ -593,7 +233,7 @@ fn finish(
             "exit.json",
             &ExitRecord {
                 exit_code,
-                finished_s: now_s(),
+                finished_s: prepare::now_s(),
             },
         )?;
     }
