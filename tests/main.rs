@@ -2,17 +2,15 @@
 //!
 //! `make e2e` runs it as alice (ranges of ids), as bob (one id) and as root. Every test starts from
 //! an empty environment (`env::TestEnv`) and ends with the proof that nothing is left behind.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test that panics is a test that failed"
-)]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test that panics is a test that failed")]
 
+mod credentials;
 mod differential;
 mod e2e_oci;
 mod env;
 mod host;
 mod hostile_image;
+mod hostile_layer;
 mod hostile_registry;
 mod ids;
 mod images;
@@ -26,3 +24,4 @@ mod run;
 mod signals;
 mod stdio;
 mod tty;
+mod volumes;

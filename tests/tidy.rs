@@ -1,8 +1,5 @@
 //! Keeps the house rules that no compiler checks (conventions.md).
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test that panics is a test that failed"
-)]
+#![expect(clippy::unwrap_used, reason = "a test that panics is a test that failed")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -20,15 +17,7 @@ const LONG_FILES: [(&str, &str); 0] = [];
 const BANNED_NAMES: [&str; 6] = ["utils", "util", "common", "helpers", "misc", "manager"];
 /// Which of our crates may see which.
 const ARROWS: [(&str, &[&str]); 5] = [
-    (
-        "coracle",
-        &[
-            "coracle-images",
-            "coracle-runtime",
-            "coracle-shim",
-            "coracle-scheduler",
-        ],
-    ),
+    ("coracle", &["coracle-images", "coracle-runtime", "coracle-shim", "coracle-scheduler"]),
     ("coracle-shim", &["coracle-runtime"]),
     ("coracle-images", &[]),
     ("coracle-runtime", &[]),
@@ -44,10 +33,8 @@ fn top() -> &'static Path {
 /// Lists our own Rust files, relative to the top.
 fn rust_files() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let mut waiting: Vec<PathBuf> = ["src", "images", "runtime", "shim", "scheduler", "tests"]
-        .iter()
-        .map(|dir| top().join(dir))
-        .collect();
+    let mut waiting: Vec<PathBuf> =
+        ["src", "images", "runtime", "shim", "scheduler", "tests"].iter().map(|dir| top().join(dir)).collect();
     while let Some(dir) = waiting.pop() {
         for entry in fs_err::read_dir(&dir).unwrap() {
             let path = entry.unwrap().path();
@@ -69,9 +56,7 @@ fn read(path: &Path) -> String {
 
 /// Gives the lines before a file's unit tests.
 fn without_tests(text: &str) -> usize {
-    text.lines()
-        .take_while(|line| !line.starts_with("#[cfg(test)]"))
-        .count()
+    text.lines().take_while(|line| !line.starts_with("#[cfg(test)]")).count()
 }
 
 fn none(what: &str, offenders: &[String]) {
@@ -94,11 +79,8 @@ fn files_are_short() {
 #[test]
 fn every_file_says_what_it_is_for() {
     let files = rust_files();
-    let offenders: Vec<String> = files
-        .iter()
-        .filter(|path| !read(path).starts_with("//! "))
-        .map(|path| path.display().to_string())
-        .collect();
+    let offenders: Vec<String> =
+        files.iter().filter(|path| !read(path).starts_with("//! ")).map(|path| path.display().to_string()).collect();
     none("these do not open with //!", &offenders);
 }
 
@@ -139,22 +121,12 @@ fn unsafe_code_is_in_one_place() {
 
 #[test]
 fn nothing_is_left_for_later_and_no_test_is_asleep() {
-    let words = [
-        concat!("to", "do!("),
-        concat!("unimple", "mented!("),
-        concat!("#[ig", "nore"),
-        concat!("dbg", "!("),
-    ];
+    let words = [concat!("to", "do!("), concat!("unimple", "mented!("), concat!("#[ig", "nore"), concat!("dbg", "!(")];
     let mut offenders = Vec::new();
     for path in rust_files() {
         for (number, line) in read(&path).lines().enumerate() {
             if words.iter().any(|word| line.contains(word)) {
-                offenders.push(format!(
-                    "{}:{}: {}",
-                    path.display(),
-                    number + 1,
-                    line.trim()
-                ));
+                offenders.push(format!("{}:{}: {}", path.display(), number + 1, line.trim()));
             }
         }
     }
@@ -167,10 +139,9 @@ fn suppressions_give_a_reason_and_end_when_they_are_not_needed() {
     for path in rust_files() {
         let text = read(&path);
         for (number, line) in text.lines().enumerate() {
-            let allows = line.trim_start().starts_with(concat!("#[al", "low("))
-                || line.starts_with(concat!("#![al", "low("));
-            let expects =
-                line.trim_start().starts_with("#[expect(") || line.starts_with("#![expect(");
+            let allows =
+                line.trim_start().starts_with(concat!("#[al", "low(")) || line.starts_with(concat!("#![al", "low("));
+            let expects = line.trim_start().starts_with("#[expect(") || line.starts_with("#![expect(");
             let rest: String = text.lines().skip(number).take(6).collect();
             if allows || (expects && !rest.contains("reason")) {
                 offenders.push(format!("{}:{}", path.display(), number + 1));
@@ -184,23 +155,29 @@ fn suppressions_give_a_reason_and_end_when_they_are_not_needed() {
 fn no_test_file_is_forgotten() {
     let mut offenders = Vec::new();
     let manifest = read(Path::new("Cargo.toml"));
-    let declared = read(Path::new("tests/main.rs")) + &read(Path::new("tests/env/mod.rs"));
     for path in rust_files() {
         let Ok(inside) = path.strip_prefix("tests") else {
             continue;
         };
-        let target = manifest.contains(&format!("path = \"{}\"", path.display()));
-        let name = if inside.ends_with("mod.rs") {
-            inside.parent().unwrap()
+        if manifest.contains(&format!("path = \"{}\"", path.display())) {
+            continue;
+        }
+        // tests/x.rs is named by main.rs, tests/x/y.rs by x/mod.rs or by x.rs beside the directory.
+        let dir = inside.parent().unwrap();
+        let name = if inside.ends_with("mod.rs") { dir } else { inside };
+        let above = name.parent().unwrap();
+        let parents = if above == Path::new("") {
+            vec![PathBuf::from("tests/main.rs")]
         } else {
-            inside
+            let above = Path::new("tests").join(above);
+            vec![above.join("mod.rs"), above.with_extension("rs")]
         };
         let name = name.file_stem().unwrap().to_string_lossy().into_owned();
-        if !target
-            && !declared
-                .lines()
-                .any(|line| line.trim_start_matches("pub ") == format!("mod {name};"))
-        {
+        let declares = |parent: &PathBuf| {
+            let text = fs_err::read_to_string(top().join(parent)).unwrap_or_default();
+            text.lines().any(|line| line.trim_start_matches("pub ") == format!("mod {name};"))
+        };
+        if !parents.iter().any(declares) {
             offenders.push(path.display().to_string());
         }
     }
@@ -209,22 +186,11 @@ fn no_test_file_is_forgotten() {
 
 fn metadata() -> Value {
     let output = Command::new(env!("CARGO"))
-        .args([
-            "metadata",
-            "--format-version",
-            "1",
-            "--no-deps",
-            "--offline",
-            "--manifest-path",
-        ])
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline", "--manifest-path"])
         .arg(top().join("Cargo.toml"))
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -232,10 +198,7 @@ fn metadata() -> Value {
 fn crates_see_only_what_the_design_says() {
     let metadata = metadata();
     let packages = metadata["packages"].as_array().unwrap();
-    let ours: BTreeSet<&str> = packages
-        .iter()
-        .map(|package| package["name"].as_str().unwrap())
-        .collect();
+    let ours: BTreeSet<&str> = packages.iter().map(|package| package["name"].as_str().unwrap()).collect();
     let known: BTreeSet<&str> = ARROWS.iter().map(|(name, _)| *name).collect();
     assert_eq!(ours, known, "a crate is missing in ARROWS");
     let mut offenders = Vec::new();
@@ -260,18 +223,8 @@ fn crates_see_only_what_the_design_says() {
 fn the_changelog_keeps_its_form() {
     let text = read(Path::new("CHANGELOG.md"));
     assert!(text.starts_with("# Changelog\n"), "the title");
-    assert!(
-        text.contains("\n## [Unreleased]\n"),
-        "the section for what comes"
-    );
-    let kinds = [
-        "Added",
-        "Changed",
-        "Deprecated",
-        "Removed",
-        "Fixed",
-        "Security",
-    ];
+    assert!(text.contains("\n## [Unreleased]\n"), "the section for what comes");
+    let kinds = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"];
     for line in text.lines() {
         if let Some(kind) = line.strip_prefix("### ") {
             assert!(kinds.contains(&kind), "{line}");
@@ -285,8 +238,5 @@ fn the_changelog_keeps_its_form() {
 fn the_architecture_fits_its_limit() {
     let path = Path::new("ARCHITECTURE.md");
     let lines = read(path).lines().count();
-    assert!(
-        lines <= 250,
-        "ARCHITECTURE.md has {lines} lines, 250 are allowed"
-    );
+    assert!(lines <= 250, "ARCHITECTURE.md has {lines} lines, 250 are allowed");
 }

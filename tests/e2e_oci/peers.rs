@@ -49,35 +49,24 @@ fn oci_root_works_in_a_users_state_directory() {
     });
     oci.run(&[&root, "state", "nobody"]).outcome().refused(1);
     oci.run(&[&root, "kill", "--all", id]).ok();
-    assert!(
-        !running.has_ended(),
-        "sleep as the first process ignores SIGTERM"
-    );
+    assert!(!running.has_ended(), "sleep as the first process ignores SIGTERM");
     oci.run(&[&root, "kill", "--all", id, "KILL"]).ok();
     assert_eq!(running.wait().code, 137);
     // Another user's directory under this name, and a link to it, are refused.
     fs_err::create_dir(env.path("slurm/bob")).unwrap();
     chown(&env.path("slurm/bob"));
     let bob = format!("--root={}", env.path("slurm/bob").display());
-    oci.run(&[&bob, "state", id])
-        .outcome()
-        .refused(1)
-        .says("not the one of user \"bob\"");
+    oci.run(&[&bob, "state", id]).outcome().refused(1).says("not the one of user \"bob\"");
     let link = format!("--root={}", env.path("slurm/link").display());
     symlink(env.path("slurm/alice"), env.path("slurm/link")).unwrap();
     oci.run(&[&link, "state", id]).outcome().refused(1);
     oci.run(&[&root, "delete", "--force", id]).ok();
-    assert_eq!(
-        fs_err::read_dir(env.path("slurm/alice")).unwrap().count(),
-        0
-    );
+    assert_eq!(fs_err::read_dir(env.path("slurm/alice")).unwrap().count(), 0);
 }
 
 fn user(name: &str) -> Option<(u32, u32)> {
     let passwd = fs_err::read_to_string("/etc/passwd").unwrap();
-    let line = passwd
-        .lines()
-        .find(|line| line.split(':').next() == Some(name))?;
+    let line = passwd.lines().find(|line| line.split(':').next() == Some(name))?;
     let fields: Vec<&str> = line.split(':').collect();
     Some((fields[2].parse().unwrap(), fields[3].parse().unwrap()))
 }
@@ -104,26 +93,17 @@ fn oci_agrees_with_crun() {
         // Debian's crun 1.8.1 neither knows rro nor mounts a cgroup here, and takes no newer specification.
         config["ociVersion"] = json!("1.0.2");
         let mounts = config["mounts"].as_array_mut().unwrap();
-        mounts.retain(|mount| {
-            mount["destination"] != "/sys/fs/cgroup" && mount["destination"] != "/sys"
-        });
+        mounts.retain(|mount| mount["destination"] != "/sys/fs/cgroup" && mount["destination"] != "/sys");
         let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
         namespaces.retain(|namespace| namespace["type"] != "cgroup");
         let linux = config["linux"].as_object_mut().unwrap();
         // Inside a user namespace with a range the mapping starts at that namespace's root.
         linux.remove("uidMappings");
         linux.remove("gidMappings");
-        linux["namespaces"]
-            .as_array_mut()
-            .unwrap()
-            .retain(|namespace| namespace["type"] != "user");
+        linux["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "user");
     });
     let inside = |command: &str| {
-        let map = if env.who() == Who::Root {
-            ""
-        } else {
-            "-U --map-auto --map-root-user"
-        };
+        let map = if env.who() == Who::Root { "" } else { "-U --map-auto --map-root-user" };
         let line = format!(
             "exec unshare {map} -m sh -c 'mount --bind /sys/fs/cgroup/unified /sys/fs/cgroup && {command} run --bundle {} {}'",
             oci.bundle.display(),
@@ -131,15 +111,8 @@ fn oci_agrees_with_crun() {
         );
         env.program("/bin/sh").args(&["-c", &line]).outcome()
     };
-    let crun = inside(&format!(
-        "crun --root {} --cgroup-manager=disabled",
-        env.path("crun").display()
-    ));
-    let ours = inside(&format!(
-        "{} --root {}",
-        oci.program.display(),
-        env.path("ours").display()
-    ));
+    let crun = inside(&format!("crun --root {} --cgroup-manager=disabled", env.path("crun").display()));
+    let ours = inside(&format!("{} --root {}", oci.program.display(), env.path("ours").display()));
     assert_eq!(crun.code, 42, "{crun}");
     assert_eq!(ours.code, 42, "{ours}");
     assert_eq!(ours.text(), crun.text());
