@@ -10,6 +10,9 @@ use std::path::PathBuf;
 pub const CORACLE_ROOT: &str = "CORACLE_ROOT";
 /// Registries that may be spoken to in plain http, comma separated `host[:port]`.
 pub const CORACLE_INSECURE_REGISTRIES: &str = "CORACLE_INSECURE_REGISTRIES";
+/// Token servers that may see a registry's credentials although they are other hosts, comma separated
+/// `REGISTRY=TOKEN_HOST`.
+pub const CORACLE_TOKEN_HOSTS: &str = "CORACLE_TOKEN_HOSTS";
 const XDG_DATA_HOME: &str = "XDG_DATA_HOME";
 const HOME: &str = "HOME";
 const PATH: &str = "PATH";
@@ -37,14 +40,19 @@ pub fn coracle_root() -> Option<PathBuf> {
 
 /// Gives the registries named insecure by the caller.
 pub fn insecure_registries() -> Vec<String> {
-    let list = read(CORACLE_INSECURE_REGISTRIES)
-        .and_then(|list| list.into_string().ok())
-        .unwrap_or_default();
-    list.split(',')
-        .map(str::trim)
-        .filter(|name| !name.is_empty())
-        .map(str::to_owned)
-        .collect()
+    list(CORACLE_INSECURE_REGISTRIES)
+}
+
+/// Gives the pairs of registry and token server that the caller trusts.
+pub fn token_hosts() -> Vec<(String, String)> {
+    let pairs = list(CORACLE_TOKEN_HOSTS);
+    pairs.iter().filter_map(|pair| pair.split_once('=')).map(|(a, b)| (a.to_owned(), b.to_owned())).collect()
+}
+
+/// Gives the entries of a comma separated variable.
+fn list(name: &str) -> Vec<String> {
+    let text = read(name).and_then(|list| list.into_string().ok()).unwrap_or_default();
+    text.split(',').map(str::trim).filter(|entry| !entry.is_empty()).map(str::to_owned).collect()
 }
 
 /// Gives the XDG base directory for data, absolute paths only as the specification says.

@@ -6,6 +6,7 @@ use coracle_images::{
     Digest, Image, IngestError, LoadError, LoadOptions, Platform, Progress, PullError, PullOptions,
     Reference, SaveError, SaveFormat, load, pull, save,
 };
+use coracle_images::registry::TokenHost;
 use coracle_runtime::IdMap;
 use serde::{Deserialize, Serialize};
 
@@ -98,6 +99,11 @@ impl Engine {
         let mut options = PullOptions::from_environment(layer_space(idmap), &env::value);
         options.platform = platform.cloned();
         options.insecure_registries = env::insecure_registries();
+        options.token_hosts.extend(env::token_hosts().into_iter().map(|(registry, host)| TokenHost {
+            registry,
+            host,
+            credentials: true,
+        }));
         let id: String = elsewhere::call(idmap, || {
             let image =
                 pull(&self.store, &reference, &options, progress).map_err(ImageError::from)?;

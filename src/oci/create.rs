@@ -8,8 +8,7 @@ use clap::Args;
 use coracle_runtime::bundle::{self, Config};
 use coracle_runtime::container::{Container, Id, Identity, Lock, State, Status, timestamp};
 use coracle_runtime::{
-    Gate, LaunchFailure, LaunchOptions, Namespaces, Rootfs, Running, Stage, Stdio, launch,
-    open_gate, seal,
+    Gate, LaunchFailure, LaunchOptions, Namespaces, Rootfs, Running, Stage, Stdio, launch, open_gate, seal,
 };
 use coracle_shim::Foreground;
 
@@ -81,20 +80,14 @@ struct Order<'a> {
 /// Runs `create`.
 pub fn create(context: &Context, args: &CreateArgs) -> Result<ExitCode, OciError> {
     let order = Order::read(context, &args.bundle)?;
-    check_console(
-        order.terminal(),
-        false,
-        args.bundle.console_socket.as_deref(),
-    )?;
+    check_console(order.terminal(), false, args.bundle.console_socket.as_deref())?;
     seal::ensure_sealed().map_err(OciError::Seal)?;
     let root = context.place.make()?;
     let container = root.add(&order.id)?;
     let lock = container.lock()?;
     order.or_remove(lock, |order, lock| {
         let gate = Gate::Socket(container.gate());
-        order
-            .launch(lock, gate, order.terminal(), false)
-            .map(|_| ExitCode::SUCCESS)
+        order.launch(lock, gate, order.terminal(), false).map(|_| ExitCode::SUCCESS)
     })
 }
 
@@ -107,11 +100,7 @@ pub fn start(context: &Context, args: &StartArgs) -> Result<ExitCode, OciError> 
     match container.status(state.as_ref())? {
         Status::Created => {}
         status => {
-            return Err(OciError::Status {
-                verb: "start",
-                id,
-                status,
-            });
+            return Err(OciError::Status { verb: "start", id, status });
         }
     }
     open_gate(&container.gate()).map_err(|source| OciError::Start { id, source })?;
@@ -125,73 +114,47 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<ExitCode, OciError> {
     let watched = !args.detach && args.bundle.console_socket.is_none();
     check_console(terminal, watched, args.bundle.console_socket.as_deref())?;
     seal::ensure_sealed().map_err(OciError::Seal)?;
-    let watch_failed = |source| OciError::Watch {
-        id: order.id.clone(),
-        source,
-    };
+    let watch_failed = |source| OciError::Watch { id: order.id.clone(), source };
     // Before the container exists, so that no signal is lost.
-    let watch = if args.detach {
-        None
-    } else {
-        Some(Foreground::prepare().map_err(watch_failed)?)
-    };
+    let watch = if args.detach { None } else { Some(Foreground::prepare().map_err(watch_failed)?) };
     let root = context.place.make()?;
     let container = root.add(&order.id)?;
     let mut running = order.or_remove(container.lock()?, |order, lock| {
         let mut running = order.launch(lock, Gate::Wait, terminal, watch.is_some())?;
-        running.start().map_err(|source| OciError::Start {
-            id: order.id.clone(),
-            source,
-        })?;
+        running.start().map_err(|source| OciError::Start { id: order.id.clone(), source })?;
         Ok(running)
     })?;
     let Some(watch) = watch else {
         return Ok(ExitCode::SUCCESS);
     };
-    let exit = watch
-        .run(&mut running, terminal && watched)
-        .map_err(watch_failed)?;
+    let exit = watch.run(&mut running, terminal && watched).map_err(watch_failed)?;
     if !args.keep {
         delete::remove(container.lock()?)?;
     }
-    Ok(ExitCode::from(
-        u8::try_from(exit.status()).unwrap_or(u8::MAX),
-    ))
+    Ok(ExitCode::from(u8::try_from(exit.status()).unwrap_or(u8::MAX)))
 }
 
 impl<'a> Order<'a> {
     fn read(context: &Context, args: &'a BundleArgs) -> Result<Self, OciError> {
         let id: Id = args.id.parse()?;
         let given = args.bundle.as_deref().unwrap_or(Path::new("."));
-        let directory = fs_err::canonicalize(given)
-            .map_err(|error| OciError::file("find bundle", given, &error))?;
+        let directory = fs_err::canonicalize(given).map_err(|error| OciError::file("find bundle", given, &error))?;
         let config = bundle::read(&directory, context.limits)?;
         for warning in &config.warnings {
             context.journal.warn(warning);
         }
-        context.journal.debug(&format!(
-            "container {id} from bundle {}",
-            directory.display()
-        ));
-        Ok(Self {
-            args,
-            id,
-            directory,
-            config,
-        })
+        context.journal.debug(&format!("container {id} from bundle {}", directory.display()));
+        Ok(Self { args, id, directory, config })
     }
 
     fn terminal(&self) -> bool {
         let process = self.config.spec.process().as_ref();
-        process
-            .and_then(|process| process.terminal())
-            .unwrap_or(false)
+        process.and_then(|process| process.terminal()).unwrap_or(false)
     }
 
     fn rootfs(&self) -> PathBuf {
         let root = self.config.spec.root().as_ref();
-        self.directory
-            .join(root.map_or(Path::new(""), |root| root.path()))
+        self.directory.join(root.map_or(Path::new(""), |root| root.path()))
     }
 
     /// Does something that may fail; what is left of the container then goes away.
@@ -204,49 +167,32 @@ impl<'a> Order<'a> {
             Ok(made) => Ok(made),
             Err(error) => {
                 // The first error is the one that tells why.
-                let _ = delete::kill_and_remove(lock);
+                let state = lock.container().state().ok().flatten();
+                let _ = delete::kill_and_remove(lock, state.as_ref());
                 Err(error)
             }
         }
     }
 
     /// Starts the first process and writes down that it exists.
-    fn launch(
-        &self,
-        lock: &Lock<'_>,
-        gate: Gate,
-        terminal: bool,
-        watched: bool,
-    ) -> Result<Running, OciError> {
+    fn launch(&self, lock: &Lock<'_>, gate: Gate, terminal: bool, watched: bool) -> Result<Running, OciError> {
         lock.save_config(&self.config.text)?;
         let keep_fds = preserved(self.args.preserve_fds)?;
         let socket = match &self.args.console_socket {
             Some(path) => Some((connect_console(path)?, path)),
             None => None,
         };
-        let mut options = LaunchOptions::new(
-            self.id.as_str(),
-            &self.config.spec,
-            &self.directory,
-            Rootfs::Directory(self.rootfs()),
-        );
+        let mut options =
+            LaunchOptions::new(self.id.as_str(), &self.config.spec, &self.directory, Rootfs::Directory(self.rootfs()));
         options.gate = gate;
-        options.stdio = if terminal {
-            Stdio::Console
-        } else {
-            Stdio::Inherit
-        };
+        options.stdio = if terminal { Stdio::Console } else { Stdio::Inherit };
         options.keep_fds = &keep_fds;
         options.no_pivot = self.args.no_pivot;
         options.die_with_parent = watched;
         // The creator may be killed at any moment from here on; what it started must be known.
         let mut record = |namespaces: &Namespaces<'_>| {
-            let published = self
-                .state(namespaces.pid, false)
-                .and_then(|state| Ok(lock.publish(&state)?));
-            published.map_err(|error| {
-                LaunchFailure::rule(Stage::Prepare, &self.id, &report::chain(&error))
-            })
+            let published = self.state(namespaces.pid, false).and_then(|state| Ok(lock.publish(&state)?));
+            published.map_err(|error| LaunchFailure::rule(Stage::Prepare, &self.id, &report::chain(&error)))
         };
         options.on_namespaces = Some(&mut record);
         let mut running = launch(options).map_err(|source| self.failed(source))?;
@@ -261,10 +207,7 @@ impl<'a> Order<'a> {
     }
 
     fn failed(&self, source: LaunchFailure) -> OciError {
-        OciError::Create {
-            id: self.id.clone(),
-            source,
-        }
+        OciError::Create { id: self.id.clone(), source }
     }
 
     fn state(&self, pid: i32, ready: bool) -> Result<State, OciError> {
@@ -273,12 +216,7 @@ impl<'a> Order<'a> {
             oci_version: spec.version().clone(),
             id: self.id.to_string(),
             bundle: self.directory.clone(),
-            annotations: spec
-                .annotations()
-                .clone()
-                .unwrap_or_default()
-                .into_iter()
-                .collect(),
+            annotations: spec.annotations().clone().unwrap_or_default().into_iter().collect(),
             rootfs: self.rootfs(),
             created: timestamp(SystemTime::now()),
             init: Identity::of(pid)?,
@@ -290,13 +228,7 @@ impl<'a> Order<'a> {
 
 /// Reads the specification that a container was created with.
 pub fn config_of(container: &Container) -> Result<Config, OciError> {
-    let text = container.config()?.ok_or_else(|| OciError::NoConfig {
-        id: container.id().clone(),
-    })?;
+    let text = container.config()?.ok_or_else(|| OciError::NoConfig { id: container.id().clone() })?;
     let what = container.path().join(bundle::CONFIG);
-    Ok(bundle::parse(
-        text,
-        &what.display().to_string(),
-        bundle::Limits::Ignore,
-    )?)
+    Ok(bundle::parse(text, &what.display().to_string(), bundle::Limits::Ignore)?)
 }

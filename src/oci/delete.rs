@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use coracle_runtime::container::{ContainerError, Id, Lock, Status};
+use coracle_runtime::container::{ContainerError, Id, Lock, State, Status};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
@@ -35,19 +35,19 @@ pub fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode, OciError
         other => other?,
     };
     let lock = container.lock()?;
-    let state = container.state()?;
+    let state = match container.state() {
+        // Nobody can say which process it was about; the rest must be removable all the same.
+        Err(ContainerError::Damaged { .. }) if args.force => None,
+        other => other?,
+    };
     match container.status(state.as_ref())? {
         Status::Stopped => remove(lock)?,
         // We hold the lock, so nobody is creating it any more. As for a created one, which runc
         // removes as well: a container whose program never ran has nothing to lose.
-        Status::Creating | Status::Created => kill_and_remove(lock)?,
-        _ if args.force => kill_and_remove(lock)?,
+        Status::Creating | Status::Created => kill_and_remove(lock, state.as_ref())?,
+        _ if args.force => kill_and_remove(lock, state.as_ref())?,
         status => {
-            return Err(OciError::Status {
-                verb: "delete",
-                id,
-                status,
-            });
+            return Err(OciError::Status { verb: "delete", id, status });
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -59,19 +59,16 @@ pub fn remove(lock: Lock<'_>) -> Result<(), OciError> {
 }
 
 /// Kills the first process, and with it everything in its pid namespace, and removes the state.
-pub fn kill_and_remove(lock: Lock<'_>) -> Result<(), OciError> {
+pub fn kill_and_remove(lock: Lock<'_>, state: Option<&State>) -> Result<(), OciError> {
     let container = lock.container();
-    if let Some(state) = container.state()?
+    if let Some(state) = state
         && let Some(pidfd) = state.init.open()?
     {
         let id = container.id();
         match pidfd_send_signal(&pidfd, Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => {}
             Err(source) => {
-                return Err(OciError::Kill {
-                    id: id.clone(),
-                    source,
-                });
+                return Err(OciError::Kill { id: id.clone(), source });
             }
         }
         wait_for_end(&pidfd, id)?;
@@ -86,18 +83,12 @@ fn wait_for_end(pidfd: &std::os::fd::OwnedFd, id: &Id) -> Result<(), OciError> {
         let timeout = Timespec::try_from(left).unwrap_or_default();
         match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout)) {
             Ok(0) => {
-                return Err(OciError::Unkillable {
-                    id: id.clone(),
-                    seconds: KILL_DEADLINE.as_secs(),
-                });
+                return Err(OciError::Unkillable { id: id.clone(), seconds: KILL_DEADLINE.as_secs() });
             }
             Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}
             Err(source) => {
-                return Err(OciError::Kill {
-                    id: id.clone(),
-                    source,
-                });
+                return Err(OciError::Kill { id: id.clone(), source });
             }
         }
     }

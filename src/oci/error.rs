@@ -45,11 +45,7 @@ pub enum OciError {
     #[error("cannot execute in container {id}")]
     Exec { id: Id, source: LaunchFailure },
     #[error("cannot {verb} container {id}: it is {status}")]
-    Status {
-        verb: &'static str,
-        id: Id,
-        status: Status,
-    },
+    Status { verb: &'static str, id: Id, status: Status },
     #[error("container {id} has ended and left no specification")]
     NoConfig { id: Id },
     #[error("container {id} has not ended within {seconds} seconds of SIGKILL")]
@@ -79,14 +75,8 @@ pub enum OciError {
     #[error("the state directory {} is not the one of user {user:?}", path.display())]
     StateOwner { path: PathBuf, user: String },
     #[error("cannot become uid {uid}, the owner of {}", path.display())]
-    Become {
-        path: PathBuf,
-        uid: u32,
-        source: nix::errno::Errno,
-    },
-    #[error(
-        "no directory for the state of containers: XDG_RUNTIME_DIR is not set; give one by --root"
-    )]
+    Become { path: PathBuf, uid: u32, source: nix::errno::Errno },
+    #[error("no directory for the state of containers: XDG_RUNTIME_DIR is not set; give one by --root")]
     NoStateDirectory,
     #[error("cannot make this program safe from its containers")]
     Seal(#[source] coracle_runtime::seal::SealError),
@@ -100,10 +90,7 @@ impl OciError {
     /// A file that could not be used.
     pub fn file(op: &'static str, path: &Path, error: &io::Error) -> Self {
         // fs_err puts the path before the kernel's answer; we do so ourselves.
-        let inner = error
-            .source()
-            .and_then(|source| source.downcast_ref::<io::Error>())
-            .unwrap_or(error);
+        let inner = error.source().and_then(|source| source.downcast_ref::<io::Error>()).unwrap_or(error);
         let errno = inner.raw_os_error().unwrap_or(nix::libc::EIO);
         Self::File(SysError::new(op, path.display().to_string(), errno))
     }

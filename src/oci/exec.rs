@@ -71,56 +71,26 @@ pub fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, OciError> {
     let state = container.state()?;
     let status = container.status(state.as_ref())?;
     let Some(state) = state.filter(|_| matches!(status, Status::Running | Status::Created)) else {
-        return Err(OciError::Status {
-            verb: "execute in",
-            id,
-            status,
-        });
+        return Err(OciError::Status { verb: "execute in", id, status });
     };
     let config = config_of(&container)?;
     let process = args.to_process(context, &config.spec)?;
     let terminal = process.terminal().unwrap_or(false);
     let watched = !args.detach && args.console_socket.is_none();
     check_console(terminal, watched, args.console_socket.as_deref())?;
-    let socket = args
-        .console_socket
-        .as_deref()
-        .map(connect_console)
-        .transpose()?;
+    let socket = args.console_socket.as_deref().map(connect_console).transpose()?;
     let keep_fds = preserved(args.preserve_fds)?;
-    let watch_failed = |source| OciError::Watch {
-        id: id.clone(),
-        source,
-    };
-    let watch = if args.detach {
-        None
-    } else {
-        Some(Foreground::prepare().map_err(watch_failed)?)
-    };
+    let watch_failed = |source| OciError::Watch { id: id.clone(), source };
+    let watch = if args.detach { None } else { Some(Foreground::prepare().map_err(watch_failed)?) };
     let Some(pidfd) = state.init.open()? else {
-        return Err(OciError::Status {
-            verb: "execute in",
-            id,
-            status: Status::Stopped,
-        });
+        return Err(OciError::Status { verb: "execute in", id, status: Status::Stopped });
     };
     let mut options = ExecOptions::new(state.init.pid, pidfd.as_fd(), &process);
-    options.seccomp = config
-        .spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.seccomp().as_ref());
-    options.stdio = if terminal {
-        Stdio::Console
-    } else {
-        Stdio::Inherit
-    };
+    options.seccomp = config.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    options.stdio = if terminal { Stdio::Console } else { Stdio::Inherit };
     options.keep_fds = &keep_fds;
     options.die_with_parent = watch.is_some();
-    let failed = |source: LaunchFailure| OciError::Exec {
-        id: id.clone(),
-        source,
-    };
+    let failed = |source: LaunchFailure| OciError::Exec { id: id.clone(), source };
     let mut running = launch_exec(options).map_err(failed)?;
     if let (Some(socket), Some(path)) = (&socket, &args.console_socket)
         && let Some(master) = running.console.take()
@@ -133,12 +103,8 @@ pub fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, OciError> {
     let Some(watch) = watch else {
         return Ok(ExitCode::SUCCESS);
     };
-    let exit = watch
-        .run(&mut running, terminal && watched)
-        .map_err(watch_failed)?;
-    Ok(ExitCode::from(
-        u8::try_from(exit.status()).unwrap_or(u8::MAX),
-    ))
+    let exit = watch.run(&mut running, terminal && watched).map_err(watch_failed)?;
+    Ok(ExitCode::from(u8::try_from(exit.status()).unwrap_or(u8::MAX)))
 }
 
 impl ExecArgs {
@@ -146,28 +112,20 @@ impl ExecArgs {
     fn to_process(&self, context: &Context, spec: &Spec) -> Result<Process, OciError> {
         if let Some(path) = &self.process {
             let (process, warnings) = bundle::read_process(path)?;
-            warnings
-                .iter()
-                .for_each(|warning| context.journal.warn(warning));
+            warnings.iter().for_each(|warning| context.journal.warn(warning));
             return Ok(process);
         }
         if self.command.is_empty() {
             return Err(OciError::NoProgram);
         }
         let mut process = spec.process().clone().unwrap_or_default();
-        process
-            .set_args(Some(self.command.clone()))
-            .set_terminal(Some(self.tty))
-            .set_console_size(None);
+        process.set_args(Some(self.command.clone())).set_terminal(Some(self.tty)).set_console_size(None);
         if let Some(cwd) = &self.cwd {
             process.set_cwd(cwd.clone());
         }
         let mut env = process.env().clone().unwrap_or_default();
         for variable in &self.env {
-            if variable
-                .split_once('=')
-                .is_none_or(|(name, _)| name.is_empty())
-            {
+            if variable.split_once('=').is_none_or(|(name, _)| name.is_empty()) {
                 return Err(OciError::Variable(variable.clone()));
             }
             env.push(variable.clone());
@@ -191,11 +149,7 @@ impl ExecArgs {
             };
             let number = |digits: &str| {
                 let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-                digits
-                    .parse::<u32>()
-                    .ok()
-                    .filter(|_| plain)
-                    .ok_or_else(|| OciError::User(text.clone()))
+                digits.parse::<u32>().ok().filter(|_| plain).ok_or_else(|| OciError::User(text.clone()))
             };
             user.set_uid(number(uid)?);
             if let Some(gid) = gid {

@@ -19,10 +19,7 @@ pub struct FeaturesArgs {}
 
 /// Runs `features`.
 pub fn features() -> Result<ExitCode, OciError> {
-    let capabilities: Vec<String> = CapSet::known()
-        .iter()
-        .map(|capability| capability.to_string())
-        .collect();
+    let capabilities: Vec<String> = CapSet::known().iter().map(|capability| capability.to_string()).collect();
     let document = json!({
         "ociVersionMin": OCI_VERSION_MIN,
         "ociVersionMax": OCI_VERSION,

@@ -39,11 +39,7 @@ impl Journal {
             opened.map_err(|error| OciError::file("open", path, &error))
         };
         let file = path.map(open).transpose()?;
-        Ok(Self {
-            file: file.map(|file| Rc::new(file.into_file())),
-            format,
-            debug,
-        })
+        Ok(Self { file: file.map(|file| Rc::new(file.into_file())), format, debug })
     }
 
     /// Tells of an error and gives the exit code for it.
@@ -74,9 +70,7 @@ impl Journal {
         let Some(file) = &self.file else { return };
         let time = timestamp(SystemTime::now());
         let mut line = match self.format {
-            Format::Json => {
-                serde_json::json!({ "level": level, "msg": text, "time": time }).to_string()
-            }
+            Format::Json => serde_json::json!({ "level": level, "msg": text, "time": time }).to_string(),
             Format::Text => format!("time=\"{time}\" level={level} msg={text:?}"),
         };
         line.push('\n');

@@ -37,11 +37,7 @@ pub fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode, OciError> {
     let state = container.state()?;
     let status = container.status(state.as_ref())?;
     let Some(state) = state.filter(|_| status != Status::Stopped) else {
-        return Err(OciError::Status {
-            verb: "signal",
-            id,
-            status,
-        });
+        return Err(OciError::Status { verb: "signal", id, status });
     };
     // The first process last: while it lives, the namespace keeps its number.
     if args.all {
@@ -55,11 +51,7 @@ pub fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode, OciError> {
         Ok(()) => Ok(ExitCode::SUCCESS),
         // It may end because the others did.
         Err(Errno::SRCH) if args.all => Ok(ExitCode::SUCCESS),
-        Err(Errno::SRCH) => Err(OciError::Status {
-            verb: "signal",
-            id,
-            status: Status::Stopped,
-        }),
+        Err(Errno::SRCH) => Err(OciError::Status { verb: "signal", id, status: Status::Stopped }),
         Err(source) => Err(OciError::Kill { id, source }),
     }
 }
@@ -79,11 +71,7 @@ fn signal_others(init: &Identity, signal: Signal) {
         return;
     };
     for entry in entries.take(PROCESSES_MAX).flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<i32>().ok())
-        else {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
         if pid == init.pid {

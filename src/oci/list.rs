@@ -66,11 +66,7 @@ pub fn state(context: &Context, args: &StateArgs) -> Result<ExitCode, OciError> 
 /// Runs `list`.
 pub fn list(context: &Context, args: &ListArgs) -> Result<ExitCode, OciError> {
     let root = context.place.open()?;
-    let ids = root
-        .as_ref()
-        .map(|root| root.ids())
-        .transpose()?
-        .unwrap_or_default();
+    let ids = root.as_ref().map(|root| root.ids()).transpose()?.unwrap_or_default();
     if args.quiet {
         ids.iter().for_each(|id| print(id.as_str()));
         return Ok(ExitCode::SUCCESS);
@@ -78,11 +74,7 @@ pub fn list(context: &Context, args: &ListArgs) -> Result<ExitCode, OciError> {
     let mut rows = Vec::new();
     for id in ids {
         // One that is deleted while we look is no error; one that is damaged must not hide the rest.
-        match root.as_ref().map(|root| {
-            root.get(&id)
-                .map_err(OciError::from)
-                .and_then(|found| Shown::of(&found))
-        }) {
+        match root.as_ref().map(|root| root.get(&id).map_err(OciError::from).and_then(|found| Shown::of(&found))) {
             Some(Ok(shown)) => rows.push(shown),
             Some(Err(error)) => context.journal.warn(&crate::report::chain(&error)),
             None => {}
@@ -104,11 +96,7 @@ impl Shown {
             Some(state) => Self {
                 oci_version: state.oci_version,
                 id,
-                pid: if status == Status::Stopped {
-                    0
-                } else {
-                    state.init.pid
-                },
+                pid: if status == Status::Stopped { 0 } else { state.init.pid },
                 status,
                 bundle: state.bundle,
                 rootfs: state.rootfs,
@@ -144,24 +132,11 @@ fn table(rows: &[Shown]) -> String {
         ]);
     }
     let widths: Vec<usize> = (0..cells[0].len())
-        .map(|column| {
-            cells
-                .iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or(0)
-        })
+        .map(|column| cells.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
         .collect();
     let line = |row: &[String; 6]| {
-        let padded = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}"));
-        padded
-            .collect::<Vec<String>>()
-            .join("   ")
-            .trim_end()
-            .to_owned()
+        let padded = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        padded.collect::<Vec<String>>().join("   ").trim_end().to_owned()
     };
     cells.iter().map(line).collect::<Vec<String>>().join("\n")
 }

@@ -30,11 +30,7 @@ use place::Place;
 
 /// Start and control containers from OCI bundles.
 #[derive(Parser)]
-#[command(
-    name = "coracle-oci",
-    disable_version_flag = true,
-    disable_help_subcommand = true
-)]
+#[command(name = "coracle-oci", disable_version_flag = true, disable_help_subcommand = true)]
 struct Cli {
     /// Keep the containers' state in DIR
     #[arg(long, value_name = "DIR")]
@@ -100,10 +96,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Err(error) => return usage(&error),
     };
     if cli.version {
-        list::print(&format!(
-            "coracle-oci version {}\nspec: {OCI_VERSION}",
-            env!("CARGO_PKG_VERSION")
-        ));
+        list::print(&format!("coracle-oci version {}\nspec: {OCI_VERSION}", env!("CARGO_PKG_VERSION")));
         return ExitCode::SUCCESS;
     }
     let journal = match Journal::open(cli.log.as_deref(), cli.log_format, cli.debug) {
@@ -129,11 +122,7 @@ fn dispatch(cli: Cli, journal: &Journal) -> Result<ExitCode, OciError> {
     let Some(command) = cli.command else {
         return Err(OciError::NoCommand);
     };
-    let context = Context {
-        place: Place::new(cli.root),
-        journal: journal.clone(),
-        limits,
-    };
+    let context = Context { place: Place::new(cli.root), journal: journal.clone(), limits };
     match command {
         Command::Create(args) => create::create(&context, &args),
         Command::Run(args) => create::run(&context, &args),
@@ -157,22 +146,14 @@ fn usage(error: &clap::Error) -> ExitCode {
             let _ = error.print();
             ExitCode::SUCCESS
         }
-        ErrorKind::UnknownArgument => {
-            journal.fail(&OciError::UnknownFlag(what(ContextKind::InvalidArg)))
-        }
-        ErrorKind::InvalidSubcommand => journal.fail(&OciError::UnknownCommand(what(
-            ContextKind::InvalidSubcommand,
-        ))),
-        ErrorKind::MissingRequiredArgument => {
-            journal.fail(&OciError::MissingArgument(what(ContextKind::InvalidArg)))
-        }
+        ErrorKind::UnknownArgument => journal.fail(&OciError::UnknownFlag(what(ContextKind::InvalidArg))),
+        ErrorKind::InvalidSubcommand => journal.fail(&OciError::UnknownCommand(what(ContextKind::InvalidSubcommand))),
+        ErrorKind::MissingRequiredArgument => journal.fail(&OciError::MissingArgument(what(ContextKind::InvalidArg))),
         _ => {
             // The first line says it all; the rest is usage, which --help prints.
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default();
-            journal.fail(&OciError::Usage(
-                line.trim_start_matches("error: ").to_owned(),
-            ))
+            journal.fail(&OciError::Usage(line.trim_start_matches("error: ").to_owned()))
         }
     }
 }

@@ -68,12 +68,9 @@ impl Place {
 
     fn path(&self) -> Result<PathBuf, OciError> {
         if let Some(given) = &self.given {
-            return std::path::absolute(given)
-                .map_err(|error| OciError::file("find", given, &error));
+            return std::path::absolute(given).map_err(|error| OciError::file("find", given, &error));
         }
-        let runtime_dir = env::value(XDG_RUNTIME_DIR)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute());
+        let runtime_dir = env::value(XDG_RUNTIME_DIR).map(PathBuf::from).filter(|path| path.is_absolute());
         if own_uid() == ROOT_UID && (runtime_dir.is_none() || owns_the_host()) {
             return Ok(Path::new(ROOT_RUNTIME_DIR).join(NAME));
         }
@@ -120,26 +117,17 @@ fn check_name(path: &Path, owner: u32) -> Result<(), OciError> {
     let text = text.get(..PASSWD_BYTES_MAX).unwrap_or(&text);
     let mut uids = text.lines().filter_map(|line| {
         let mut fields = line.split(':');
-        (fields.next() == Some(name))
-            .then(|| fields.nth(1).and_then(|uid| uid.parse::<u32>().ok()))
-            .flatten()
+        (fields.next() == Some(name)).then(|| fields.nth(1).and_then(|uid| uid.parse::<u32>().ok())).flatten()
     });
     match uids.next() {
-        Some(uid) if uid != owner => Err(OciError::StateOwner {
-            path: path.to_owned(),
-            user: name.to_owned(),
-        }),
+        Some(uid) if uid != owner => Err(OciError::StateOwner { path: path.to_owned(), user: name.to_owned() }),
         _ => Ok(()),
     }
 }
 
 /// Gives up root for the owner of the directory, for the rest of this command.
 fn become_owner(path: &Path, uid: u32, gid: u32) -> Result<(), OciError> {
-    let failed = |source| OciError::Become {
-        path: path.to_owned(),
-        uid,
-        source,
-    };
+    let failed = |source| OciError::Become { path: path.to_owned(), uid, source };
     let gid = Gid::from_raw(gid);
     setgroups(&[gid]).map_err(failed)?;
     setegid(gid).map_err(failed)?;

@@ -26,24 +26,13 @@ pub fn spec(args: &SpecArgs) -> Result<ExitCode, OciError> {
     let path = args.bundle.clone().unwrap_or_default().join(CONFIG);
     let mut options = SpecOptions::default();
     if args.rootless {
-        let (uid, gid) = (
-            rustix::process::geteuid().as_raw(),
-            rustix::process::getegid().as_raw(),
-        );
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         options.map_root_to = Some((uid, gid));
-        options.mounts = MountOptions {
-            own_network: false,
-            tty_group_mapped: false,
-            ..MountOptions::default()
-        };
+        options.mounts = MountOptions { own_network: false, tty_group_mapped: false, ..MountOptions::default() };
     }
     let mut text = serde_json::to_vec_pretty(&defaults::spec(&options)).map_err(OciError::Json)?;
     text.push(b'\n');
-    let mut file = match fs_err::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(&path)
-    {
+    let mut file = match fs_err::OpenOptions::new().write(true).create_new(true).open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             return Err(OciError::ConfigExists(path));
@@ -52,7 +41,6 @@ pub fn spec(args: &SpecArgs) -> Result<ExitCode, OciError> {
             return Err(OciError::file("make", &path, &error));
         }
     };
-    file.write_all(&text)
-        .map_err(|error| OciError::file("write", &path, &error))?;
+    file.write_all(&text).map_err(|error| OciError::file("write", &path, &error))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -20,10 +20,7 @@ const SOCKET_PATH_BYTES: usize = 108;
 pub fn preserved(count: u32) -> Result<Vec<RawFd>, OciError> {
     let last = FIRST_PRESERVED.saturating_add_unsigned(count);
     let numbers: Vec<RawFd> = (FIRST_PRESERVED..last).collect();
-    match numbers
-        .iter()
-        .find(|number| !Path::new(&format!("/proc/self/fd/{number}")).exists())
-    {
+    match numbers.iter().find(|number| !Path::new(&format!("/proc/self/fd/{number}")).exists()) {
         Some(number) => Err(OciError::PreservedFd(*number)),
         None => Ok(numbers),
     }
@@ -49,12 +46,8 @@ pub fn connect_console(path: &Path) -> Result<UnixStream, OciError> {
     // A long path is reached through its directory.
     let directory = path.parent().unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default();
-    let handle = rustix::fs::open(
-        directory,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|errno| failed(errno.into()))?;
+    let handle = rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| failed(errno.into()))?;
     let number = std::os::fd::AsRawFd::as_raw_fd(&handle);
     UnixStream::connect(Path::new(&format!("/proc/self/fd/{number}")).join(name)).map_err(failed)
 }
@@ -79,11 +72,7 @@ pub fn write_pid(path: &Path, pid: i32) -> Result<(), OciError> {
     let draft = path.with_file_name(name);
     // create_new: nothing that is already there is followed or overwritten.
     let _ = fs_err::remove_file(&draft);
-    let mut file = fs_err::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(&draft)
-        .map_err(failed)?;
+    let mut file = fs_err::OpenOptions::new().write(true).create_new(true).open(&draft).map_err(failed)?;
     file.write_all(pid.to_string().as_bytes()).map_err(failed)?;
     fs_err::rename(&draft, path).map_err(failed)
 }

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io::ErrorKind;
 
-use coracle_images::registry::RegistryError;
+use coracle_images::registry::{RegistryError, TlsFault};
 use coracle_runtime::{IdMapError, LaunchFailure, Stage};
 
 use super::walk::walk;
@@ -103,9 +103,16 @@ fn registry_hint(error: &RegistryError) -> Option<String> {
         RegistryError::Unreachable { .. } => {
             Some("check the name of the registry, the network and the proxy settings".into())
         }
-        RegistryError::Tls { host, .. } => Some(format!(
-            "put the authority's certificate into ~/.config/containers/certs.d/{host}/ca.crt, or name the registry in CORACLE_INSECURE_REGISTRIES"
-        )),
+        RegistryError::Tls { host, fault: TlsFault::NotTls, .. } => {
+            Some(format!("if {host} speaks plain http only, name it in CORACLE_INSECURE_REGISTRIES"))
+        }
+        RegistryError::Tls { host, fault: TlsFault::UnknownAuthority, .. } => {
+            Some(format!("put its authority's certificate into ~/.config/containers/certs.d/{host}/ca.crt"))
+        }
+        RegistryError::Tls { fault: TlsFault::Expired, .. } => Some("check the clock of this machine".into()),
+        RegistryError::Realm { .. } => {
+            Some("if you trust that host, allow it in CORACLE_TOKEN_HOSTS=REGISTRY=TOKEN_HOST".into())
+        }
         RegistryError::RateLimited { .. } => Some("log in for a higher limit, or wait".into()),
         _ => None,
     }
