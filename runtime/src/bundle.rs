@@ -24,13 +24,7 @@ const CONFIG_BYTES_MAX: u64 = 8 << 20;
 const MAJOR_VERSION: &str = "1";
 
 /// The sets of `process.capabilities`.
-const CAPABILITY_SETS: [&str; 5] = [
-    "bounding",
-    "effective",
-    "permitted",
-    "inheritable",
-    "ambient",
-];
+const CAPABILITY_SETS: [&str; 5] = ["bounding", "effective", "permitted", "inheritable", "ambient"];
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -102,87 +96,58 @@ pub fn read(bundle: &Path, limits: Limits) -> Result<Config, BundleError> {
 /// Reads a process from a file of its own, as `exec --process` takes it.
 pub fn read_process(path: &Path) -> Result<(Process, Vec<String>), BundleError> {
     let what = path.display().to_string();
-    let mut value: Value =
-        serde_json::from_slice(&read_bounded(path)?).map_err(|source| BundleError::Form {
-            what: what.clone(),
-            source,
-        })?;
+    let mut value: Value = serde_json::from_slice(&read_bounded(path)?)
+        .map_err(|source| BundleError::Form { what: what.clone(), source })?;
     let warnings = drop_unknown_capabilities(&mut value);
-    let process =
-        serde_json::from_value(value).map_err(|source| BundleError::Form { what, source })?;
+    let process = serde_json::from_value(value).map_err(|source| BundleError::Form { what, source })?;
     Ok((process, warnings))
 }
 
 /// Understands the text of a `config.json`; `what` names it in errors.
 pub fn parse(text: Vec<u8>, what: &str, limits: Limits) -> Result<Config, BundleError> {
-    let form = |source| BundleError::Form {
-        what: what.to_owned(),
-        source,
-    };
+    let form = |source| BundleError::Form { what: what.to_owned(), source };
     let mut value: Value = serde_json::from_slice(&text).map_err(form)?;
     check_version(&value)?;
-    let warnings = value
-        .get_mut("process")
-        .map(drop_unknown_capabilities)
-        .unwrap_or_default();
+    let warnings = value.get_mut("process").map(drop_unknown_capabilities).unwrap_or_default();
     let spec: Spec = serde_json::from_value(value).map_err(form)?;
     if spec.root().is_none() {
         return Err(BundleError::Missing { field: "root" });
     }
     if limits == Limits::Refuse
-        && let Some(resources) = spec
-            .linux()
-            .as_ref()
-            .and_then(|linux| linux.resources().as_ref())
+        && let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref())
         && let Some(field) = limited(resources)
     {
         return Err(BundleError::Limit { field });
     }
-    Ok(Config {
-        spec,
-        text,
-        warnings,
-    })
+    Ok(Config { spec, text, warnings })
 }
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>, BundleError> {
     let failed = |op, errno: i32| SysError::new(op, path.display().to_string(), errno);
     // NONBLOCK: a fifo in the bundle must not hold us.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::open(path, flags, Mode::empty())
-        .map_err(|errno| failed("open", errno.raw_os_error()))?;
+    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| failed("open", errno.raw_os_error()))?;
     let mut text = Vec::new();
     std::fs::File::from(file)
         .take(CONFIG_BYTES_MAX + 1)
         .read_to_end(&mut text)
         .map_err(|error| failed("read", error.raw_os_error().unwrap_or(libc::EIO)))?;
     if text.len() as u64 > CONFIG_BYTES_MAX {
-        return Err(BundleError::TooLarge {
-            what: path.display().to_string(),
-        });
+        return Err(BundleError::TooLarge { what: path.display().to_string() });
     }
     Ok(text)
 }
 
 /// Accepts `1.x.y`, with or without a pre-release behind a dash.
 fn check_version(value: &Value) -> Result<(), BundleError> {
-    let version = value
-        .get("ociVersion")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
-    let core = version
-        .split_once(['-', '+'])
-        .map_or(version, |(core, _)| core);
+    let version = value.get("ociVersion").and_then(Value::as_str).unwrap_or_default();
+    let core = version.split_once(['-', '+']).map_or(version, |(core, _)| core);
     let parts: Vec<&str> = core.split('.').collect();
-    let numbers = parts
-        .iter()
-        .all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
+    let numbers = parts.iter().all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
     if parts.len() == 3 && numbers && parts[0] == MAJOR_VERSION {
         Ok(())
     } else {
-        Err(BundleError::Version {
-            version: version.to_owned(),
-        })
+        Err(BundleError::Version { version: version.to_owned() })
     }
 }
 
@@ -207,10 +172,7 @@ fn drop_unknown_capabilities(process: &mut Value) -> Vec<String> {
             _ => true,
         });
     }
-    unknown
-        .into_iter()
-        .map(|name| format!("unknown capability {name:?} is not granted"))
-        .collect()
+    unknown.into_iter().map(|name| format!("unknown capability {name:?} is not granted")).collect()
 }
 
 /// The first limit that asks for a controller.
@@ -222,9 +184,9 @@ fn limited(resources: &LinuxResources) -> Option<&'static str> {
     fn asks<T: serde::Serialize>(part: Option<&T>) -> bool {
         let value = part.and_then(|part| serde_json::to_value(part).ok());
         match value {
-            Some(Value::Object(map)) => map
-                .values()
-                .any(|value| !value.is_null() && *value != Value::Array(Vec::new())),
+            Some(Value::Object(map)) => {
+                map.values().any(|value| !value.is_null() && *value != Value::Array(Vec::new()))
+            }
             Some(Value::Array(list)) => !list.is_empty(),
             _ => false,
         }
@@ -232,33 +194,18 @@ fn limited(resources: &LinuxResources) -> Option<&'static str> {
     let pids = resources.pids().as_ref().is_some_and(|pids| {
         serde_json::to_value(pids).is_ok_and(|value| {
             // 0 and negative numbers mean "no limit" (runtime specification 1.3).
-            value
-                .get("limit")
-                .and_then(Value::as_i64)
-                .is_some_and(|limit| limit > 0)
+            value.get("limit").and_then(Value::as_i64).is_some_and(|limit| limit > 0)
         })
     });
     [
         ("linux.resources.memory", asks(resources.memory().as_ref())),
         ("linux.resources.cpu", asks(resources.cpu().as_ref())),
         ("linux.resources.pids", pids),
-        (
-            "linux.resources.blockIO",
-            asks(resources.block_io().as_ref()),
-        ),
-        (
-            "linux.resources.hugepageLimits",
-            asks(resources.hugepage_limits().as_ref()),
-        ),
-        (
-            "linux.resources.network",
-            asks(resources.network().as_ref()),
-        ),
+        ("linux.resources.blockIO", asks(resources.block_io().as_ref())),
+        ("linux.resources.hugepageLimits", asks(resources.hugepage_limits().as_ref())),
+        ("linux.resources.network", asks(resources.network().as_ref())),
         ("linux.resources.rdma", asks(resources.rdma().as_ref())),
-        (
-            "linux.resources.unified",
-            asks(resources.unified().as_ref()),
-        ),
+        ("linux.resources.unified", asks(resources.unified().as_ref())),
     ]
     .into_iter()
     .find_map(|(field, asked)| asked.then_some(field))
@@ -280,17 +227,8 @@ mod tests {
 
     #[test]
     fn c22_versions() {
-        for good in [
-            "\"1.0.0\"",
-            "\"1.0.2-dev\"",
-            "\"1.0.2-rc1\"",
-            "\"1.2.0\"",
-            "\"1.99.0+build\"",
-        ] {
-            assert!(
-                parse(with_version(good), WHAT, Limits::Refuse).is_ok(),
-                "{good}"
-            );
+        for good in ["\"1.0.0\"", "\"1.0.2-dev\"", "\"1.0.2-rc1\"", "\"1.2.0\"", "\"1.99.0+build\""] {
+            assert!(parse(with_version(good), WHAT, Limits::Refuse).is_ok(), "{good}");
         }
         for bad in [
             "\"0.9.0\"",
@@ -306,10 +244,7 @@ mod tests {
             "null",
         ] {
             assert!(
-                matches!(
-                    parse(with_version(bad), WHAT, Limits::Refuse),
-                    Err(BundleError::Version { .. })
-                ),
+                matches!(parse(with_version(bad), WHAT, Limits::Refuse), Err(BundleError::Version { .. })),
                 "{bad}"
             );
         }
@@ -322,39 +257,15 @@ mod tests {
         let utf16: Vec<u8> = good.encode_utf16().flat_map(u16::to_le_bytes).collect();
         assert!(parse(utf16, WHAT, Limits::Refuse).is_err(), "UTF-16");
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-        for bad in [
-            "",
-            "null",
-            "[]",
-            "{",
-            &format!("{good} x"),
-            &format!("// c\n{good}"),
-            &deep,
-        ] {
+        for bad in ["", "null", "[]", "{", &format!("{good} x"), &format!("// c\n{good}"), &deep] {
             assert!(parsed(bad).is_err(), "{:.40}", bad);
         }
         let double = r#"{"ociVersion":"1.0.0","root":{"path":"r","path":"/"}}"#;
-        let path = parsed(double)
-            .expect("valid JSON")
-            .spec
-            .root()
-            .as_ref()
-            .map(|root| root.path().clone());
-        assert_eq!(
-            path,
-            Some("/".into()),
-            "the last one counts, as for everybody else"
-        );
-        assert!(matches!(
-            parsed(r#"{"ociVersion":"1.0.0"}"#),
-            Err(BundleError::Missing { field: "root" })
-        ));
-        let unknown =
-            r#"{"ociVersion":"1.0.0","root":{"path":"r"},"future":{"x":1},"linux":{"other":2}}"#;
-        assert!(
-            parsed(unknown).is_ok(),
-            "the specification wants unknown fields ignored"
-        );
+        let path = parsed(double).expect("valid JSON").spec.root().as_ref().map(|root| root.path().clone());
+        assert_eq!(path, Some("/".into()), "the last one counts, as for everybody else");
+        assert!(matches!(parsed(r#"{"ociVersion":"1.0.0"}"#), Err(BundleError::Missing { field: "root" })));
+        let unknown = r#"{"ociVersion":"1.0.0","root":{"path":"r"},"future":{"x":1},"linux":{"other":2}}"#;
+        assert!(parsed(unknown).is_ok(), "the specification wants unknown fields ignored");
     }
 
     #[test]
@@ -362,10 +273,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let file = fs_err::File::create(dir.path().join(CONFIG)).expect("a file");
         file.set_len(1 << 30).expect("a sparse GiB");
-        assert!(matches!(
-            read(dir.path(), Limits::Refuse),
-            Err(BundleError::TooLarge { .. })
-        ));
+        assert!(matches!(read(dir.path(), Limits::Refuse), Err(BundleError::TooLarge { .. })));
     }
 
     #[test]
@@ -375,40 +283,23 @@ mod tests {
                 "capabilities":{"bounding":["CAP_KILL","CAP_FOO"],"effective":["CAP_FOO","CAP_KILL"]}}}"#,
         )
         .expect("valid");
-        assert_eq!(
-            config.warnings,
-            ["unknown capability \"CAP_FOO\" is not granted"]
-        );
+        assert_eq!(config.warnings, ["unknown capability \"CAP_FOO\" is not granted"]);
         let process = config.spec.process().as_ref().expect("a process");
-        let bounding = process
-            .capabilities()
-            .as_ref()
-            .and_then(|caps| caps.bounding().clone());
+        let bounding = process.capabilities().as_ref().and_then(|caps| caps.bounding().clone());
         assert_eq!(bounding.map(|set| set.len()), Some(1));
     }
 
     #[test]
     fn limits_need_somebody_to_enforce_them() {
         let with = |resources: &str| {
-            format!(
-                r#"{{"ociVersion":"1.0.0","root":{{"path":"r"}},"linux":{{"resources":{resources}}}}}"#
-            )
+            format!(r#"{{"ociVersion":"1.0.0","root":{{"path":"r"}},"linux":{{"resources":{resources}}}}}"#)
         };
         for (resources, field) in [
-            (
-                r#"{"memory":{"limit":1000000}}"#,
-                Some("linux.resources.memory"),
-            ),
+            (r#"{"memory":{"limit":1000000}}"#, Some("linux.resources.memory")),
             (r#"{"cpu":{"shares":100}}"#, Some("linux.resources.cpu")),
             (r#"{"pids":{"limit":10}}"#, Some("linux.resources.pids")),
-            (
-                r#"{"unified":{"memory.high":"1"}}"#,
-                Some("linux.resources.unified"),
-            ),
-            (
-                r#"{"pids":{"limit":0},"memory":{},"devices":[{"allow":false,"access":"rwm"}]}"#,
-                None,
-            ),
+            (r#"{"unified":{"memory.high":"1"}}"#, Some("linux.resources.unified")),
+            (r#"{"pids":{"limit":0},"memory":{},"devices":[{"allow":false,"access":"rwm"}]}"#, None),
         ] {
             let text = with(resources).into_bytes();
             match (parse(text.clone(), WHAT, Limits::Refuse), field) {

@@ -15,9 +15,7 @@ use std::str::FromStr;
 
 use ::caps::{CapSet as KernelSet, CapsHashSet};
 use oci_spec::runtime::{Capabilities, Capability as SpecCapability, LinuxCapabilities};
-use rustix::thread::{
-    CapabilitySet as KernelBits, capability_is_in_bounding_set, remove_capability_from_bounding_set,
-};
+use rustix::thread::{CapabilitySet as KernelBits, capability_is_in_bounding_set, remove_capability_from_bounding_set};
 
 use crate::sys::SysError;
 
@@ -66,9 +64,7 @@ pub enum CapError {
 ///
 /// Upper or lower case, with or without `CAP_`. `ALL` is no capability: see [`adjust`].
 pub fn parse(name: &str) -> Result<Capability, CapError> {
-    let unknown = || CapError::Unknown {
-        name: name.to_owned(),
-    };
+    let unknown = || CapError::Unknown { name: name.to_owned() };
     // to_uppercase would also fold letters like U+0131; no capability name leaves ASCII.
     if !name.is_ascii() {
         return Err(unknown());
@@ -116,8 +112,7 @@ impl CapSet {
 
     /// The capabilities that this process holds and could pass on.
     pub fn held() -> Result<Self, SysError> {
-        let held = ::caps::read(None, KernelSet::Permitted)
-            .map_err(|_| last_error("capget", "permitted"))?;
+        let held = ::caps::read(None, KernelSet::Permitted).map_err(|_| last_error("capget", "permitted"))?;
         Ok(held.into_iter().collect())
     }
 
@@ -160,8 +155,7 @@ impl CapSet {
     pub fn iter(self) -> impl Iterator<Item = Capability> {
         let mut all: Vec<Capability> = ::caps::all().into_iter().collect();
         all.sort_by_key(Capability::index);
-        all.into_iter()
-            .filter(move |capability| self.contains(*capability))
+        all.into_iter().filter(move |capability| self.contains(*capability))
     }
 
     /// The set in the form that a `config.json` holds.
@@ -217,12 +211,7 @@ impl CapabilitySets {
     /// A process that is started as another user keeps them in its bounding set alone, because the
     /// kernel empties the rest when it executes a file (A30).
     pub fn granting(granted: CapSet) -> Self {
-        Self {
-            bounding: granted,
-            effective: granted,
-            permitted: granted,
-            ..Self::default()
-        }
+        Self { bounding: granted, effective: granted, permitted: granted, ..Self::default() }
     }
 
     /// Reads `process.capabilities`; an absent object means no capability at all.
@@ -238,11 +227,7 @@ impl CapabilitySets {
             ambient: CapSet::from_spec(spec.ambient().as_ref())?,
         };
         let extra = sets.effective.without(sets.permitted);
-        if extra.is_empty() {
-            Ok(sets)
-        } else {
-            Err(CapError::EffectiveNotPermitted { extra })
-        }
+        if extra.is_empty() { Ok(sets) } else { Err(CapError::EffectiveNotPermitted { extra }) }
     }
 
     /// The sets in the form that a `config.json` holds.
@@ -269,10 +254,7 @@ impl CapabilitySets {
             effective: self.effective.intersection(held),
             permitted,
             inheritable,
-            ambient: self
-                .ambient
-                .intersection(permitted)
-                .intersection(inheritable),
+            ambient: self.ambient.intersection(permitted).intersection(inheritable),
         };
         let lost = self
             .bounding
@@ -296,11 +278,7 @@ impl CapabilitySets {
             let kernel_bit = KernelBits::from_bits_retain(bit);
             match capability_is_in_bounding_set(kernel_bit) {
                 Ok(true) => remove_capability_from_bounding_set(kernel_bit).map_err(|errno| {
-                    SysError::new(
-                        "prctl(PR_CAPBSET_DROP)",
-                        number.to_string(),
-                        errno.raw_os_error(),
-                    )
+                    SysError::new("prctl(PR_CAPBSET_DROP)", number.to_string(), errno.raw_os_error())
                 })?,
                 Ok(false) => {}
                 // The kernel's last capability lies below this number.
@@ -314,8 +292,7 @@ impl CapabilitySets {
     ///
     /// execve clears the request again (prctl(2), PR_SET_KEEPCAPS).
     pub fn keep_across_setuid() -> Result<(), SysError> {
-        ::caps::securebits::set_keepcaps(true)
-            .map_err(|_| last_error("prctl(PR_SET_KEEPCAPS)", "1"))
+        ::caps::securebits::set_keepcaps(true).map_err(|_| last_error("prctl(PR_SET_KEEPCAPS)", "1"))
     }
 
     /// Puts the four thread sets on; the last step before seccomp and execve, after setresuid.
@@ -327,10 +304,7 @@ impl CapabilitySets {
             .map_err(|_| last_error("prctl(PR_CAP_AMBIENT_CLEAR_ALL)", "ambient"))?;
         // Inheritable may exceed permitted only with CAP_SETPCAP effective, which a change of user
         // id has switched off; it is still permitted here, so switch it on for this one call.
-        let working = self
-            .effective
-            .with(Capability::CAP_SETPCAP)
-            .intersection(CapSet::held()?);
+        let working = self.effective.with(Capability::CAP_SETPCAP).intersection(CapSet::held()?);
         let steps = [
             (KernelSet::Effective, "effective", working),
             (KernelSet::Inheritable, "inheritable", self.inheritable),
@@ -350,9 +324,7 @@ impl CapabilitySets {
 
 /// The errno of the call that the caps crate made last; the crate itself keeps only a sentence.
 fn last_error(op: &'static str, target: &str) -> SysError {
-    let errno = std::io::Error::last_os_error()
-        .raw_os_error()
-        .unwrap_or(libc::EPERM);
+    let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EPERM);
     SysError::new(op, target, errno)
 }
 
@@ -365,40 +337,16 @@ mod tests {
     }
 
     fn set(list: &[&str]) -> CapSet {
-        list.iter()
-            .map(|name| parse(name).expect("a known name"))
-            .collect()
+        list.iter().map(|name| parse(name).expect("a known name")).collect()
     }
 
     #[test]
     fn c09_names() {
-        for name in [
-            "CAP_NET_RAW",
-            "net_raw",
-            "NET_RAW",
-            "cap_net_raw",
-            "Cap_Net_Raw",
-        ] {
+        for name in ["CAP_NET_RAW", "net_raw", "NET_RAW", "cap_net_raw", "Cap_Net_Raw"] {
             assert_eq!(parse(name), Ok(Capability::CAP_NET_RAW), "{name}");
         }
-        for name in [
-            "",
-            "CAP_",
-            "CAP_FOO",
-            "ALL",
-            "CAP_CAP_KILL",
-            "kıll",
-            "KILL ",
-            "KILL\n",
-            "0",
-        ] {
-            assert_eq!(
-                parse(name),
-                Err(CapError::Unknown {
-                    name: name.to_owned()
-                }),
-                "{name:?}"
-            );
+        for name in ["", "CAP_", "CAP_FOO", "ALL", "CAP_CAP_KILL", "kıll", "KILL ", "KILL\n", "0"] {
+            assert_eq!(parse(name), Err(CapError::Unknown { name: name.to_owned() }), "{name:?}");
         }
     }
 
@@ -406,21 +354,13 @@ mod tests {
     fn add_and_drop_follow_docker() {
         let base = set(&["CHOWN", "KILL"]);
         let check = |add: &[&str], drop: &[&str], expect: CapSet| {
-            assert_eq!(
-                adjust(base, &names(add), &names(drop)),
-                Ok(expect),
-                "+{add:?} -{drop:?}"
-            );
+            assert_eq!(adjust(base, &names(add), &names(drop)), Ok(expect), "+{add:?} -{drop:?}");
         };
         check(&[], &[], base);
         check(&["net_raw"], &["KILL"], set(&["CHOWN", "NET_RAW"]));
         check(&[], &["ALL"], CapSet::EMPTY);
         check(&["SYS_TIME"], &["all"], set(&["SYS_TIME"]));
-        check(
-            &["ALL"],
-            &["SYS_ADMIN"],
-            CapSet::known().without(set(&["SYS_ADMIN"])),
-        );
+        check(&["ALL"], &["SYS_ADMIN"], CapSet::known().without(set(&["SYS_ADMIN"])));
         check(&["KILL"], &["KILL"], base);
         check(&["ALL"], &["ALL"], CapSet::known());
         assert!(adjust(base, &names(&["CAP_FOO"]), &[]).is_err());
@@ -430,24 +370,16 @@ mod tests {
     fn spec_round_trip_keeps_every_capability() {
         let sets = CapabilitySets::granting(CapSet::known());
         assert_eq!(CapabilitySets::from_spec(Some(&sets.to_spec())), Ok(sets));
-        assert_eq!(
-            CapabilitySets::from_spec(None),
-            Ok(CapabilitySets::default())
-        );
+        assert_eq!(CapabilitySets::from_spec(None), Ok(CapabilitySets::default()));
     }
 
     #[test]
     fn c09_effective_outside_permitted_is_refused() {
-        let spec = CapabilitySets {
-            effective: set(&["KILL", "CHOWN"]),
-            permitted: set(&["KILL"]),
-            ..Default::default()
-        };
+        let spec =
+            CapabilitySets { effective: set(&["KILL", "CHOWN"]), permitted: set(&["KILL"]), ..Default::default() };
         assert_eq!(
             CapabilitySets::from_spec(Some(&spec.to_spec())),
-            Err(CapError::EffectiveNotPermitted {
-                extra: set(&["CHOWN"])
-            })
+            Err(CapError::EffectiveNotPermitted { extra: set(&["CHOWN"]) })
         );
     }
 
@@ -468,11 +400,7 @@ mod tests {
         };
         let (reachable, lost) = wanted.grantable(set(&["KILL", "CHOWN"]));
         assert_eq!(reachable.effective, set(&["KILL"]));
-        assert_eq!(
-            reachable.ambient,
-            set(&["KILL"]),
-            "CHOWN is neither permitted nor inheritable"
-        );
+        assert_eq!(reachable.ambient, set(&["KILL"]), "CHOWN is neither permitted nor inheritable");
         assert_eq!(lost, set(&["SYS_ADMIN", "CHOWN"]));
     }
 }

@@ -7,9 +7,8 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Linux, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType, Mount, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Root,
-    Spec, User,
+    Linux, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount,
+    PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Root, Spec, User,
 };
 
 use rustix::process::{Resource, getrlimit};
@@ -40,50 +39,23 @@ pub const NOFILE_HARD: u64 = 524_288;
 /// AUDIT_WRITE (the audit log belongs to the host).
 const CAPABILITIES: [(Capability, &str); 11] = [
     (Capability::CAP_CHOWN, "package managers set owners"),
-    (
-        Capability::CAP_DAC_OVERRIDE,
-        "root expects to read and write files of every user",
-    ),
-    (
-        Capability::CAP_FOWNER,
-        "root expects to chmod files of every user",
-    ),
-    (
-        Capability::CAP_FSETID,
-        "setuid bits survive when root copies files",
-    ),
-    (
-        Capability::CAP_KILL,
-        "init and supervisors signal processes of other users",
-    ),
-    (
-        Capability::CAP_NET_BIND_SERVICE,
-        "servers listen on ports under 1024 as a user",
-    ),
-    (
-        Capability::CAP_SETFCAP,
-        "package managers set file capabilities",
-    ),
+    (Capability::CAP_DAC_OVERRIDE, "root expects to read and write files of every user"),
+    (Capability::CAP_FOWNER, "root expects to chmod files of every user"),
+    (Capability::CAP_FSETID, "setuid bits survive when root copies files"),
+    (Capability::CAP_KILL, "init and supervisors signal processes of other users"),
+    (Capability::CAP_NET_BIND_SERVICE, "servers listen on ports under 1024 as a user"),
+    (Capability::CAP_SETFCAP, "package managers set file capabilities"),
     (Capability::CAP_SETGID, "servers drop to another group"),
-    (
-        Capability::CAP_SETPCAP,
-        "servers drop capabilities of their own",
-    ),
+    (Capability::CAP_SETPCAP, "servers drop capabilities of their own"),
     (Capability::CAP_SETUID, "servers drop to another user"),
-    (
-        Capability::CAP_SYS_CHROOT,
-        "sshd and others confine their children",
-    ),
+    (Capability::CAP_SYS_CHROOT, "sshd and others confine their children"),
 ];
 
 /// Paths that read as empty inside, each with what it would tell or do.
 const MASKED_PATHS: [(&str, &str); 16] = [
     ("/proc/acpi", "power and firmware state of the host"),
     ("/proc/asound", "sound hardware, also an audio side channel"),
-    (
-        "/proc/interrupts",
-        "per-CPU interrupt counts reveal keystrokes and neighbours' traffic",
-    ),
+    ("/proc/interrupts", "per-CPU interrupt counts reveal keystrokes and neighbours' traffic"),
     ("/proc/kallsyms", "kernel addresses"),
     ("/proc/kcore", "the host's memory"),
     ("/proc/keys", "keys of every container of the same user"),
@@ -93,34 +65,19 @@ const MASKED_PATHS: [(&str, &str); 16] = [
     ("/proc/scsi", "disks of the host, and a way to remove them"),
     ("/proc/timer_list", "timers and owners of the whole host"),
     ("/proc/timer_stats", "the older form of timer_list"),
-    (
-        "/sys/devices/virtual/powercap",
-        "power counters recover keys (CVE-2020-8694)",
-    ),
-    (
-        "/sys/firmware",
-        "ACPI and EFI tables with serial numbers and keys",
-    ),
+    ("/sys/devices/virtual/powercap", "power counters recover keys (CVE-2020-8694)"),
+    ("/sys/firmware", "ACPI and EFI tables with serial numbers and keys"),
     ("/sys/fs/selinux", "switches of the host's security module"),
-    (
-        "/sys/dev/block",
-        "serial numbers and layout of the host's disks",
-    ),
+    ("/sys/dev/block", "serial numbers and layout of the host's disks"),
 ];
 
 /// Paths that can be read but not written inside, each with what a write would do.
 const READONLY_PATHS: [(&str, &str); 6] = [
-    (
-        "/proc/asound",
-        "changes mixer settings where it is not masked",
-    ),
+    ("/proc/asound", "changes mixer settings where it is not masked"),
     ("/proc/bus", "reaches PCI and USB configuration"),
     ("/proc/fs", "tunes filesystems of the host"),
     ("/proc/irq", "moves interrupts between CPUs"),
-    (
-        "/proc/sys",
-        "sets kernel parameters; what --sysctl asks for is written before",
-    ),
+    ("/proc/sys", "sets kernel parameters; what --sysctl asks for is written before"),
     ("/proc/sysrq-trigger", "reboots the host"),
 ];
 
@@ -132,12 +89,8 @@ struct DefaultMount {
     options: &'static [&'static str],
 }
 
-const PROC: DefaultMount = DefaultMount {
-    destination: "/proc",
-    kind: "proc",
-    source: "proc",
-    options: &["nosuid", "noexec", "nodev"],
-};
+const PROC: DefaultMount =
+    DefaultMount { destination: "/proc", kind: "proc", source: "proc", options: &["nosuid", "noexec", "nodev"] };
 
 /// Nothing in /dev is executed, and it is small because only nodes and links live there.
 const DEV: DefaultMount = DefaultMount {
@@ -152,14 +105,7 @@ const DEVPTS: DefaultMount = DefaultMount {
     destination: "/dev/pts",
     kind: "devpts",
     source: "devpts",
-    options: &[
-        "nosuid",
-        "noexec",
-        "newinstance",
-        "ptmxmode=0666",
-        "mode=0620",
-        "gid=5",
-    ],
+    options: &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
 };
 
 const MQUEUE: DefaultMount = DefaultMount {
@@ -171,12 +117,8 @@ const MQUEUE: DefaultMount = DefaultMount {
 
 /// A fresh sysfs shows the container's own network devices; the kernel grants it only together
 /// with an own network namespace.
-const SYS_FRESH: DefaultMount = DefaultMount {
-    destination: "/sys",
-    kind: "sysfs",
-    source: "sysfs",
-    options: &["nosuid", "noexec", "nodev", "ro"],
-};
+const SYS_FRESH: DefaultMount =
+    DefaultMount { destination: "/sys", kind: "sysfs", source: "sysfs", options: &["nosuid", "noexec", "nodev", "ro"] };
 
 /// The host's /sys, for containers that stay in the host's network.
 const SYS_BOUND: DefaultMount = DefaultMount {
@@ -207,11 +149,7 @@ pub struct MountOptions {
 
 impl Default for MountOptions {
     fn default() -> Self {
-        Self {
-            own_network: true,
-            tty_group_mapped: true,
-            shm_size_bytes: SHM_SIZE_BYTES,
-        }
+        Self { own_network: true, tty_group_mapped: true, shm_size_bytes: SHM_SIZE_BYTES }
     }
 }
 
@@ -226,10 +164,7 @@ pub struct SpecOptions {
 
 /// The default capabilities of a container's root.
 pub fn capabilities() -> CapSet {
-    CAPABILITIES
-        .iter()
-        .map(|(capability, _)| *capability)
-        .collect()
+    CAPABILITIES.iter().map(|(capability, _)| *capability).collect()
 }
 
 /// The paths that are masked by default, on this host.
@@ -237,10 +172,7 @@ pub fn capabilities() -> CapSet {
 /// Besides the fixed list, the throttle counters of every CPU where the host has them: they tell
 /// what neighbours compute. Each is a mount, so they are named only where they exist.
 pub fn masked_paths() -> Vec<String> {
-    let mut paths: Vec<String> = MASKED_PATHS
-        .iter()
-        .map(|(path, _)| (*path).to_owned())
-        .collect();
+    let mut paths: Vec<String> = MASKED_PATHS.iter().map(|(path, _)| (*path).to_owned()).collect();
     for cpu in 0..MAX_MASKED_CPUS {
         let path = format!("/sys/devices/system/cpu/cpu{cpu}/thermal_throttle");
         if !Path::new(&path).exists() {
@@ -253,10 +185,7 @@ pub fn masked_paths() -> Vec<String> {
 
 /// The paths that are read-only by default.
 pub fn readonly_paths() -> Vec<String> {
-    READONLY_PATHS
-        .iter()
-        .map(|(path, _)| (*path).to_owned())
-        .collect()
+    READONLY_PATHS.iter().map(|(path, _)| (*path).to_owned()).collect()
 }
 
 /// The resource limits that every container starts with.
@@ -266,12 +195,7 @@ pub fn rlimits() -> Vec<PosixRlimit> {
     let own = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     let (soft, hard) = (NOFILE_SOFT.min(own), NOFILE_HARD.min(own));
     let limit = |kind: PosixRlimitType, soft: u64, hard: u64| {
-        PosixRlimitBuilder::default()
-            .typ(kind)
-            .soft(soft)
-            .hard(hard)
-            .build()
-            .ok()
+        PosixRlimitBuilder::default().typ(kind).soft(soft).hard(hard).build().ok()
     };
     [
         limit(PosixRlimitType::RlimitNofile, soft, hard),
@@ -294,18 +218,10 @@ pub fn mounts(options: &MountOptions) -> Vec<Mount> {
     }
     let mut shm = mount("/dev/shm", "tmpfs", "shm");
     let size = format!("size={}", options.shm_size_bytes);
-    shm.set_options(Some(
-        ["nosuid", "noexec", "nodev", "mode=1777", &size]
-            .map(str::to_owned)
-            .to_vec(),
-    ));
+    shm.set_options(Some(["nosuid", "noexec", "nodev", "mode=1777", &size].map(str::to_owned).to_vec()));
     list.push(shm);
     list.push(MQUEUE.build());
-    list.push(if options.own_network {
-        SYS_FRESH.build()
-    } else {
-        SYS_BOUND.build()
-    });
+    list.push(if options.own_network { SYS_FRESH.build() } else { SYS_BOUND.build() });
     list.push(CGROUP.build());
     list
 }
@@ -320,18 +236,14 @@ pub fn namespaces(options: &SpecOptions) -> Vec<LinuxNamespace> {
     if options.map_root_to.is_some() {
         kinds.push(User);
     }
-    kinds
-        .into_iter()
-        .filter_map(|kind| LinuxNamespaceBuilder::default().typ(kind).build().ok())
-        .collect()
+    kinds.into_iter().filter_map(|kind| LinuxNamespaceBuilder::default().typ(kind).build().ok()).collect()
 }
 
 /// A complete `config.json` that runs `sh` in `rootfs/` with the defaults of this file.
 pub fn spec(options: &SpecOptions) -> Spec {
     let mut spec = Spec::default();
     let mut root = Root::default();
-    root.set_path(PathBuf::from("rootfs"))
-        .set_readonly(Some(false));
+    root.set_path(PathBuf::from("rootfs")).set_readonly(Some(false));
     spec.set_version(OCI_VERSION.to_owned())
         .set_root(Some(root))
         .set_hostname(Some("coracle".to_owned()))
@@ -369,32 +281,19 @@ fn linux(options: &SpecOptions) -> Linux {
         .set_devices(None)
         .set_seccomp(Some(seccomp::default_profile(capabilities())));
     if let Some((uid, gid)) = options.map_root_to {
-        linux
-            .set_uid_mappings(Some(single_id(uid)))
-            .set_gid_mappings(Some(single_id(gid)));
+        linux.set_uid_mappings(Some(single_id(uid))).set_gid_mappings(Some(single_id(gid)));
     }
     linux
 }
 
 fn single_id(host: u32) -> Vec<LinuxIdMapping> {
-    LinuxIdMappingBuilder::default()
-        .container_id(0_u32)
-        .host_id(host)
-        .size(1_u32)
-        .build()
-        .into_iter()
-        .collect()
+    LinuxIdMappingBuilder::default().container_id(0_u32).host_id(host).size(1_u32).build().into_iter().collect()
 }
 
 impl DefaultMount {
     fn build(&self) -> Mount {
         let mut result = mount(self.destination, self.kind, self.source);
-        result.set_options(Some(
-            self.options
-                .iter()
-                .map(|option| (*option).to_owned())
-                .collect(),
-        ));
+        result.set_options(Some(self.options.iter().map(|option| (*option).to_owned()).collect()));
         result
     }
 }
@@ -418,10 +317,7 @@ mod tests {
         for list in [masked_paths(), readonly_paths()] {
             let unique: HashSet<&String> = list.iter().collect();
             assert_eq!(unique.len(), list.len(), "{list:?}");
-            assert!(
-                list.iter()
-                    .all(|path| path.starts_with("/proc/") || path.starts_with("/sys/"))
-            );
+            assert!(list.iter().all(|path| path.starts_with("/proc/") || path.starts_with("/sys/")));
         }
     }
 
@@ -430,11 +326,7 @@ mod tests {
         let spec = spec(&SpecOptions::default());
         let process = spec.process().as_ref().expect("a process");
         let sets = CapabilitySets::from_spec(process.capabilities().as_ref()).expect("valid sets");
-        assert_eq!(
-            sets.effective.bits(),
-            0x8004_05fb,
-            "chown..setpcap, net_bind_service, chroot, setfcap"
-        );
+        assert_eq!(sets.effective.bits(), 0x8004_05fb, "chown..setpcap, net_bind_service, chroot, setfcap");
         assert_eq!(sets.bounding, sets.effective);
         assert!(sets.inheritable.is_empty() && sets.ambient.is_empty());
         assert_eq!(process.no_new_privileges(), Some(true));
@@ -442,20 +334,10 @@ mod tests {
 
     #[test]
     fn host_network_binds_sys_read_only() {
-        let options = MountOptions {
-            own_network: false,
-            tty_group_mapped: false,
-            ..Default::default()
-        };
+        let options = MountOptions { own_network: false, tty_group_mapped: false, ..Default::default() };
         let list = mounts(&options);
-        let find = |path: &str| {
-            list.iter()
-                .find(|m| m.destination() == &PathBuf::from(path))
-                .expect("mount")
-                .clone()
-        };
-        let has =
-            |path: &str, option: &str| find(path).options().iter().flatten().any(|o| o == option);
+        let find = |path: &str| list.iter().find(|m| m.destination() == &PathBuf::from(path)).expect("mount").clone();
+        let has = |path: &str, option: &str| find(path).options().iter().flatten().any(|o| o == option);
         assert!(has("/sys", "rbind") && has("/sys", "rro"));
         assert!(!has("/dev/pts", "gid=5"), "a single id has no group 5");
         assert!(has("/dev/shm", "size=67108864"));
@@ -463,10 +345,7 @@ mod tests {
 
     #[test]
     fn the_document_survives_json() {
-        let options = SpecOptions {
-            map_root_to: Some((1000, 1000)),
-            ..Default::default()
-        };
+        let options = SpecOptions { map_root_to: Some((1000, 1000)), ..Default::default() };
         let written = serde_json::to_string(&spec(&options)).expect("serialise");
         let read: Spec = serde_json::from_str(&written).expect("parse");
         assert_eq!(read, spec(&options));

@@ -57,11 +57,7 @@ impl Identity {
     /// Takes down a living process.
     pub fn of(pid: i32) -> Result<Self, IdentityError> {
         let stat = stat(pid)?.ok_or(IdentityError::Gone { pid })?;
-        Ok(Self {
-            pid,
-            start_ticks: stat.start_ticks,
-            boot_id: boot_id(pid)?,
-        })
+        Ok(Self { pid, start_ticks: stat.start_ticks, boot_id: boot_id(pid)? })
     }
 
     /// Says whether the process still runs; a zombie does not.
@@ -84,10 +80,7 @@ impl Identity {
             Ok(pidfd) => pidfd,
             Err(Errno::SRCH) => return Ok(None),
             Err(errno) => {
-                return Err(IdentityError::Look {
-                    pid: self.pid,
-                    source: errno.into(),
-                });
+                return Err(IdentityError::Look { pid: self.pid, source: errno.into() });
             }
         };
         Ok(self.is_alive()?.then_some(pidfd))
@@ -122,10 +115,7 @@ fn parse(text: &[u8]) -> Option<Stat> {
     // Field 3, then field 22.
     let state = fields.next()?;
     let start_ticks = fields.nth(18)?.parse().ok()?;
-    Some(Stat {
-        dead: matches!(state, "Z" | "X" | "x"),
-        start_ticks,
-    })
+    Some(Stat { dead: matches!(state, "Z" | "X" | "x"), start_ticks })
 }
 
 #[cfg(test)]
@@ -149,30 +139,21 @@ mod tests {
     fn f14_same_number_other_start_is_another_process() {
         let own = Identity::of(own()).expect("this process");
         assert!(own.is_alive().expect("alive") && own.open().expect("open").is_some());
-        let reused = Identity {
-            start_ticks: own.start_ticks + 1,
-            ..own.clone()
-        };
+        let reused = Identity { start_ticks: own.start_ticks + 1, ..own.clone() };
         assert!(!reused.is_alive().expect("look") && reused.open().expect("look").is_none());
     }
 
     #[test]
     fn f15_same_number_other_boot_is_another_process() {
         let own = Identity::of(own()).expect("this process");
-        let before = Identity {
-            boot_id: "00000000-0000-0000-0000-000000000000".to_owned(),
-            ..own
-        };
+        let before = Identity { boot_id: "00000000-0000-0000-0000-000000000000".to_owned(), ..own };
         assert!(!before.is_alive().expect("look") && before.open().expect("look").is_none());
     }
 
     #[test]
     fn a_dead_child_is_not_alive() {
-        let mut child = std::process::Command::new("/bin/true")
-            .spawn()
-            .expect("true");
-        let identity = Identity::of(i32::try_from(child.id()).expect("a pid"))
-            .expect("a zombie is still there");
+        let mut child = std::process::Command::new("/bin/true").spawn().expect("true");
+        let identity = Identity::of(i32::try_from(child.id()).expect("a pid")).expect("a zombie is still there");
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while identity.is_alive().expect("look") {
             assert!(std::time::Instant::now() < deadline, "true does not end");
@@ -180,9 +161,6 @@ mod tests {
         }
         child.wait().expect("reap");
         assert!(!identity.is_alive().expect("look"));
-        assert!(matches!(
-            Identity::of(identity.pid),
-            Err(IdentityError::Gone { .. })
-        ));
+        assert!(matches!(Identity::of(identity.pid), Err(IdentityError::Gone { .. })));
     }
 }

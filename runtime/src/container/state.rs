@@ -75,10 +75,7 @@ const DAYS_TO_EPOCH: u64 = 719_468;
 /// A moment in RFC 3339, in UTC, to the nanosecond.
 pub fn timestamp(moment: SystemTime) -> String {
     let since = moment.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let (days, second) = (
-        since.as_secs() / SECONDS_PER_DAY,
-        since.as_secs() % SECONDS_PER_DAY,
-    );
+    let (days, second) = (since.as_secs() / SECONDS_PER_DAY, since.as_secs() % SECONDS_PER_DAY);
     // Years counted from March have the leap day last, which makes months regular: five months are
     // 153 days.
     let day = days + DAYS_TO_EPOCH;
@@ -87,11 +84,7 @@ pub fn timestamp(moment: SystemTime) -> String {
     let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * of_year + 2) / 153;
     let day_of_month = of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     format!(
         "{year:04}-{month:02}-{day_of_month:02}T{:02}:{:02}:{:02}.{:09}Z",
@@ -109,10 +102,7 @@ mod tests {
     #[test]
     fn timestamps() {
         let check = |seconds: u64, nanos: u32, expect: &str| {
-            assert_eq!(
-                timestamp(UNIX_EPOCH + Duration::new(seconds, nanos)),
-                expect
-            );
+            assert_eq!(timestamp(UNIX_EPOCH + Duration::new(seconds, nanos)), expect);
         };
         check(0, 0, "1970-01-01T00:00:00.000000000Z");
         check(951_782_399, 5, "2000-02-28T23:59:59.000000005Z");

@@ -18,12 +18,10 @@
 use std::collections::BTreeMap;
 
 use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag,
-    LinuxSeccompOperator, LinuxSyscall,
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator, LinuxSyscall,
 };
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
 use super::dispatch::{self, Dispatch};
@@ -130,20 +128,11 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<Program>, SeccompError> {
         }
     }
     let default = Outcome::new(profile.default_action(), profile.default_errno_ret())?;
-    let rules = profile
-        .syscalls()
-        .iter()
-        .flatten()
-        .map(Rule::new)
-        .collect::<Result<Vec<Rule<'_>>, SeccompError>>()?;
+    let rules = profile.syscalls().iter().flatten().map(Rule::new).collect::<Result<Vec<Rule<'_>>, SeccompError>>()?;
     let architectures = architectures(profile.architectures().as_deref())?;
     let mut programs = Vec::new();
     for architecture in &architectures {
-        let others: Vec<Architecture> = architectures
-            .iter()
-            .copied()
-            .filter(|other| other != architecture)
-            .collect();
+        let others: Vec<Architecture> = architectures.iter().copied().filter(|other| other != architecture).collect();
         programs.push(compile_for(*architecture, &others, default, &rules)?);
     }
     Ok(programs)
@@ -153,10 +142,7 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<Program>, SeccompError> {
 fn architectures(list: Option<&[Arch]>) -> Result<Vec<Architecture>, SeccompError> {
     let native = Architecture::native();
     let mut result = Vec::new();
-    for architecture in list
-        .unwrap_or(&[Arch::ScmpArchNative])
-        .iter()
-        .filter_map(|arch| Architecture::from_spec(*arch))
+    for architecture in list.unwrap_or(&[Arch::ScmpArchNative]).iter().filter_map(|arch| Architecture::from_spec(*arch))
     {
         if architecture.is_possible() && !result.contains(&architecture) {
             result.push(architecture);
@@ -167,11 +153,7 @@ fn architectures(list: Option<&[Arch]>) -> Result<Vec<Architecture>, SeccompErro
     if list.is_some_and(<[Arch]>::is_empty) {
         result.push(native);
     }
-    if result.contains(&native) {
-        Ok(result)
-    } else {
-        Err(SeccompError::ForeignArchitectures)
-    }
+    if result.contains(&native) { Ok(result) } else { Err(SeccompError::ForeignArchitectures) }
 }
 
 /// The rules that concern one call, in the order of the profile.
@@ -189,10 +171,7 @@ fn compile_for(
     for rule in rules {
         for name in rule.names {
             match names.number(name) {
-                Some(number) => calls
-                    .entry(number)
-                    .or_default()
-                    .push((rule.outcome, &rule.cases)),
+                Some(number) => calls.entry(number).or_default().push((rule.outcome, &rule.cases)),
                 None => rule.check_absent(name, default)?,
             }
         }
@@ -217,9 +196,7 @@ fn compile_for(
     let listed: Vec<u32> = others.iter().map(|other| other.audit()).collect();
     let program = table.assemble(architecture.audit(), &listed);
     if program.len() > MAX_INSTRUCTIONS {
-        return Err(SeccompError::TooLarge {
-            instructions: program.len(),
-        });
+        return Err(SeccompError::TooLarge { instructions: program.len() });
     }
     Ok(program)
 }
@@ -256,12 +233,7 @@ fn judgement(
 }
 
 /// Code that returns `outcome` where one of the cases holds, and else runs on behind itself.
-fn tests(
-    architecture: Architecture,
-    number: u32,
-    cases: &[Case],
-    outcome: Outcome,
-) -> Result<Program, SeccompError> {
+fn tests(architecture: Architecture, number: u32, cases: &[Case], outcome: Outcome) -> Result<Program, SeccompError> {
     let chain = cases
         .iter()
         .map(|case| SeccompRule::new(case.clone()))
@@ -269,12 +241,10 @@ fn tests(
         .map_err(SeccompError::Backend)?;
     let map = BTreeMap::from([(i64::from(number), chain)]);
     let miss = SeccompAction::Trace(NO_RULE_DATUM);
-    let filter = SeccompFilter::new(map, miss, outcome.to_backend()?, architecture.target())
-        .map_err(SeccompError::Backend)?;
+    let filter =
+        SeccompFilter::new(map, miss, outcome.to_backend()?, architecture.target()).map_err(SeccompError::Backend)?;
     let whole = Program::try_from(filter).map_err(|error| match error {
-        seccompiler::BackendError::FilterTooLarge(instructions) => {
-            SeccompError::TooLarge { instructions }
-        }
+        seccompiler::BackendError::FilterTooLarge(instructions) => SeccompError::TooLarge { instructions },
         other => SeccompError::Backend(other),
     })?;
     let mut code = whole[FOREIGN_HEAD..].to_vec();
@@ -288,35 +258,17 @@ fn tests(
 }
 
 impl Outcome {
-    const ENOSYS: Self = Self {
-        action: LinuxSeccompAction::ScmpActErrno,
-        errno: libc::ENOSYS.unsigned_abs(),
-    };
+    const ENOSYS: Self = Self { action: LinuxSeccompAction::ScmpActErrno, errno: libc::ENOSYS.unsigned_abs() };
 
     fn new(action: LinuxSeccompAction, errno: Option<u32>) -> Result<Self, SeccompError> {
-        use LinuxSeccompAction::{
-            ScmpActErrno, ScmpActKill, ScmpActKillThread, ScmpActNotify, ScmpActTrace,
-        };
-        let action = if action == ScmpActKill {
-            ScmpActKillThread
-        } else {
-            action
-        };
+        use LinuxSeccompAction::{ScmpActErrno, ScmpActKill, ScmpActKillThread, ScmpActNotify, ScmpActTrace};
+        let action = if action == ScmpActKill { ScmpActKillThread } else { action };
         let has_errno = matches!(action, ScmpActErrno | ScmpActTrace);
         match errno {
             _ if action == ScmpActNotify => Err(SeccompError::Notify),
-            Some(errno) if !has_errno || errno > MAX_ERRNO => {
-                Err(SeccompError::Errno { errno, action })
-            }
+            Some(errno) if !has_errno || errno > MAX_ERRNO => Err(SeccompError::Errno { errno, action }),
             Some(errno) => Ok(Self { action, errno }),
-            None => Ok(Self {
-                action,
-                errno: if has_errno {
-                    libc::EPERM.unsigned_abs()
-                } else {
-                    0
-                },
-            }),
+            None => Ok(Self { action, errno: if has_errno { libc::EPERM.unsigned_abs() } else { 0 } }),
         }
     }
 
@@ -341,9 +293,7 @@ impl Outcome {
         Ok(match self.action {
             LinuxSeccompAction::ScmpActAllow => SeccompAction::Allow,
             LinuxSeccompAction::ScmpActErrno => SeccompAction::Errno(self.errno),
-            LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => {
-                SeccompAction::KillThread
-            }
+            LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => SeccompAction::KillThread,
             LinuxSeccompAction::ScmpActKillProcess => SeccompAction::KillProcess,
             LinuxSeccompAction::ScmpActLog => SeccompAction::Log,
             LinuxSeccompAction::ScmpActTrace => SeccompAction::Trace(self.errno),
@@ -357,30 +307,14 @@ impl<'a> Rule<'a> {
     fn new(rule: &'a LinuxSyscall) -> Result<Self, SeccompError> {
         let outcome = Outcome::new(rule.action(), rule.errno_ret())?;
         let args = rule.args().as_deref().unwrap_or_default();
-        let conditions = args
-            .iter()
-            .map(condition)
-            .collect::<Result<Case, SeccompError>>()?;
+        let conditions = args.iter().map(condition).collect::<Result<Case, SeccompError>>()?;
         // runc's reading (C13): comparisons of one argument with several values are alternatives,
         // because libseccomp cannot express them together. Different arguments must all hold.
-        let repeated = args.iter().enumerate().any(|(at, arg)| {
-            args[..at]
-                .iter()
-                .any(|earlier| earlier.index() == arg.index())
-        });
-        let cases = if repeated {
-            conditions
-                .into_iter()
-                .map(|condition| vec![condition])
-                .collect()
-        } else {
-            vec![conditions]
-        };
-        Ok(Self {
-            names: rule.names(),
-            outcome,
-            cases,
-        })
+        let repeated =
+            args.iter().enumerate().any(|(at, arg)| args[..at].iter().any(|earlier| earlier.index() == arg.index()));
+        let cases =
+            if repeated { conditions.into_iter().map(|condition| vec![condition]).collect() } else { vec![conditions] };
+        Ok(Self { names: rule.names(), outcome, cases })
     }
 
     /// Judges a name that the architecture lacks.
@@ -389,19 +323,12 @@ impl<'a> Rule<'a> {
     /// the call belongs to another architecture, and a hole where nobody knows the name.
     fn check_absent(&self, name: &str, default: Outcome) -> Result<(), SeccompError> {
         let elsewhere = || {
-            [
-                Architecture::X86_64,
-                Architecture::X86,
-                Architecture::Aarch64,
-                Architecture::Arm,
-            ]
-            .into_iter()
-            .any(|architecture| architecture.names().number(name).is_some())
+            [Architecture::X86_64, Architecture::X86, Architecture::Aarch64, Architecture::Arm]
+                .into_iter()
+                .any(|architecture| architecture.names().number(name).is_some())
         };
         if self.outcome.rank() < default.rank() && !elsewhere() {
-            return Err(SeccompError::UnknownSyscall {
-                name: name.to_owned(),
-            });
+            return Err(SeccompError::UnknownSyscall { name: name.to_owned() });
         }
         Ok(())
     }
@@ -419,10 +346,7 @@ fn condition(arg: &LinuxSeccompArg) -> Result<SeccompCondition, SeccompError> {
         LinuxSeccompOperator::ScmpCmpEq => (SeccompCmpOp::Eq, arg.value()),
         LinuxSeccompOperator::ScmpCmpGe => (SeccompCmpOp::Ge, arg.value()),
         LinuxSeccompOperator::ScmpCmpGt => (SeccompCmpOp::Gt, arg.value()),
-        LinuxSeccompOperator::ScmpCmpMaskedEq => (
-            SeccompCmpOp::MaskedEq(arg.value()),
-            arg.value_two().unwrap_or(0),
-        ),
+        LinuxSeccompOperator::ScmpCmpMaskedEq => (SeccompCmpOp::MaskedEq(arg.value()), arg.value_two().unwrap_or(0)),
     };
     let length = match operator {
         // A mask without upper bits needs no look at the upper half.

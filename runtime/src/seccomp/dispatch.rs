@@ -45,9 +45,7 @@ pub(super) struct Dispatch {
 impl Dispatch {
     /// The same answer for all numbers.
     pub(super) fn new(word: u32) -> Self {
-        Self {
-            ranges: BTreeMap::from([(0, Answer::Word(word))]),
-        }
+        Self { ranges: BTreeMap::from([(0, Answer::Word(word))]) }
     }
 
     /// Gives a range an answer, whatever it had.
@@ -68,11 +66,7 @@ impl Dispatch {
             let before = before.clone();
             self.ranges.insert(next, before);
         }
-        let covered: Vec<u32> = self
-            .ranges
-            .range(first..=last)
-            .map(|(start, _)| *start)
-            .collect();
+        let covered: Vec<u32> = self.ranges.range(first..=last).map(|(start, _)| *start).collect();
         for start in covered {
             self.ranges.remove(&start);
         }
@@ -159,60 +153,17 @@ mod tests {
         }
         put(100, 1200, 5);
         put(600, 600, 6);
-        let long: Program = std::iter::repeat_n(skip(0), 300)
-            .chain([give(4242)])
-            .collect();
+        let long: Program = std::iter::repeat_n(skip(0), 300).chain([give(4242)]).collect();
         table.set_code(601, long);
         plain[601] = 4242;
         table.set(2990..=u32::MAX, 9);
         plain[2990..].fill(9);
         let program = table.assemble(1, &[2]);
         for (number, word) in (0..).zip(&plain) {
-            assert_eq!(
-                run(
-                    &program,
-                    &Call {
-                        number,
-                        arch: 1,
-                        args: [0; 6]
-                    }
-                ),
-                *word,
-                "{number}"
-            );
+            assert_eq!(run(&program, &Call { number, arch: 1, args: [0; 6] }), *word, "{number}");
         }
-        assert_eq!(
-            run(
-                &program,
-                &Call {
-                    number: u32::MAX,
-                    arch: 1,
-                    args: [0; 6]
-                }
-            ),
-            9
-        );
-        assert_eq!(
-            run(
-                &program,
-                &Call {
-                    number: 0,
-                    arch: 2,
-                    args: [0; 6]
-                }
-            ),
-            ALLOW
-        );
-        assert_eq!(
-            run(
-                &program,
-                &Call {
-                    number: 0,
-                    arch: 3,
-                    args: [0; 6]
-                }
-            ),
-            KILL_PROCESS
-        );
+        assert_eq!(run(&program, &Call { number: u32::MAX, arch: 1, args: [0; 6] }), 9);
+        assert_eq!(run(&program, &Call { number: 0, arch: 2, args: [0; 6] }), ALLOW);
+        assert_eq!(run(&program, &Call { number: 0, arch: 3, args: [0; 6] }), KILL_PROCESS);
     }
 }

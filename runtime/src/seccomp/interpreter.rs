@@ -31,8 +31,7 @@ pub(crate) fn run(program: &[sock_filter], call: &Call) -> u32 {
     loop {
         let step = &program[at];
         at += 1;
-        let mut branch =
-            |condition: bool| at += usize::from(if condition { step.jt } else { step.jf });
+        let mut branch = |condition: bool| at += usize::from(if condition { step.jt } else { step.jf });
         match step.code {
             0x20 => accumulator = call.word(step.k),
             0x54 => accumulator &= step.k,

@@ -30,8 +30,7 @@ use crate::sys::{SysError, load_filter};
 /// seccomp(2) while more than one is to be installed.
 pub fn install(programs: &[Program], flags: u32) -> Result<(), SysError> {
     for program in programs {
-        load_filter(program, flags)
-            .map_err(|errno| SysError::new("seccomp", "filter", errno.raw_os_error()))?;
+        load_filter(program, flags).map_err(|errno| SysError::new("seccomp", "filter", errno.raw_os_error()))?;
     }
     Ok(())
 }
@@ -45,11 +44,7 @@ pub fn flags(profile: &LinuxSeccomp) -> u32 {
         LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => FILTER_FLAG_SPEC_ALLOW,
         _ => 0,
     };
-    profile
-        .flags()
-        .iter()
-        .flatten()
-        .fold(0, |flags, flag| flags | bit(flag))
+    profile.flags().iter().flatten().fold(0, |flags, flag| flags | bit(flag))
 }
 
 /// SECCOMP_FILTER_FLAG_LOG and SECCOMP_FILTER_FLAG_SPEC_ALLOW of linux/seccomp.h.

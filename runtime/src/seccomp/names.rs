@@ -37,11 +37,7 @@ pub struct Names {
 impl Architecture {
     /// The architecture that this build runs on.
     pub const fn native() -> Self {
-        if cfg!(target_arch = "aarch64") {
-            Self::Aarch64
-        } else {
-            Self::X86_64
-        }
+        if cfg!(target_arch = "aarch64") { Self::Aarch64 } else { Self::X86_64 }
     }
 
     /// The architecture for its name in a `config.json`; `None` where this runtime has no table.
@@ -167,23 +163,13 @@ mod tests {
 
     #[test]
     fn gaps_hold_no_name_and_are_few() {
-        for arch in [
-            Architecture::X86_64,
-            Architecture::X86,
-            Architecture::Aarch64,
-        ] {
+        for arch in [Architecture::X86_64, Architecture::X86, Architecture::Aarch64] {
             let names = arch.names();
             assert!(names.gaps().len() < 8, "{arch:?}: {:?}", names.gaps());
             for (name, number) in names.iter() {
-                assert!(
-                    !names.gaps().iter().any(|gap| gap.contains(&number)),
-                    "{name}"
-                );
+                assert!(!names.gaps().iter().any(|gap| gap.contains(&number)), "{name}");
             }
         }
-        assert!(
-            Architecture::X86_64.names().gaps().contains(&(337..=423)),
-            "where x86 skipped ahead"
-        );
+        assert!(Architecture::X86_64.names().gaps().contains(&(337..=423)), "where x86 skipped ahead");
     }
 }

@@ -1,8 +1,7 @@
 //! The default profile in the form of a `config.json`, made from the rows of `table`.
 
 use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder,
-    LinuxSeccompOperator, LinuxSyscall,
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator, LinuxSyscall,
 };
 
 use super::table::GROUPS;
@@ -11,10 +10,7 @@ use crate::caps::{CapSet, Capability};
 /// A group of system calls that share a reason.
 pub(super) struct Group {
     /// Why they are allowed, or refused in this way.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "written for people; a test wants it there")
-    )]
+    #[cfg_attr(not(test), expect(dead_code, reason = "written for people; a test wants it there"))]
     pub reason: &'static str,
     /// Separated by blanks.
     pub names: &'static str,
@@ -63,11 +59,7 @@ use Verdict::{Allow, AllowIf, Refuse, RefuseIf};
 use When::{Always, With, Without};
 
 /// By its own name: not every runtime that may read our `config.json` knows `SCMP_ARCH_NATIVE`.
-const NATIVE: Arch = if cfg!(target_arch = "aarch64") {
-    Arch::ScmpArchAarch64
-} else {
-    Arch::ScmpArchX86_64
-};
+const NATIVE: Arch = if cfg!(target_arch = "aarch64") { Arch::ScmpArchAarch64 } else { Arch::ScmpArchX86_64 };
 
 /// The profile for a container whose bounding set is `bounding`.
 ///
@@ -78,13 +70,7 @@ pub fn default_profile(bounding: CapSet) -> LinuxSeccomp {
         .set_default_action(LinuxSeccompAction::ScmpActErrno)
         .set_default_errno_ret(Some(libc::EPERM.unsigned_abs()))
         .set_architectures(Some(vec![NATIVE]))
-        .set_syscalls(Some(
-            GROUPS
-                .iter()
-                .filter(|group| group.applies(bounding))
-                .flat_map(Group::to_spec)
-                .collect(),
-        ));
+        .set_syscalls(Some(GROUPS.iter().filter(|group| group.applies(bounding)).flat_map(Group::to_spec).collect()));
     profile
 }
 
@@ -117,9 +103,7 @@ impl Group {
                 });
                 rule.set_errno_ret(errno.map(i32::unsigned_abs));
                 if !case.is_empty() {
-                    rule.set_args(Some(
-                        case.iter().filter_map(|test| test.to_spec()).collect(),
-                    ));
+                    rule.set_args(Some(case.iter().filter_map(|test| test.to_spec()).collect()));
                 }
                 rule
             })
@@ -137,10 +121,7 @@ impl Test {
             AtLeast(index, value) => (index, ScmpCmpGe, value, None),
             Not(index, value) => (index, ScmpCmpNe, value, None),
         };
-        let mut builder = LinuxSeccompArgBuilder::default()
-            .index(index)
-            .op(op)
-            .value(value);
+        let mut builder = LinuxSeccompArgBuilder::default().index(index).op(op).value(value);
         if let Some(value_two) = value_two {
             builder = builder.value_two::<u64>(value_two);
         }

@@ -12,9 +12,9 @@ use super::profile::{Group, Test, Verdict, When};
 use crate::caps::Capability;
 
 use Capability::{
-    CAP_BPF, CAP_DAC_READ_SEARCH, CAP_NET_RAW, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_BOOT,
-    CAP_SYS_CHROOT, CAP_SYS_MODULE, CAP_SYS_NICE, CAP_SYS_PACCT, CAP_SYS_PTRACE, CAP_SYS_RAWIO,
-    CAP_SYS_TIME, CAP_SYS_TTY_CONFIG, CAP_SYSLOG,
+    CAP_BPF, CAP_DAC_READ_SEARCH, CAP_NET_RAW, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_BOOT, CAP_SYS_CHROOT,
+    CAP_SYS_MODULE, CAP_SYS_NICE, CAP_SYS_PACCT, CAP_SYS_PTRACE, CAP_SYS_RAWIO, CAP_SYS_TIME, CAP_SYS_TTY_CONFIG,
+    CAP_SYSLOG,
 };
 use Test::{AtLeast, Bits, Is, Not};
 use Verdict::{Allow, AllowIf, Refuse, RefuseIf};
@@ -294,12 +294,7 @@ pub(super) const GROUPS: &[Group] = &[
         when: With(&[CAP_SYS_CHROOT]),
         verdict: Allow,
     },
-    Group {
-        reason: "process accounting",
-        names: "acct",
-        when: With(&[CAP_SYS_PACCT]),
-        verdict: Allow,
-    },
+    Group { reason: "process accounting", names: "acct", when: With(&[CAP_SYS_PACCT]), verdict: Allow },
     Group {
         reason: "moving pages of other processes between memory nodes",
         names: "move_pages migrate_pages",
@@ -312,30 +307,15 @@ pub(super) const GROUPS: &[Group] = &[
         when: With(&[CAP_SYS_TIME]),
         verdict: Allow,
     },
-    Group {
-        reason: "the kernel log",
-        names: "syslog",
-        when: With(&[CAP_SYSLOG]),
-        verdict: Allow,
-    },
-    Group {
-        reason: "hanging up the terminal",
-        names: "vhangup",
-        when: With(&[CAP_SYS_TTY_CONFIG]),
-        verdict: Allow,
-    },
+    Group { reason: "the kernel log", names: "syslog", when: With(&[CAP_SYSLOG]), verdict: Allow },
+    Group { reason: "hanging up the terminal", names: "vhangup", when: With(&[CAP_SYS_TTY_CONFIG]), verdict: Allow },
     Group {
         reason: "files by handle bypass the permissions of directories, and of the mount namespace",
         names: "open_by_handle_at",
         when: With(&[CAP_DAC_READ_SEARCH]),
         verdict: Allow,
     },
-    Group {
-        reason: "programs in the kernel",
-        names: "bpf",
-        when: With(&[CAP_BPF, CAP_SYS_ADMIN]),
-        verdict: Allow,
-    },
+    Group { reason: "programs in the kernel", names: "bpf", when: With(&[CAP_BPF, CAP_SYS_ADMIN]), verdict: Allow },
     Group {
         reason: "performance counters see other programs and have had many holes",
         names: "perf_event_open",
@@ -375,29 +355,11 @@ pub(super) const GROUPS: &[Group] = &[
 /// or here, so that a new call is judged by a person.
 #[cfg(test)]
 pub(super) const REFUSED: &[(&str, &str)] = &[
-    (
-        "keyrings are not divided by container",
-        "add_key request_key keyctl",
-    ),
-    (
-        "io_uring does by other means what the filter judges",
-        "io_uring_setup io_uring_enter io_uring_register",
-    ),
-    (
-        "page faults in the attacker's hands win every kernel race",
-        "userfaultfd",
-    ),
-    (
-        "zero-copy pipes have a history, and copying is the fallback",
-        "vmsplice",
-    ),
-    (
-        "security modules of the host",
-        "lsm_get_self_attr lsm_set_self_attr lsm_list_modules",
-    ),
+    ("keyrings are not divided by container", "add_key request_key keyctl"),
+    ("io_uring does by other means what the filter judges", "io_uring_setup io_uring_enter io_uring_register"),
+    ("page faults in the attacker's hands win every kernel race", "userfaultfd"),
+    ("zero-copy pipes have a history, and copying is the fallback", "vmsplice"),
+    ("security modules of the host", "lsm_get_self_attr lsm_set_self_attr lsm_list_modules"),
     ("swap belongs to the host", "swapon swapoff"),
-    (
-        "obsolete and able to name the host's devices",
-        "sysfs uselib ustat",
-    ),
+    ("obsolete and able to name the host's devices", "sysfs uselib ustat"),
 ];

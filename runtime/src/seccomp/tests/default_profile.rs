@@ -11,9 +11,7 @@ use crate::caps::{CapSet, parse};
 use crate::defaults;
 
 fn with(names: &[&str]) -> CapSet {
-    names.iter().fold(defaults::capabilities(), |set, name| {
-        set.with(parse(name).expect("a capability"))
-    })
+    names.iter().fold(defaults::capabilities(), |set, name| set.with(parse(name).expect("a capability")))
 }
 
 #[test]
@@ -35,10 +33,7 @@ fn every_call_is_judged_by_a_person() {
         }
     }
     for name in seen {
-        assert!(
-            tables.iter().any(|names| names.number(name).is_some()),
-            "{name} exists nowhere"
-        );
+        assert!(tables.iter().any(|names| names.number(name).is_some()), "{name} exists nowhere");
     }
 }
 
@@ -46,11 +41,7 @@ fn every_call_is_judged_by_a_person() {
 #[test]
 fn section7_every_number() {
     let filter = Filter::default_with(defaults::capabilities());
-    let names: BTreeMap<u32, &str> = filter
-        .names
-        .iter()
-        .map(|(name, number)| (number, name))
-        .collect();
+    let names: BTreeMap<u32, &str> = filter.names.iter().map(|(name, number)| (number, name)).collect();
     let last = *names.last_key_value().expect("a table").0;
     let refused = [
         "acct",
@@ -136,12 +127,7 @@ fn section7_every_number() {
             Some(&"socketpair") => EPERM,
             Some(_) => ALLOW,
         };
-        assert_eq!(
-            filter.number(number, &[]),
-            expect,
-            "{number} {:?}",
-            names.get(&number)
-        );
+        assert_eq!(filter.number(number, &[]), expect, "{number} {:?}", names.get(&number));
     }
 }
 
@@ -149,54 +135,19 @@ fn section7_every_number() {
 fn section7_namespaces_need_sys_admin() {
     let filter = Filter::default_with(defaults::capabilities());
     let admin = Filter::default_with(with(&["SYS_ADMIN"]));
-    for bit in [
-        0x0002_0000_u64,
-        0x0200_0000,
-        0x0400_0000,
-        0x0800_0000,
-        0x1000_0000,
-        0x2000_0000,
-        0x4000_0000,
-    ] {
+    for bit in [0x0002_0000_u64, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000] {
         for call in ["clone", "unshare"] {
             assert_eq!(filter.ask(call, &[bit]), EPERM, "{call} {bit:#x}");
-            assert_eq!(
-                filter.ask(call, &[bit | 0x11]),
-                EPERM,
-                "{call} {bit:#x} and others"
-            );
-            assert_eq!(
-                filter.ask(call, &[bit | 0xdead_0000_0000_0000]),
-                EPERM,
-                "{call} {bit:#x} and upper half"
-            );
-            assert_eq!(
-                admin.ask(call, &[bit]),
-                ALLOW,
-                "{call} {bit:#x} with SYS_ADMIN"
-            );
+            assert_eq!(filter.ask(call, &[bit | 0x11]), EPERM, "{call} {bit:#x} and others");
+            assert_eq!(filter.ask(call, &[bit | 0xdead_0000_0000_0000]), EPERM, "{call} {bit:#x} and upper half");
+            assert_eq!(admin.ask(call, &[bit]), ALLOW, "{call} {bit:#x} with SYS_ADMIN");
         }
     }
     assert_eq!(filter.ask("unshare", &[0x80]), EPERM, "time namespace");
     assert_eq!(filter.ask("unshare", &[0x400]), ALLOW, "CLONE_FILES");
-    assert_eq!(
-        filter.ask("clone", &[0x003d_0f00]),
-        ALLOW,
-        "flags of pthread_create"
-    );
-    assert_eq!(
-        filter.ask("clone", &[0x11 | 0x80]),
-        ALLOW,
-        "the signal number of clone"
-    );
-    for call in [
-        "setns",
-        "mount",
-        "umount2",
-        "pivot_root",
-        "fsopen",
-        "open_tree",
-    ] {
+    assert_eq!(filter.ask("clone", &[0x003d_0f00]), ALLOW, "flags of pthread_create");
+    assert_eq!(filter.ask("clone", &[0x11 | 0x80]), ALLOW, "the signal number of clone");
+    for call in ["setns", "mount", "umount2", "pivot_root", "fsopen", "open_tree"] {
         assert_eq!(filter.ask(call, &[]), EPERM, "{call}");
         assert_eq!(admin.ask(call, &[]), ALLOW, "{call} with SYS_ADMIN");
     }
@@ -212,35 +163,16 @@ fn section7_socket_families() {
             17 => EPERM,
             _ => EAFNOSUPPORT,
         };
-        assert_eq!(
-            filter.ask("socket", &[family, 1, 0]),
-            expect,
-            "family {family}"
-        );
+        assert_eq!(filter.ask("socket", &[family, 1, 0]), expect, "family {family}");
         // The kernel reads an int: the upper half must not change the family into an allowed one.
         let disguised = filter.ask("socket", &[family | 0x1_0000_0000, 1, 0]);
-        assert_ne!(
-            disguised,
-            if expect == ALLOW { EPERM } else { ALLOW },
-            "family {family} disguised"
-        );
+        assert_ne!(disguised, if expect == ALLOW { EPERM } else { ALLOW }, "family {family} disguised");
     }
     for protocol in 1..=25_u64 {
-        assert_eq!(
-            filter.ask("socket", &[16, 3, protocol]),
-            EAFNOSUPPORT,
-            "netlink {protocol}"
-        );
+        assert_eq!(filter.ask("socket", &[16, 3, protocol]), EAFNOSUPPORT, "netlink {protocol}");
     }
-    assert_eq!(
-        Filter::default_with(with(&["NET_RAW"])).ask("socket", &[17, 3, 0]),
-        ALLOW
-    );
-    assert_eq!(
-        Filter::default_with(with(&["NET_RAW"])).ask("socket", &[38, 3, 0]),
-        EAFNOSUPPORT,
-        "AF_ALG"
-    );
+    assert_eq!(Filter::default_with(with(&["NET_RAW"])).ask("socket", &[17, 3, 0]), ALLOW);
+    assert_eq!(Filter::default_with(with(&["NET_RAW"])).ask("socket", &[38, 3, 0]), EAFNOSUPPORT, "AF_ALG");
     assert_eq!(filter.ask("socketpair", &[1, 1, 0]), ALLOW);
     assert_eq!(filter.ask("socketpair", &[30, 1, 0]), EPERM, "TIPC");
 }
@@ -250,11 +182,7 @@ fn a16_terminal_injection_compares_the_low_half() {
     let filter = Filter::default_with(with(&["SYS_ADMIN", "SYS_TTY_CONFIG"]));
     for request in [0x5412_u64, 0x541c] {
         for upper in [0, 1_u64 << 32, 0xffff_ffff_0000_0000, 0x8000_0000_0000_0000] {
-            assert_eq!(
-                filter.ask("ioctl", &[0, request | upper]),
-                EPERM,
-                "{request:#x} {upper:#x}"
-            );
+            assert_eq!(filter.ask("ioctl", &[0, request | upper]), EPERM, "{request:#x} {upper:#x}");
         }
     }
     for request in [0x5401_u64, 0x5413, 0x5411, 0x541b, 0x541d, 0x0001_5412] {
@@ -282,22 +210,10 @@ fn capabilities_open_what_the_kernel_would_allow() {
         for capability in any {
             let filter = Filter::default_with(CapSet::EMPTY.with(*capability));
             let without = Filter::default_with(CapSet::EMPTY);
-            for name in group
-                .names
-                .split_whitespace()
-                .filter(|name| filter.names.number(name).is_some())
-            {
+            for name in group.names.split_whitespace().filter(|name| filter.names.number(name).is_some()) {
                 if matches!(group.verdict, Verdict::Allow) {
-                    assert_eq!(
-                        filter.ask(name, &[u64::MAX]),
-                        ALLOW,
-                        "{name} with {capability}"
-                    );
-                    assert_ne!(
-                        without.ask(name, &[u64::MAX]),
-                        ALLOW,
-                        "{name} without {capability}"
-                    );
+                    assert_eq!(filter.ask(name, &[u64::MAX]), ALLOW, "{name} with {capability}");
+                    assert_ne!(without.ask(name, &[u64::MAX]), ALLOW, "{name} without {capability}");
                 }
             }
         }
@@ -310,9 +226,6 @@ fn filters_fit_the_kernel() {
         let programs = compile(&default_profile(capabilities)).expect("the default profile");
         let sizes: Vec<usize> = programs.iter().map(Vec::len).collect();
         assert_eq!(sizes.len(), 1, "{sizes:?}");
-        assert!(
-            sizes[0] < 500,
-            "the kernel's work at every start: {sizes:?}"
-        );
+        assert!(sizes[0] < 500, "the kernel's work at every start: {sizes:?}");
     }
 }

@@ -28,11 +28,7 @@ struct Filter {
 impl Filter {
     fn new(profile: &LinuxSeccomp) -> Self {
         let arch = Architecture::native();
-        Self {
-            programs: compile(profile).expect("a valid profile"),
-            names: arch.names(),
-            arch,
-        }
+        Self { programs: compile(profile).expect("a valid profile"), names: arch.names(), arch }
     }
 
     fn default_with(capabilities: CapSet) -> Self {
@@ -44,11 +40,7 @@ impl Filter {
     }
 
     fn number(&self, number: u32, args: &[u64]) -> u32 {
-        let mut call = Call {
-            number,
-            arch: self.arch.audit(),
-            args: [0; 6],
-        };
+        let mut call = Call { number, arch: self.arch.audit(), args: [0; 6] };
         call.args[..args.len()].copy_from_slice(args);
         judge(&self.programs, &call)
     }
