@@ -20,10 +20,7 @@ fn layers(env: &TestEnv, image: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for (number, diff_id) in diff_ids.iter().enumerate() {
         let hex = diff_id.as_str().unwrap().trim_start_matches("sha256:");
-        let path = spaces
-            .iter()
-            .map(|space| space.join(hex))
-            .find(|path| path.exists());
+        let path = spaces.iter().map(|space| space.join(hex)).find(|path| path.exists());
         let path = path.unwrap_or_else(|| panic!("layer {hex} in {spaces:?}"));
         let link = env.path(format!("layer{number}"));
         let _ = fs_err::remove_file(&link);
@@ -42,26 +39,13 @@ fn same(name: &str, tag_in_layout: &str) {
 
     let bundle = env.path("bundle");
     let layout = fixtures::images().unwrap().join("layout");
-    let rootless: &[&str] = if env.who() == Who::Root {
-        &[]
-    } else {
-        &["--rootless"]
-    };
+    let rootless: &[&str] = if env.who() == Who::Root { &[] } else { &["--rootless"] };
     let from = format!("{}:{tag_in_layout}", layout.display());
-    env.program("umoci")
-        .args(&["unpack"])
-        .args(rootless)
-        .args(&["--image", &from])
-        .args(&[&bundle])
-        .ok();
+    env.program("umoci").args(&["unpack"]).args(rootless).args(&["--image", &from]).args(&[&bundle]).ok();
     let theirs = tree::describe(&env, &Look::Directory(bundle.join("rootfs")));
 
     assert!(theirs.len() > 100, "nothing to compare: {}", theirs.len());
-    assert!(
-        ours == theirs,
-        "- ours, + umoci's:\n{}",
-        tree::difference(&ours, &theirs)
-    );
+    assert!(ours == theirs, "- ours, + umoci's:\n{}", tree::difference(&ours, &theirs));
 }
 
 #[test]

@@ -8,18 +8,14 @@ use crate::require;
 #[test]
 fn info_knows_the_host() {
     let env = TestEnv::new();
-    let info: Value =
-        serde_json::from_str(&env.coracle(&["info", "--format", "json"]).ok()).unwrap();
+    let info: Value = serde_json::from_str(&env.coracle(&["info", "--format", "json"]).ok()).unwrap();
     let text = info.to_string();
     let kernel = fs_err::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     assert!(text.contains(kernel.trim()), "{info}");
     assert!(text.contains(&env.root().display().to_string()), "{info}");
     let table = env.coracle(&["info"]).ok().to_lowercase();
     for word in ["kernel", "overlay", "cgroup", "pasta", "ids"] {
-        assert!(
-            table.contains(word),
-            "info does not speak of {word}:\n{table}"
-        );
+        assert!(table.contains(word), "info does not speak of {word}:\n{table}");
     }
 }
 
@@ -32,10 +28,7 @@ fn info_says_what_is_missing_and_how_to_mend_it() {
     assert!(text.contains("apt install passt"), "{text}");
     match env.who() {
         Who::Ranges => assert!(text.contains("apt install uidmap"), "{text}"),
-        Who::Single => assert!(
-            text.contains("usermod --add-subuids") || text.contains("subuid"),
-            "{text}"
-        ),
+        Who::Single => assert!(text.contains("usermod --add-subuids") || text.contains("subuid"), "{text}"),
         Who::Root => {}
     }
 }
@@ -65,13 +58,7 @@ fn a_root_directory_by_flag_wins_over_the_variable() {
     require!();
     let env = TestEnv::new();
     let other = env.path("other root");
-    env.coracle(&[
-        "--root",
-        &other.display().to_string(),
-        "pull",
-        &env.image("busybox"),
-    ])
-    .ok();
+    env.coracle(&["--root", &other.display().to_string(), "pull", &env.image("busybox")]).ok();
     assert!(other.join("images/oci-layout").exists());
     assert_eq!(env.coracle(&["images", "-q"]).ok(), "");
     crate::env::leak::remove_tree(&other);

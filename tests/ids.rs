@@ -10,9 +10,7 @@ use crate::require;
 const SHOW: &str = "echo $(id -u) $(id -g) $(grep ^Groups: /proc/self/status | cut -f2)";
 
 fn ids(env: &TestEnv, flags: &[&str]) -> String {
-    env.container(flags)
-        .args(&[&env.image("busybox"), "sh", "-c", SHOW])
-        .ok()
+    env.container(flags).args(&[&env.image("busybox"), "sh", "-c", SHOW]).ok()
 }
 
 #[test]
@@ -20,25 +18,10 @@ fn users_by_name_and_number() {
     require!();
     let env = TestEnv::new();
     if env.who() == Who::Single {
-        assert_eq!(
-            ids(&env, &["-u", "0"])
-                .split(' ')
-                .take(2)
-                .collect::<Vec<_>>(),
-            ["0", "0"]
-        );
-        assert_eq!(
-            ids(&env, &["-u", "root"])
-                .split(' ')
-                .take(2)
-                .collect::<Vec<_>>(),
-            ["0", "0"]
-        );
+        assert_eq!(ids(&env, &["-u", "0"]).split(' ').take(2).collect::<Vec<_>>(), ["0", "0"]);
+        assert_eq!(ids(&env, &["-u", "root"]).split(' ').take(2).collect::<Vec<_>>(), ["0", "0"]);
         let image = env.image("busybox");
-        env.container(&["-u", "tester", &image, "true"])
-            .outcome()
-            .refused(125)
-            .says("1000");
+        env.container(&["-u", "tester", &image, "true"]).outcome().refused(125).says("1000");
         return;
     }
     for (user, expected) in [
@@ -66,33 +49,20 @@ fn a23_groups_are_the_images_and_never_the_hosts() {
     if env.who() == Who::Single {
         // One id: the kernel refuses setgroups, so nothing but the primary group may show as ours.
         let groups = ids(&env, &[]);
-        assert!(
-            !groups
-                .split(' ')
-                .skip(2)
-                .any(|group| group == "2000" || group == "3000"),
-            "{groups}"
-        );
+        assert!(!groups.split(' ').skip(2).any(|group| group == "2000" || group == "3000"), "{groups}");
         return;
     }
     let read = |user: &str| {
         let image = env.image("busybox");
-        env.container(&["-u", user, &image, "cat", "/srv/second-only"])
-            .outcome()
+        env.container(&["-u", user, &image, "cat", "/srv/second-only"]).outcome()
     };
     assert_eq!(read("tester").ok(), "secret", "the second group reads it");
     assert_eq!(read("1000").ok(), "secret");
     assert_eq!(read("7:second").ok(), "secret", "primary group included");
     read("1000:1000").code(1);
     read("7").code(1);
-    assert_eq!(
-        ids(&env, &["-u", "7:9", "--group-add", "second"]).trim(),
-        "7 9 9 2000"
-    );
-    assert_eq!(
-        ids(&env, &["-u", "7:9", "--group-add", "5"]).trim(),
-        "7 9 5 9"
-    );
+    assert_eq!(ids(&env, &["-u", "7:9", "--group-add", "second"]).trim(), "7 9 9 2000");
+    assert_eq!(ids(&env, &["-u", "7:9", "--group-add", "5"]).trim(), "7 9 5 9");
 }
 
 #[test]
@@ -106,10 +76,7 @@ fn a22_nothing_is_inheritable_and_a30_a_user_has_no_capabilities() {
         cases.push(vec!["-u", "tester", "--cap-add", "NET_BIND_SERVICE"]);
     }
     for flags in cases {
-        let output = env
-            .container(&flags)
-            .args(&[&image, "grep", "Cap", "/proc/self/status"])
-            .ok();
+        let output = env.container(&flags).args(&[&image, "grep", "Cap", "/proc/self/status"]).ok();
         let value = |name: &str| {
             let line = output.lines().find(|line| line.starts_with(name)).unwrap();
             u64::from_str_radix(line.split_whitespace().last().unwrap(), 16).unwrap()
@@ -133,25 +100,10 @@ fn no_new_privs_makes_setuid_powerless() {
         return;
     }
     let image = env.image("debian");
-    assert_eq!(
-        env.container(&["-u", "1000", &image, "setuid-id", "-u"])
-            .ok(),
-        "1000"
-    );
-    let allowed = env.container(&[
-        "-u",
-        "1000",
-        "--security-opt",
-        "no-new-privileges=false",
-        &image,
-        "setuid-id",
-        "-u",
-    ]);
-    assert_eq!(
-        allowed.ok(),
-        "0",
-        "the file is setuid: without the flag the test would show nothing"
-    );
+    assert_eq!(env.container(&["-u", "1000", &image, "setuid-id", "-u"]).ok(), "1000");
+    let allowed =
+        env.container(&["-u", "1000", "--security-opt", "no-new-privileges=false", &image, "setuid-id", "-u"]);
+    assert_eq!(allowed.ok(), "0", "the file is setuid: without the flag the test would show nothing");
 }
 
 #[test]
@@ -195,38 +147,19 @@ fn a26_a_hostile_user_in_the_image_config_is_refused() {
     require!();
     let env = TestEnv::new();
     let passwd = "root:x:0:0::/:/bin/sh\n4294967296:x:0:0::/:/bin/sh\n-1:x:0:0::/:/bin/sh\n0x0:x:0:0::/:/bin/sh\n+0:x:0:0::/:/bin/sh\n";
-    let users = [
-        "4294967295",
-        "4294967296",
-        "-1",
-        "0x0",
-        "+0",
-        "00",
-        "1000:99999999999",
-        " 0",
-        "a:b:c",
-        "root\n",
-    ];
+    let users = ["4294967295", "4294967296", "-1", "0x0", "+0", "00", "1000:99999999999", " 0", "a:b:c", "root\n"];
     let images: Vec<(String, Image)> = users
         .iter()
         .enumerate()
         .map(|(number, user)| {
             let layer = Layer::new().file("etc/passwd", 0o644, passwd.as_bytes());
-            (
-                format!("user{number}"),
-                Image::hostile(layer, &json!({"User": user})),
-            )
+            (format!("user{number}"), Image::hostile(layer, &json!({"User": user})))
         })
         .collect();
-    let named: Vec<(&str, Image)> = images
-        .iter()
-        .map(|(name, image)| (name.as_str(), image.clone()))
-        .collect();
+    let named: Vec<(&str, Image)> = images.iter().map(|(name, image)| (name.as_str(), image.clone())).collect();
     let registry = Mock::serving(&named);
     for (number, user) in users.iter().enumerate() {
-        let outcome = env
-            .container(&[&registry.image(&format!("user{number}")), "id", "-u"])
-            .outcome();
+        let outcome = env.container(&[&registry.image(&format!("user{number}")), "id", "-u"]).outcome();
         assert_eq!(outcome.code, 125, "USER {user:?}: {outcome}");
         outcome.refused(125);
     }
@@ -239,49 +172,21 @@ fn accounts_of_an_image_may_be_anything_but_a_trap() {
     // A28: passwd as link out of the image, fifo, directory, huge, garbage: data, bounded, no hang.
     let huge = format!("root:x:0:0::/:/bin/sh\n{}", "x".repeat(3 << 20));
     let layers = [
-        (
-            "link",
-            Layer::new().symlink("etc/passwd", "../../../../../../etc/shadow"),
-        ),
+        ("link", Layer::new().symlink("etc/passwd", "../../../../../../etc/shadow")),
         ("zero", Layer::new().symlink("etc/passwd", "/dev/zero")),
-        (
-            "fifo",
-            Layer::new().special("etc/passwd", tar::EntryType::Fifo, 0, 0),
-        ),
+        ("fifo", Layer::new().special("etc/passwd", tar::EntryType::Fifo, 0, 0)),
         ("dir", Layer::new().dir("etc/passwd", 0o755)),
-        (
-            "huge",
-            Layer::new().file("etc/passwd", 0o644, huge.as_bytes()),
-        ),
-        (
-            "garbage",
-            Layer::new().file(
-                "etc/passwd",
-                0o644,
-                b"\xff\xfe:::::\nroot\n:x:0:0::/:\nroot:x:0x0:0::/:\n",
-            ),
-        ),
+        ("huge", Layer::new().file("etc/passwd", 0o644, huge.as_bytes())),
+        ("garbage", Layer::new().file("etc/passwd", 0o644, b"\xff\xfe:::::\nroot\n:x:0:0::/:\nroot:x:0x0:0::/:\n")),
     ];
-    let images: Vec<(&str, Image)> = layers
-        .into_iter()
-        .map(|(name, layer)| (name, Image::hostile(layer, &json!({}))))
-        .collect();
+    let images: Vec<(&str, Image)> =
+        layers.into_iter().map(|(name, layer)| (name, Image::hostile(layer, &json!({})))).collect();
     let registry = Mock::serving(&images);
     for (name, _) in &images {
-        let outcome = env
-            .container(&["-u", "ghost", &registry.image(name), "true"])
-            .time_limit(10)
-            .outcome();
+        let outcome = env.container(&["-u", "ghost", &registry.image(name), "true"]).time_limit(10).outcome();
         outcome.refused(125);
         // `id` itself would read the endless file: ask the kernel instead.
-        let run = env.container(&[
-            "-u",
-            "0",
-            &registry.image(name),
-            "grep",
-            "^Uid:",
-            "/proc/self/status",
-        ]);
+        let run = env.container(&["-u", "0", &registry.image(name), "grep", "^Uid:", "/proc/self/status"]);
         let number = run.time_limit(10).outcome();
         if *name == "huge" && number.code != 0 {
             number.refused(125);

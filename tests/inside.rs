@@ -4,9 +4,7 @@ use crate::env::{TestEnv, Who};
 use crate::require;
 
 fn sh(env: &TestEnv, flags: &[&str], script: &str) -> String {
-    env.container(flags)
-        .args(&[&env.image("busybox"), "sh", "-c", script])
-        .ok()
+    env.container(flags).args(&[&env.image("busybox"), "sh", "-c", script]).ok()
 }
 
 #[test]
@@ -14,19 +12,9 @@ fn every_namespace_is_its_own() {
     require!();
     let env = TestEnv::new();
     let names = ["user", "mnt", "pid", "ipc", "uts", "net", "cgroup"];
-    let output = sh(
-        &env,
-        &[],
-        &format!(
-            "for n in {}; do readlink /proc/self/ns/$n; done",
-            names.join(" ")
-        ),
-    );
+    let output = sh(&env, &[], &format!("for n in {}; do readlink /proc/self/ns/$n; done", names.join(" ")));
     for (inside, name) in output.lines().zip(names) {
-        let outside = fs_err::read_link(format!("/proc/self/ns/{name}"))
-            .unwrap()
-            .display()
-            .to_string();
+        let outside = fs_err::read_link(format!("/proc/self/ns/{name}")).unwrap().display().to_string();
         // Root has a user namespace of its own only where it asked for a map.
         if name != "user" || env.who() != Who::Root {
             assert_ne!(inside, outside, "{name}");
@@ -44,13 +32,10 @@ fn devices_are_the_harmless_ones() {
         &[],
         "ls /dev; for d in null zero full random urandom tty; do stat -c '%n %F %t:%T' /dev/$d; done; echo x >/dev/null && head -c 4 /dev/zero | wc -c",
     );
-    let listed: Vec<&str> = output
-        .lines()
-        .take_while(|line| !line.starts_with('/'))
-        .collect();
+    let listed: Vec<&str> = output.lines().take_while(|line| !line.starts_with('/')).collect();
     let allowed = [
-        "console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm",
-        "stderr", "stdin", "stdout", "tty", "urandom", "zero",
+        "console", "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout",
+        "tty", "urandom", "zero",
     ];
     for device in &listed {
         assert!(allowed.contains(device), "/dev/{device} is there");
@@ -118,11 +103,7 @@ fn nothing_can_be_mounted_or_unshared() {
         chroot / true 2>/dev/null && echo chroot
         echo done
     "#;
-    assert_eq!(
-        sh(&env, &[], script),
-        "chroot\ndone",
-        "CAP_SYS_CHROOT is in the default set, the others not"
-    );
+    assert_eq!(sh(&env, &[], script), "chroot\ndone", "CAP_SYS_CHROOT is in the default set, the others not");
 }
 
 #[test]
@@ -140,30 +121,12 @@ fn the_host_is_out_of_sight() {
     assert!(processes <= 4, "{output}");
     assert!(lines.next().unwrap().starts_with("sh"), "{output}");
     let mounts: Vec<&str> = lines.collect();
-    let root = mounts
-        .iter()
-        .find(|line| line.split(' ').nth(4) == Some("/"))
-        .unwrap();
-    assert!(
-        !mounts.iter().any(|line| line.contains(" shared:")),
-        "propagation reaches the host: {mounts:#?}"
-    );
-    assert!(
-        root.contains(" - overlay ") || root.contains(" - ext4 ") || root.contains(" - tmpfs "),
-        "{root}"
-    );
+    let root = mounts.iter().find(|line| line.split(' ').nth(4) == Some("/")).unwrap();
+    assert!(!mounts.iter().any(|line| line.contains(" shared:")), "propagation reaches the host: {mounts:#?}");
+    assert!(root.contains(" - overlay ") || root.contains(" - ext4 ") || root.contains(" - tmpfs "), "{root}");
     for line in &mounts {
         let point = line.split(' ').nth(4).unwrap();
-        if [
-            "/proc",
-            "/sys",
-            "/dev",
-            "/dev/shm",
-            "/dev/pts",
-            "/dev/mqueue",
-        ]
-        .contains(&point)
-        {
+        if ["/proc", "/sys", "/dev", "/dev/shm", "/dev/pts", "/dev/mqueue"].contains(&point) {
             assert!(line.contains("nosuid"), "{line}");
         }
     }
@@ -172,14 +135,9 @@ fn the_host_is_out_of_sight() {
 #[test]
 fn hello_says_what_proc_says() {
     let env = TestEnv::new();
-    let text = env
-        .coracle(&["run", "--rm", "--network", "none", "coracle/hello"])
-        .ok();
+    let text = env.coracle(&["run", "--rm", "--network", "none", "coracle/hello"]).ok();
     let uid = nix::unistd::getuid().as_raw().to_string();
-    assert!(
-        text.contains(&uid),
-        "the id on the host, {uid}, is not shown:\n{text}"
-    );
+    assert!(text.contains(&uid), "the id on the host, {uid}, is not shown:\n{text}");
 }
 
 /// Perl is in every Debian base: it calls system calls by number and prints their errno.
@@ -214,18 +172,10 @@ for my $call (@calls) {
 fn system_calls_that_reach_the_kernel_itself_are_refused() {
     require!();
     let env = TestEnv::new();
-    let output = env
-        .container(&[&env.image("debian"), "perl", "-e", PROBE])
-        .ok();
+    let output = env.container(&[&env.image("debian"), "perl", "-e", PROBE]).ok();
     let result = |name: &str| {
-        let line = output
-            .lines()
-            .find(|line| line.split(' ').next() == Some(name));
-        line.unwrap_or_else(|| panic!("{name} is missing: {output}"))
-            .split(' ')
-            .nth(1)
-            .unwrap()
-            .to_owned()
+        let line = output.lines().find(|line| line.split(' ').next() == Some(name));
+        line.unwrap_or_else(|| panic!("{name} is missing: {output}")).split(' ').nth(1).unwrap().to_owned()
     };
     let (eperm, enosys) = ("1".to_owned(), "38".to_owned());
     for name in ["getpid", "unix", "inet", "inet6", "route"] {
@@ -239,9 +189,6 @@ fn system_calls_that_reach_the_kernel_itself_are_refused() {
         let allowed = ["getpid", "unix", "inet", "inet6", "route"].contains(&name);
         // Address families are refused with EAFNOSUPPORT (97) by some profiles.
         let refused = errno == eperm || errno == enosys || errno == "97";
-        assert!(
-            allowed || refused,
-            "{name} got through the filter: {errno}\n{output}"
-        );
+        assert!(allowed || refused, "{name} got through the filter: {errno}\n{output}");
     }
 }

@@ -32,11 +32,7 @@ fn blobs(env: &TestEnv, known: &mut BTreeSet<String>) {
         let entry = entry.unwrap();
         let name = entry.file_name().into_string().unwrap();
         if known.insert(name.clone()) {
-            assert_eq!(
-                tree::sha256_file(&entry.path()),
-                name,
-                "a blob was published before it was whole"
-            );
+            assert_eq!(tree::sha256_file(&entry.path()), name, "a blob was published before it was whole");
         }
     }
 }
@@ -51,15 +47,8 @@ fn a_pull_that_is_killed_at_any_moment_is_completed_by_the_next() {
     let whole_us = u64::try_from(start.elapsed().as_micros()).unwrap();
     env.coracle(&["rmi", &image]).ok();
 
-    let seed = u64::try_from(
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap()
-            .as_nanos()
-            & 0xffff_ffff,
-    )
-    .unwrap()
-        | 1;
+    let seed =
+        u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() & 0xffff_ffff).unwrap() | 1;
     println!("seed {seed}, a whole pull takes {whole_us} us");
     let mut random = Random(seed);
     let mut known = BTreeSet::new();
@@ -73,44 +62,27 @@ fn a_pull_that_is_killed_at_any_moment_is_completed_by_the_next() {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pull.pid()), Signal::SIGKILL);
         drop(pull);
         wait_until("the killed pull's children to end", || {
-            family
-                .iter()
-                .all(|pid| !std::path::Path::new(&format!("/proc/{pid}/root/")).exists())
+            family.iter().all(|pid| !std::path::Path::new(&format!("/proc/{pid}/root/")).exists())
         });
         let list = env.coracle(&["images", "--format", "json"]).ok();
         blobs(&env, &mut known);
         if list != "[]" {
             // It got through before the kill: what is listed must run. Then from the start again.
-            env.container(&["--pull", "never", &image, "python3", "-c", "import hashlib"])
-                .ok();
+            env.container(&["--pull", "never", &image, "python3", "-c", "import hashlib"]).ok();
             env.coracle(&["rmi", &image]).ok();
             known.clear();
         }
     }
-    assert!(
-        unfinished > KILLS / 4,
-        "only {unfinished} pulls were really killed"
-    );
+    assert!(unfinished > KILLS / 4, "only {unfinished} pulls were really killed");
 
-    let fetched = |digest: &str| {
-        env.registry()
-            .requests("GET", &format!("/blobs/sha256:{digest}"))
-    };
-    let before: Vec<(String, usize)> = known
-        .iter()
-        .map(|digest| (digest.clone(), fetched(digest)))
-        .collect();
+    let fetched = |digest: &str| env.registry().requests("GET", &format!("/blobs/sha256:{digest}"));
+    let before: Vec<(String, usize)> = known.iter().map(|digest| (digest.clone(), fetched(digest))).collect();
     env.coracle(&["pull", &image]).ok();
     for (digest, count) in before {
-        assert_eq!(
-            fetched(&digest),
-            count,
-            "{digest} was whole and is fetched again"
-        );
+        assert_eq!(fetched(&digest), count, "{digest} was whole and is fetched again");
     }
     blobs(&env, &mut known);
-    env.container(&[&image, "python3", "-c", "import hashlib"])
-        .ok();
+    env.container(&[&image, "python3", "-c", "import hashlib"]).ok();
 }
 
 #[test]
@@ -123,35 +95,19 @@ fn a_killed_pull_resumes_where_it_was() {
     let mut pull = env.coracle(&["pull", &image]).spawn();
     let bytes = || {
         let entries = fs_err::read_dir(&partial).into_iter().flatten().flatten();
-        entries
-            .filter_map(|entry| entry.metadata().ok())
-            .map(|metadata| metadata.len())
-            .max()
-            .unwrap_or(0)
+        entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).max().unwrap_or(0)
     };
-    wait_until("some bytes of a blob", || {
-        bytes() > 1 << 20 || pull.has_ended()
-    });
+    wait_until("some bytes of a blob", || bytes() > 1 << 20 || pull.has_ended());
     let family = leak::below(pull.pid());
     pull.signal(Signal::SIGKILL);
     drop(pull);
     wait_until("its children to end", || {
-        family
-            .iter()
-            .all(|pid| !std::path::Path::new(&format!("/proc/{pid}/root/")).exists())
+        family.iter().all(|pid| !std::path::Path::new(&format!("/proc/{pid}/root/")).exists())
     });
     assert!(bytes() > 0, "nothing was kept");
     env.coracle(&["pull", &image]).ok();
-    let partial_answers = env
-        .registry()
-        .log()
-        .lines()
-        .filter(|line| line.contains("http.response.status=206"))
-        .count();
-    assert!(
-        partial_answers > 0,
-        "the download began anew instead of resuming by Range"
-    );
+    let partial_answers = env.registry().log().lines().filter(|line| line.contains("http.response.status=206")).count();
+    assert!(partial_answers > 0, "the download began anew instead of resuming by Range");
     env.container(&[&image, "python3", "-c", "pass"]).ok();
 }
 

@@ -28,15 +28,13 @@ fn unknown_tag() {
 fn unauthorised() {
     require!();
     let env = TestEnv::new();
-    let registry = Registry::start(
-        &env,
-        RegistryOptions {
-            password: true,
-            ..RegistryOptions::default()
-        },
-    );
+    let registry = Registry::start(&env, RegistryOptions { password: true, ..RegistryOptions::default() });
     let outcome = env.coracle(&["pull", &registry.image("busybox")]).outcome();
-    outcome.error_at(registry.address(), 1, "error: [ADDRESS] asks for credentials\nhint: put credentials for [ADDRESS] into ~/.docker/config.json");
+    outcome.error_at(
+        registry.address(),
+        1,
+        "error: [ADDRESS] asks for credentials\nhint: put credentials for [ADDRESS] into ~/.docker/config.json",
+    );
 }
 
 #[test]
@@ -44,10 +42,7 @@ fn registry_down() {
     require!();
     let env = TestEnv::new();
     let address = Registry::start(&env, RegistryOptions::default()).stop();
-    let outcome = env
-        .coracle(&["pull", &format!("{address}/busybox")])
-        .time_limit(60)
-        .outcome();
+    let outcome = env.coracle(&["pull", &format!("{address}/busybox")]).time_limit(60).outcome();
     outcome.error_at(&address, 1, "error: cannot reach [ADDRESS]: connection refused\nhint: check the name of the registry, the network and the proxy settings");
 }
 
@@ -55,13 +50,7 @@ fn registry_down() {
 fn tls_failure() {
     require!();
     let env = TestEnv::new();
-    let registry = Registry::start(
-        &env,
-        RegistryOptions {
-            tls: true,
-            ..RegistryOptions::default()
-        },
-    );
+    let registry = Registry::start(&env, RegistryOptions { tls: true, ..RegistryOptions::default() });
     let outcome = env.coracle(&["pull", &registry.image("busybox")]).outcome();
     outcome.error_at(registry.address(), 1, "error: cannot make a safe connection to [ADDRESS]: its certificate is signed by an unknown authority\nhint: put the authority's certificate into ~/.config/containers/certs.d/[ADDRESS]/ca.crt, or name the registry in CORACLE_INSECURE_REGISTRIES");
 }
@@ -72,10 +61,7 @@ fn wrong_architecture() {
     let env = TestEnv::new();
     env.container(&[&env.image("busybox:arm64"), "true"])
         .outcome()
-        .error(
-            125,
-            "error: [REGISTRY]/busybox:arm64 has no image for linux/amd64; there is linux/arm64",
-        );
+        .error(125, "error: [REGISTRY]/busybox:arm64 has no image for linux/amd64; there is linux/arm64");
 }
 
 #[test]
@@ -90,32 +76,29 @@ fn no_such_platform_in_the_index() {
 #[test]
 fn an_unknown_flag() {
     let env = TestEnv::new();
-    env.coracle(&["run", "--frobnicate", "x"]).outcome().error(
-        125,
-        "error: flag --frobnicate is not implemented\nhint: add --help to see the flags that are",
-    );
+    env.coracle(&["run", "--frobnicate", "x"])
+        .outcome()
+        .error(125, "error: flag --frobnicate is not implemented\nhint: add --help to see the flags that are");
 }
 
 #[test]
 fn an_unknown_command() {
     let env = TestEnv::new();
-    env.coracle(&["frobnicate"]).outcome().error(125, "error: command frobnicate is not implemented\nhint: add --help to see the commands that are");
+    env.coracle(&["frobnicate"])
+        .outcome()
+        .error(125, "error: command frobnicate is not implemented\nhint: add --help to see the commands that are");
 }
 
 #[test]
 fn no_image_given() {
     let env = TestEnv::new();
-    env.coracle(&["run", "--rm"])
-        .outcome()
-        .error(125, "error: no image given\nhint: coracle run --help");
+    env.coracle(&["run", "--rm"]).outcome().error(125, "error: no image given\nhint: coracle run --help");
 }
 
 #[test]
 fn a_bad_name() {
     let env = TestEnv::new();
-    env.coracle(&["pull", "Busybox:a:b"])
-        .outcome()
-        .error(1, "error: image name \"Busybox:a:b\" has an invalid tag");
+    env.coracle(&["pull", "Busybox:a:b"]).outcome().error(1, "error: image name \"Busybox:a:b\" has an invalid tag");
 }
 
 #[test]
@@ -124,15 +107,13 @@ fn command_not_found() {
     let env = TestEnv::new();
     let image = env.image("busybox");
     env.coracle(&["pull", &image]).ok();
-    env.container(&["--name", "web", &image, "no-such-command"])
-        .outcome()
-        .error(127, "error: cannot start container [ID]: find in PATH and execute no-such-command: no such file or directory");
+    env.container(&["--name", "web", &image, "no-such-command"]).outcome().error(
+        127,
+        "error: cannot start container [ID]: find in PATH and execute no-such-command: no such file or directory",
+    );
     env.container(&["--name", "web", &image, "/etc/passwd"])
         .outcome()
-        .error(
-            126,
-            "error: cannot start container [ID]: execute /etc/passwd: permission denied",
-        );
+        .error(126, "error: cannot start container [ID]: execute /etc/passwd: permission denied");
 }
 
 /// Search path with some programs only.
@@ -164,16 +145,8 @@ fn newuidmap_missing() {
         $as "$0" run --rm --network none "$1" true; echo "code $?"
         $as "$0" run --rm --network none --userns single "$1" echo "one id works"
     "#;
-    let run = env.program("unshare").args(&[
-        "--mount",
-        "--propagation",
-        "private",
-        "sh",
-        "-c",
-        script,
-        &coracle,
-        &image,
-    ]);
+    let run =
+        env.program("unshare").args(&["--mount", "--propagation", "private", "sh", "-c", script, &coracle, &image]);
     let outcome = run.outcome();
     assert_eq!(outcome.text(), "code 125\none id works", "{outcome}");
     assert_eq!(outcome.golden(), "", "{outcome}");
@@ -190,14 +163,10 @@ fn pasta_missing() {
     }
     let path = path_with(&env, &programs);
     env.coracle(&["pull", &image]).ok();
-    let run = |flags: &[&str]| {
-        env.coracle(&["run", "--rm"])
-            .args(flags)
-            .args(&[&image, "true"])
-            .env("PATH", &path)
-            .outcome()
-    };
-    run(&["--network", "pasta"]).error(125, "error: pasta is not installed\nhint: apt install passt, or use --network=host or --network=none");
+    let run =
+        |flags: &[&str]| env.coracle(&["run", "--rm"]).args(flags).args(&[&image, "true"]).env("PATH", &path).outcome();
+    run(&["--network", "pasta"])
+        .error(125, "error: pasta is not installed\nhint: apt install passt, or use --network=host or --network=none");
     run(&["-p", "8080:80"]).refused(125);
 }
 
@@ -209,15 +178,7 @@ fn user_namespaces_switched_off() {
     let image = env.image("busybox");
     let coracle = crate::env::fixtures::coracle().display().to_string();
     let script = r#"echo 0 >/proc/sys/user/max_user_namespaces; exec "$0" run --rm --network none "$1" true"#;
-    let run = env.program("unshare").args(&[
-        "--user",
-        "--map-root-user",
-        "sh",
-        "-c",
-        script,
-        &coracle,
-        &image,
-    ]);
+    let run = env.program("unshare").args(&["--user", "--map-root-user", "sh", "-c", script, &coracle, &image]);
     run.outcome().error(125, "error: cannot start container [ID]: create namespaces: no space left on device\nhint: user namespaces are switched off or used up; an administrator can set user.max_user_namespaces=10000");
 }
 
@@ -234,28 +195,17 @@ fn disk_full() {
         "$0" images -q; ls -A "$CORACLE_ROOT"/layers/* 2>/dev/null | grep -v '^/' | grep -v '^$'
         "$0" run --rm --network none "$2" echo "still works"
     "#;
-    let mut run = env
-        .program("unshare")
-        .args(&["--user", "--map-root-user", "--mount"]);
+    let mut run = env.program("unshare").args(&["--user", "--map-root-user", "--mount"]);
     if env.who() == Who::Ranges {
         run = run.args(&["--map-auto"]);
     }
-    let outcome = run
-        .args(&["sh", "-c", script, &coracle, &large, &small])
-        .outcome();
+    let outcome = run.args(&["sh", "-c", script, &coracle, &large, &small]).outcome();
     assert_eq!(outcome.text(), "code 1\nstill works", "{outcome}");
     let text = outcome.golden().to_lowercase();
     let lines: Vec<&str> = text.lines().collect();
-    assert!(
-        lines.len() == 2 && lines[0].starts_with("error: ") && lines[1].starts_with("hint: "),
-        "{outcome}"
-    );
+    assert!(lines.len() == 2 && lines[0].starts_with("error: ") && lines[1].starts_with("hint: "), "{outcome}");
     assert!(lines[0].ends_with("no space left on device"), "{outcome}");
-    assert_eq!(
-        lines[0].matches("[dir]").count(),
-        1,
-        "the path is said once: {outcome}"
-    );
+    assert_eq!(lines[0].matches("[dir]").count(), 1, "the path is said once: {outcome}");
 }
 
 #[test]
@@ -268,16 +218,8 @@ fn inode_exhaustion() {
         mkdir -p "$CORACLE_ROOT" && mount -t tmpfs -o nr_inodes=60,mode=700 tmpfs "$CORACLE_ROOT" || exit 99
         exec "$0" pull "$1"
     "#;
-    let run = env.program("unshare").args(&[
-        "--user",
-        "--map-root-user",
-        "--mount",
-        "sh",
-        "-c",
-        script,
-        &coracle,
-        &image,
-    ]);
+    let run =
+        env.program("unshare").args(&["--user", "--map-root-user", "--mount", "sh", "-c", script, &coracle, &image]);
     run.outcome().refused(1).says("space");
 }
 
@@ -286,20 +228,15 @@ fn a_state_directory_that_cannot_be_made() {
     let env = TestEnv::new();
     let file = env.write("a-file", "x");
     let root = file.join("root").display().to_string();
-    env.coracle(&["--root", &root, "images"])
-        .outcome()
-        .error(1, "error: cannot use the state directory: failed to create directory `[DIR]/a-file`: File exists (os error 17)");
+    env.coracle(&["--root", &root, "images"]).outcome().error(
+        1,
+        "error: cannot use the state directory: failed to create directory `[DIR]/a-file`: File exists (os error 17)",
+    );
 }
 
 #[test]
 fn no_home_at_all() {
     let env = TestEnv::new();
-    let run = env
-        .coracle(&["images"])
-        .env_remove("HOME")
-        .env_remove("CORACLE_ROOT");
-    run.outcome().error(
-        1,
-        "error: no home directory: neither --root, CORACLE_ROOT, XDG_DATA_HOME nor HOME is set",
-    );
+    let run = env.coracle(&["images"]).env_remove("HOME").env_remove("CORACLE_ROOT");
+    run.outcome().error(1, "error: no home directory: neither --root, CORACLE_ROOT, XDG_DATA_HOME nor HOME is set");
 }

@@ -18,9 +18,7 @@ fn signals_are_forwarded() {
         (Signal::SIGUSR1, "USR1", 14),
         (Signal::SIGQUIT, "QUIT", 15),
     ] {
-        let script = format!(
-            "trap 'echo got; exit {code}' {name}; echo ready; while :; do sleep 0.05; done"
-        );
+        let script = format!("trap 'echo got; exit {code}' {name}; echo ready; while :; do sleep 0.05; done");
         let mut run = env.container(&[&image, "sh", "-c", &script]).spawn();
         run.wait_for("ready");
         run.signal(signal);
@@ -36,9 +34,7 @@ fn with_init_an_unprepared_command_ends_by_sigterm() {
     let env = TestEnv::new();
     let image = env.image("busybox");
     env.coracle(&["pull", &image]).ok();
-    let mut run = env
-        .container(&["--init", &image, "sh", "-c", "echo ready; exec sleep 1000"])
-        .spawn();
+    let mut run = env.container(&["--init", &image, "sh", "-c", "echo ready; exec sleep 1000"]).spawn();
     run.wait_for("ready");
     run.signal(Signal::SIGTERM);
     run.wait().code(143);
@@ -50,15 +46,10 @@ fn the_init_of_a_killed_container_is_137() {
     let env = TestEnv::new();
     let image = env.image("busybox");
     env.coracle(&["pull", &image]).ok();
-    let mut run = env
-        .container(&[&image, "sh", "-c", "echo ready; while :; do sleep 1; done"])
-        .spawn();
+    let mut run = env.container(&[&image, "sh", "-c", "echo ready; while :; do sleep 1; done"]).spawn();
     run.wait_for("ready");
     let family = leak::below(run.pid());
-    let init = family
-        .into_iter()
-        .find(|pid| is_init(*pid))
-        .expect("the container's pid 1");
+    let init = family.into_iter().find(|pid| is_init(*pid)).expect("the container's pid 1");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(init), Signal::SIGKILL).unwrap();
     run.wait().code(137);
 }
@@ -66,13 +57,8 @@ fn the_init_of_a_killed_container_is_137() {
 /// Says whether a process is pid 1 of a namespace below ours and runs the shell.
 fn is_init(pid: i32) -> bool {
     let status = fs_err::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let inner = status
-        .lines()
-        .find(|line| line.starts_with("NSpid:"))
-        .unwrap_or_default();
-    inner.split_whitespace().count() == 3
-        && inner.ends_with("\t1")
-        && status.starts_with("Name:\tsh")
+    let inner = status.lines().find(|line| line.starts_with("NSpid:")).unwrap_or_default();
+    inner.split_whitespace().count() == 3 && inner.ends_with("\t1") && status.starts_with("Name:\tsh")
 }
 
 #[test]
@@ -83,10 +69,7 @@ fn kill_9_of_run_ends_the_container_too() {
     let image = env.image("busybox");
     env.coracle(&["pull", &image]).ok();
     for flags in [&["--name", "victim"][..], &["--name", "victim", "--init"]] {
-        let mut run = env
-            .container(flags)
-            .args(&[&image, "sh", "-c", "echo ready; while :; do sleep 1; done"])
-            .spawn();
+        let mut run = env.container(flags).args(&[&image, "sh", "-c", "echo ready; while :; do sleep 1; done"]).spawn();
         run.wait_for("ready");
         let family = leak::below(run.pid());
         assert!(!family.is_empty());
@@ -101,9 +84,7 @@ fn kill_9_of_run_ends_the_container_too() {
         // The name is free again and the store works.
         env.container(&["--name", "victim", &image, "true"]).ok();
     }
-    let left = fs_err::read_dir(env.root().join("containers"))
-        .unwrap()
-        .count();
+    let left = fs_err::read_dir(env.root().join("containers")).unwrap().count();
     assert_eq!(left, 0, "a later command clears what the killed ones left");
 }
 

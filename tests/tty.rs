@@ -13,13 +13,7 @@ fn start(env: &TestEnv, flags: &[&str], command: &[&str]) -> Terminal {
     args.extend(flags);
     args.push(&image);
     args.extend(command);
-    Terminal::start(
-        env,
-        101,
-        37,
-        &fixtures::coracle().display().to_string(),
-        &args,
-    )
+    Terminal::start(env, 101, 37, &fixtures::coracle().display().to_string(), &args)
 }
 
 #[test]
@@ -28,9 +22,7 @@ fn a_shell_at_a_terminal() {
     let env = TestEnv::new();
     let mut terminal = start(&env, &["-it"], &["sh"]);
     terminal.expect("# ");
-    terminal.type_in(
-        "tty; stty size; echo $TERM; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo all-$((40 + 2))\r",
-    );
+    terminal.type_in("tty; stty size; echo $TERM; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo all-$((40 + 2))\r");
     terminal.expect("all-42");
     terminal.expect("/dev/");
     terminal.expect("37 101");
@@ -47,11 +39,7 @@ fn resize_reaches_the_container() {
     let mut terminal = start(
         &env,
         &["-it"],
-        &[
-            "sh",
-            "-c",
-            "trap 'stty size' WINCH; trap 'exit 0' INT; echo ready; while :; do sleep 0.1; done",
-        ],
+        &["sh", "-c", "trap 'stty size' WINCH; trap 'exit 0' INT; echo ready; while :; do sleep 0.1; done"],
     );
     terminal.expect("ready");
     terminal.resize(55, 22);
@@ -69,11 +57,7 @@ fn ctrl_c_interrupts_the_command_inside_and_not_coracle() {
     let mut terminal = start(
         &env,
         &["-it"],
-        &[
-            "sh",
-            "-c",
-            "trap 'echo interrupted; exit 9' INT; echo ready; while :; do sleep 0.1; done",
-        ],
+        &["sh", "-c", "trap 'echo interrupted; exit 9' INT; echo ready; while :; do sleep 0.1; done"],
     );
     terminal.expect("ready");
     terminal.wait_raw();
@@ -98,15 +82,8 @@ fn end_of_input_ends_a_reader() {
 fn the_terminal_is_restored_when_coracle_is_terminated() {
     require!();
     let env = TestEnv::new();
-    let mut terminal = start(
-        &env,
-        &["-it"],
-        &[
-            "sh",
-            "-c",
-            "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done",
-        ],
-    );
+    let mut terminal =
+        start(&env, &["-it"], &["sh", "-c", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done"]);
     terminal.expect("ready");
     terminal.wait_raw();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(terminal.pid()), Signal::SIGTERM).unwrap();
@@ -130,25 +107,15 @@ fn t_without_a_terminal_is_refused() {
     require!();
     let env = TestEnv::new();
     let image = env.image("busybox");
-    env.container(&["-it", &image, "true"])
-        .outcome()
-        .refused(125)
-        .says("terminal");
+    env.container(&["-it", &image, "true"]).outcome().refused(125).says("terminal");
 }
 
 #[test]
 fn much_output_through_a_terminal_is_complete() {
     require!();
     let env = TestEnv::new();
-    let mut terminal = start(
-        &env,
-        &["-it"],
-        &[
-            "sh",
-            "-c",
-            "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo line $i; done",
-        ],
-    );
+    let mut terminal =
+        start(&env, &["-it"], &["sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo line $i; done"]);
     assert_eq!(terminal.exit_code(), 0);
     terminal.expect("line 20000\r\n");
     assert_eq!(terminal.screen().matches("line ").count(), 20000);
@@ -162,17 +129,10 @@ fn a_terminal_of_its_own_not_the_callers() {
     let mut terminal = start(
         &env,
         &["-it"],
-        &[
-            "sh",
-            "-c",
-            "stat -c %n:%t:%T /dev/console; readlink /proc/self/fd/0; ls /dev/pts; exit 0",
-        ],
+        &["sh", "-c", "stat -c %n:%t:%T /dev/console; readlink /proc/self/fd/0; ls /dev/pts; exit 0"],
     );
     assert_eq!(terminal.exit_code(), 0);
     let screen = terminal.screen();
     assert!(screen.contains("/dev/console:"), "{screen}");
-    assert!(
-        screen.contains("/dev/pts/0") || screen.contains("/dev/console\r\n"),
-        "{screen}"
-    );
+    assert!(screen.contains("/dev/pts/0") || screen.contains("/dev/console\r\n"), "{screen}");
 }

@@ -15,16 +15,7 @@ impl Canary {
     pub fn plant(env: &TestEnv) -> Self {
         let dir = env.path("canary");
         fs_err::create_dir_all(dir.join("dir/below")).unwrap();
-        for name in [
-            "file",
-            "dir/file",
-            "ptmx",
-            "null",
-            "core_pattern",
-            "passwd",
-            "resolv.conf",
-            "hosts",
-        ] {
+        for name in ["file", "dir/file", "ptmx", "null", "core_pattern", "passwd", "resolv.conf", "hosts"] {
             fs_err::write(dir.join(name), format!("canary {name}\n")).unwrap();
         }
         fs_err::hard_link(dir.join("file"), dir.join("hard")).unwrap();

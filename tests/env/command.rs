@@ -43,10 +43,7 @@ impl Run {
             stdin: None,
             time_limit: TIME_LIMIT,
             place: env.path(""),
-            registry: env
-                .anonymous
-                .get()
-                .map(|registry| registry.address().to_owned()),
+            registry: env.anonymous.get().map(|registry| registry.address().to_owned()),
             line: program.display().to_string(),
         }
     }
@@ -106,23 +103,14 @@ impl Run {
 
     /// Starts the command and leaves it running.
     pub fn spawn(mut self) -> Running {
-        let mut child = self
-            .command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", self.line));
+        let mut child = self.command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.line));
         if let (Some(bytes), Some(mut pipe)) = (self.stdin.take(), child.stdin.take()) {
             // A command that ends without reading everything is no failure of the test.
             std::thread::spawn(move || drop(pipe.write_all(&bytes)));
         }
         let stdout = collect(child.stdout.take());
         let stderr = collect(child.stderr.take());
-        Running {
-            child,
-            stdout,
-            stderr,
-            run: self,
-            ended: false,
-        }
+        Running { child, stdout, stderr, run: self, ended: false }
     }
 
     /// Runs the command to its end.
@@ -190,16 +178,9 @@ impl Running {
     /// Waits for a text on standard output.
     #[track_caller]
     pub fn wait_for(&mut self, text: &str) {
-        let seen = poll(super::DEADLINE, || {
-            self.stdout_so_far().contains(text) || self.has_ended()
-        });
+        let seen = poll(super::DEADLINE, || self.stdout_so_far().contains(text) || self.has_ended());
         let so_far = self.stdout_so_far();
-        assert!(
-            seen && so_far.contains(text),
-            "{}: no {text:?} in {so_far:?}; {}",
-            self.run.line,
-            self.errors()
-        );
+        assert!(seen && so_far.contains(text), "{}: no {text:?} in {so_far:?}; {}", self.run.line, self.errors());
     }
 
     fn errors(&self) -> String {
@@ -211,25 +192,16 @@ impl Running {
     pub fn wait(mut self) -> Outcome {
         let end = Instant::now() + self.run.time_limit;
         let over = std::sync::atomic::Ordering::SeqCst;
-        let in_time = poll(self.run.time_limit, || {
-            self.child.try_wait().unwrap().is_some()
-        });
-        let left = end
-            .saturating_duration_since(Instant::now())
-            .max(Duration::from_secs(1));
-        let closed = in_time
-            && poll(left, || {
-                self.stdout.1.load(over) && self.stderr.1.load(over)
-            });
+        let in_time = poll(self.run.time_limit, || self.child.try_wait().unwrap().is_some());
+        let left = end.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+        let closed = in_time && poll(left, || self.stdout.1.load(over) && self.stderr.1.load(over));
         if !closed {
             let _ = self.child.kill();
         }
         let status = self.child.wait().unwrap();
         self.ended = true;
         let outcome = Outcome {
-            code: status
-                .code()
-                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
+            code: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
             signal: status.signal(),
             stdout: std::mem::take(&mut self.stdout.0.lock().unwrap()),
             stderr: self.errors(),
@@ -270,9 +242,7 @@ pub struct Outcome {
 impl Outcome {
     /// Gives standard output without its last newline.
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.stdout)
-            .trim_end_matches(['\n', '\r'])
-            .to_owned()
+        String::from_utf8_lossy(&self.stdout).trim_end_matches(['\n', '\r']).to_owned()
     }
 
     /// Demands success and gives standard output without the last newline.
@@ -285,18 +255,13 @@ impl Outcome {
     /// Demands an exit code.
     #[track_caller]
     pub fn code(&self, code: i32) -> &Self {
-        assert!(
-            self.code == code && self.signal.is_none(),
-            "expected exit code {code}\n{self}"
-        );
+        assert!(self.code == code && self.signal.is_none(), "expected exit code {code}\n{self}");
         self
     }
 
     /// Gives standard error with what differs from run to run replaced by names.
     pub fn golden(&self) -> String {
-        let mut text = self
-            .stderr
-            .replace(&self.place.join("").display().to_string(), "[DIR]/");
+        let mut text = self.stderr.replace(&self.place.join("").display().to_string(), "[DIR]/");
         if let Some(registry) = &self.registry {
             text = text.replace(registry, "[REGISTRY]");
         }
@@ -314,11 +279,7 @@ impl Outcome {
     #[track_caller]
     pub fn error_at(&self, address: &str, code: i32, golden: &str) {
         self.refused(code);
-        assert_eq!(
-            self.golden().replace(address, "[ADDRESS]"),
-            golden,
-            "{self}"
-        );
+        assert_eq!(self.golden().replace(address, "[ADDRESS]"), golden, "{self}");
     }
 
     /// Demands a clear error (O3): one `error:` line, at most hints after it, no panic, no output.
@@ -333,24 +294,16 @@ impl Outcome {
     #[track_caller]
     pub fn is_clear(&self) -> &Self {
         let lines: Vec<&str> = self.stderr.lines().collect();
-        let first = lines
-            .first()
-            .is_some_and(|line| line.starts_with("error: ") && line.len() > 12);
+        let first = lines.first().is_some_and(|line| line.starts_with("error: ") && line.len() > 12);
         let rest = lines.iter().skip(1).all(|line| line.starts_with("hint: "));
-        assert!(
-            first && rest && !self.stderr.contains("panicked"),
-            "not one clear error line\n{self}"
-        );
+        assert!(first && rest && !self.stderr.contains("panicked"), "not one clear error line\n{self}");
         self
     }
 
     /// Demands a text in standard error.
     #[track_caller]
     pub fn says(&self, text: &str) -> &Self {
-        assert!(
-            self.stderr.contains(text),
-            "standard error lacks {text:?}\n{self}"
-        );
+        assert!(self.stderr.contains(text), "standard error lacks {text:?}\n{self}");
         self
     }
 }
@@ -359,11 +312,7 @@ impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let stdout = String::from_utf8_lossy(&self.stdout);
         let shown: String = stdout.chars().take(4000).collect();
-        write!(
-            f,
-            "command: {}\ncode: {}\nstdout: {shown}\nstderr: {}",
-            self.line, self.code, self.stderr
-        )
+        write!(f, "command: {}\ncode: {}\nstdout: {shown}\nstderr: {}", self.line, self.code, self.stderr)
     }
 }
 
@@ -372,11 +321,7 @@ fn without_ids(text: &str) -> String {
     let is_id = |word: &str| word.len() == 12 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
     let words = text.split_inclusive([' ', ':', '\n']).map(|piece| {
         let word = piece.trim_end_matches([' ', ':', '\n']);
-        if is_id(word) {
-            piece.replace(word, "[ID]")
-        } else {
-            piece.to_owned()
-        }
+        if is_id(word) { piece.replace(word, "[ID]") } else { piece.to_owned() }
     });
     words.collect()
 }

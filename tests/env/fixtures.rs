@@ -1,15 +1,11 @@
 //! What tests/setup made on this host: the binary under test, images, keys. Says SKIP where it is missing.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "the one place of the tests that reads the environment"
-)]
+#![expect(clippy::disallowed_methods, reason = "the one place of the tests that reads the environment")]
 
 use std::path::{Path, PathBuf};
 
 /// Gives the binary under test: the copy that an ordinary user may read, else cargo's own.
 pub fn coracle() -> PathBuf {
-    std::env::var_os("CORACLE_TEST_BIN")
-        .map_or_else(|| env!("CARGO_BIN_EXE_coracle").into(), PathBuf::from)
+    std::env::var_os("CORACLE_TEST_BIN").map_or_else(|| env!("CARGO_BIN_EXE_coracle").into(), PathBuf::from)
 }
 
 /// Gives the directory that tests/setup/images built, if it did.
@@ -17,21 +13,14 @@ pub fn images() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("CORACLE_TEST_IMAGES").filter(|path| !path.is_empty()) {
         return Some(path.into());
     }
-    let cache =
-        std::env::var_os("CORACLE_TEST_CACHE").unwrap_or_else(|| "/var/cache/coracle-test".into());
+    let cache = std::env::var_os("CORACLE_TEST_CACHE").unwrap_or_else(|| "/var/cache/coracle-test".into());
     let entries = fs_err::read_dir(PathBuf::from(cache)).ok()?;
-    entries
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.join("complete").exists())
+    entries.flatten().map(|entry| entry.path()).find(|path| path.join("complete").exists())
 }
 
 /// Finds a program in the usual places.
 pub fn find_program(name: &str) -> Option<PathBuf> {
-    SEARCH_PATH
-        .split(':')
-        .map(|dir| Path::new(dir).join(name))
-        .find(|path| path.exists())
+    SEARCH_PATH.split(':').map(|dir| Path::new(dir).join(name)).find(|path| path.exists())
 }
 
 /// The search path of everything that a test starts.
@@ -50,10 +39,7 @@ pub fn missing(programs: &[&str]) -> Option<String> {
     if images().is_none() {
         return Some("no test images; as root: make test".to_owned());
     }
-    programs
-        .iter()
-        .find(|name| find_program(name).is_none())
-        .map(|name| format!("{name} is not installed"))
+    programs.iter().find(|name| find_program(name).is_none()).map(|name| format!("{name} is not installed"))
 }
 
 /// Returns from the test with a SKIP line when the images or one of the programs are missing.

@@ -37,13 +37,11 @@ impl Layer {
         for applet in APPLETS {
             layer = layer.symlink(&format!("bin/{applet}"), "busybox");
         }
-        layer
-            .file(
-                "etc/passwd",
-                0o644,
-                b"root:x:0:0::/root:/bin/sh\ntester:x:1000:1000::/:/bin/sh\n",
-            )
-            .file("etc/group", 0o644, b"root:x:0:\ntester:x:1000:\n")
+        layer.file("etc/passwd", 0o644, b"root:x:0:0::/root:/bin/sh\ntester:x:1000:1000::/:/bin/sh\n").file(
+            "etc/group",
+            0o644,
+            b"root:x:0:\ntester:x:1000:\n",
+        )
     }
 
     /// Adds a regular file owned by root.
@@ -61,10 +59,7 @@ impl Layer {
 
     /// Adds a directory.
     pub fn dir(self, path: &str, mode: u32) -> Self {
-        self.entry(
-            header(&format!("{path}/"), EntryType::Directory, mode, ""),
-            b"",
-        )
+        self.entry(header(&format!("{path}/"), EntryType::Directory, mode, ""), b"")
     }
 
     /// Adds a symbolic link.
@@ -178,23 +173,14 @@ impl Image {
             "architecture": "amd64", "os": "linux", "config": config,
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
-        Self::of(
-            layers.iter().map(|layer| gzip(layer)).collect(),
-            &configuration,
-        )
+        Self::of(layers.iter().map(|layer| gzip(layer)).collect(), &configuration)
     }
 
     /// Makes an image of compressed layers and a whole configuration.
     pub fn of(layers: Vec<Vec<u8>>, configuration: &Value) -> Self {
-        let mut image = Self {
-            media_type: media::MANIFEST.to_owned(),
-            ..Self::default()
-        };
+        let mut image = Self { media_type: media::MANIFEST.to_owned(), ..Self::default() };
         let config = image.blob(media::CONFIG, configuration.to_string().into_bytes());
-        let layers: Vec<Value> = layers
-            .into_iter()
-            .map(|layer| image.blob(media::LAYER_GZIP, layer))
-            .collect();
+        let layers: Vec<Value> = layers.into_iter().map(|layer| image.blob(media::LAYER_GZIP, layer)).collect();
         let manifest = json!({
             "schemaVersion": 2, "mediaType": media::MANIFEST, "config": config, "layers": layers,
         });

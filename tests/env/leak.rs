@@ -29,34 +29,20 @@ pub struct Before {
 impl Before {
     /// Looks at the shared directories.
     pub fn look() -> Self {
-        Self {
-            files: shared_files(),
-        }
+        Self { files: shared_files() }
     }
 
     /// Lists what is left; empty is good.
     pub fn leaks(&self, place: &Path, containers_may_stay: bool) -> Vec<String> {
         let mut leaks = Vec::new();
         if !poll(PATIENCE, || descendants().is_empty()) {
-            leaks.extend(
-                descendants()
-                    .iter()
-                    .map(|process| format!("process {process}")),
-            );
+            leaks.extend(descendants().iter().map(|process| format!("process {process}")));
         }
         let mounts = fs_err::read_to_string("/proc/self/mountinfo").unwrap();
         let inside = format!("{}/", place.display());
-        leaks.extend(
-            mounts
-                .lines()
-                .filter(|line| line.contains(&inside))
-                .map(|line| format!("mount {line}")),
-        );
+        leaks.extend(mounts.lines().filter(|line| line.contains(&inside)).map(|line| format!("mount {line}")));
         let new = shared_files();
-        leaks.extend(
-            new.difference(&self.files)
-                .map(|path| format!("file {}", path.display())),
-        );
+        leaks.extend(new.difference(&self.files).map(|path| format!("file {}", path.display())));
         // What a failed pull leaves in images/partial is no leak: the next one resumes there.
         let mut empty = vec![("tmp", true), ("run/coracle", false)];
         if !containers_may_stay {
@@ -98,10 +84,7 @@ fn shared_files() -> BTreeSet<PathBuf> {
             let name = entry.file_name().to_string_lossy().into_owned();
             let mine = entry.metadata().is_ok_and(|metadata| metadata.uid() == uid);
             // Other programs of this user work in /tmp at the same time; what coracle leaves has its name.
-            if mine
-                && name.contains("coracle")
-                && !NOT_OURS.iter().any(|prefix| name.starts_with(prefix))
-            {
+            if mine && name.contains("coracle") && !NOT_OURS.iter().any(|prefix| name.starts_with(prefix)) {
                 found.insert(entry.path());
             }
         }
@@ -189,11 +172,7 @@ pub fn below(pid: i32) -> Vec<i32> {
     let mut next = 0;
     while next < family.len() {
         let parent = family[next];
-        family.extend(
-            all.iter()
-                .filter(|process| process.parent == parent)
-                .map(|process| process.pid),
-        );
+        family.extend(all.iter().filter(|process| process.parent == parent).map(|process| process.pid));
         next += 1;
     }
     family.split_off(1)
@@ -218,11 +197,7 @@ pub fn remove_tree(path: &Path) {
         command.arg("--map-auto");
     }
     let script = r#"chmod -R u+rwX -- "$1" 2>/dev/null; rm -rf -- "$1""#;
-    let mut command = if super::who() == super::Who::Root {
-        Command::new("env")
-    } else {
-        command
-    };
+    let mut command = if super::who() == super::Who::Root { Command::new("env") } else { command };
     let _ = command
         .env("PATH", super::fixtures::SEARCH_PATH)
         .args(["sh", "-c", script, "sh"])

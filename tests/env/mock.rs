@@ -35,11 +35,7 @@ pub struct Response {
 impl Response {
     /// Answers with a body.
     pub fn new(status: u16, content_type: &str, body: impl Into<Vec<u8>>) -> Self {
-        Self {
-            status,
-            headers: vec![("Content-Type".into(), content_type.into())],
-            body: body.into(),
-        }
+        Self { status, headers: vec![("Content-Type".into(), content_type.into())], body: body.into() }
     }
 
     /// Adds a header line.
@@ -50,11 +46,7 @@ impl Response {
 
     /// Answers 404 the way registries do.
     pub fn not_found() -> Self {
-        Self::new(
-            404,
-            "application/json",
-            r#"{"errors":[{"code":"NOT_FOUND","message":"not found"}]}"#,
-        )
+        Self::new(404, "application/json", r#"{"errors":[{"code":"NOT_FOUND","message":"not found"}]}"#)
     }
 }
 
@@ -79,10 +71,8 @@ impl Mock {
         images: &[(&str, Image)],
         first: impl Fn(&Request) -> Option<Response> + Send + Sync + 'static,
     ) -> Self {
-        let images: BTreeMap<String, Image> = images
-            .iter()
-            .map(|(name, image)| ((*name).to_owned(), image.clone()))
-            .collect();
+        let images: BTreeMap<String, Image> =
+            images.iter().map(|(name, image)| ((*name).to_owned(), image.clone())).collect();
         Self::start(move |request| first(request).or_else(|| serve(&images, request)))
     }
 
@@ -105,12 +95,7 @@ impl Mock {
                 std::thread::spawn(move || drop(converse(&stream, &log, answer.as_ref())));
             }
         });
-        Self {
-            address,
-            seen,
-            stop,
-            thread: Some(thread),
-        }
+        Self { address, seen, stop, thread: Some(thread) }
     }
 
     /// Gives `127.0.0.1:PORT`.
@@ -130,10 +115,7 @@ impl Mock {
 
     /// Gives the Authorization headers that came.
     pub fn credentials(&self) -> Vec<String> {
-        self.seen()
-            .iter()
-            .filter_map(|request| request.headers.get("authorization").cloned())
-            .collect()
+        self.seen().iter().filter_map(|request| request.headers.get("authorization").cloned()).collect()
     }
 }
 
@@ -155,34 +137,20 @@ fn converse(stream: &TcpStream, log: &Mutex<Vec<Request>>, answer: &Answer) -> s
     let (Some(method), Some(path)) = (words.next(), words.next()) else {
         return Ok(());
     };
-    let mut request = Request {
-        method: method.into(),
-        path: path.into(),
-        headers: BTreeMap::new(),
-    };
+    let mut request = Request { method: method.into(), path: path.into(), headers: BTreeMap::new() };
     loop {
         let mut line = String::new();
         reader.read_line(&mut line)?;
         let Some((name, value)) = line.trim_end().split_once(':') else {
             break;
         };
-        request
-            .headers
-            .insert(name.to_ascii_lowercase(), value.trim().to_owned());
+        request.headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
     log.lock().unwrap().push(request.clone());
     let response = answer(&request).unwrap_or_else(Response::not_found);
     let mut writer = stream;
-    write!(
-        writer,
-        "HTTP/1.1 {} Whatever\r\nConnection: close\r\n",
-        response.status
-    )?;
-    if !response
-        .headers
-        .iter()
-        .any(|(name, _)| name.eq_ignore_ascii_case("content-length"))
-    {
+    write!(writer, "HTTP/1.1 {} Whatever\r\nConnection: close\r\n", response.status)?;
+    if !response.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length")) {
         write!(writer, "Content-Length: {}\r\n", response.body.len())?;
     }
     for (name, value) in &response.headers {

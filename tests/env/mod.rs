@@ -54,11 +54,7 @@ impl TestEnv {
     pub fn new() -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         nix::sys::prctl::set_child_subreaper(true).unwrap();
-        let dir = tempfile::Builder::new()
-            .prefix("coracle-test-")
-            .tempdir_in("/tmp")
-            .unwrap()
-            .keep();
+        let dir = tempfile::Builder::new().prefix("coracle-test-").tempdir_in("/tmp").unwrap().keep();
         for sub in ["home", "run", "tmp"] {
             fs_err::create_dir(dir.join(sub)).unwrap();
         }
@@ -108,8 +104,7 @@ impl TestEnv {
 
     /// Prepares `coracle run --rm --network none ARGS…`: the usual container.
     pub fn container<A: AsRef<std::ffi::OsStr>>(&self, args: &[A]) -> Run {
-        self.coracle(&["run", "--rm", "--network", "none"])
-            .args(args)
+        self.coracle(&["run", "--rm", "--network", "none"]).args(args)
     }
 
     /// Prepares any other program in the same environment.
@@ -166,24 +161,13 @@ fn who() -> Who {
         .map(|fields| fields[0].to_owned())
         .unwrap_or_default();
     let subuid = fs_err::read_to_string("/etc/subuid").unwrap_or_default();
-    let has = |line: &str| {
-        line.split(':')
-            .next()
-            .is_some_and(|first| first == name || first == uid.to_string())
-    };
-    if subuid.lines().any(has) {
-        Who::Ranges
-    } else {
-        Who::Single
-    }
+    let has = |line: &str| line.split(':').next().is_some_and(|first| first == name || first == uid.to_string());
+    if subuid.lines().any(has) { Who::Ranges } else { Who::Single }
 }
 
 /// Polls until the condition holds; panics with `what` after the deadline.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    assert!(
-        poll(DEADLINE, &mut condition),
-        "waited {DEADLINE:?} for {what}"
-    );
+    assert!(poll(DEADLINE, &mut condition), "waited {DEADLINE:?} for {what}");
 }
 
 /// Polls until the condition holds or the time is over; says which.

@@ -37,15 +37,8 @@ impl Registry {
     /// Starts one and waits until it listens.
     pub fn start(env: &TestEnv, options: RegistryOptions) -> Self {
         let images = fixtures::images().expect("test images; as root: make test");
-        let name = format!(
-            "registry-{}",
-            NUMBER.fetch_add(1, std::sync::atomic::Ordering::SeqCst)
-        );
-        let storage = if options.empty {
-            env.path(format!("{name}.d"))
-        } else {
-            images.join("registry")
-        };
+        let name = format!("registry-{}", NUMBER.fetch_add(1, std::sync::atomic::Ordering::SeqCst));
+        let storage = if options.empty { env.path(format!("{name}.d")) } else { images.join("registry") };
         if options.empty {
             fs_err::create_dir(&storage).unwrap();
         }
@@ -53,29 +46,20 @@ impl Registry {
         let config = env.write(&format!("{name}.yml"), config);
         let log = env.path(format!("{name}.log"));
         let output = fs_err::File::create(&log).unwrap().into_parts().0;
-        let child =
-            Command::new(fixtures::find_program("docker-registry").expect("docker-registry"))
-                .arg("serve")
-                .arg(config)
-                .env_clear()
-                .env("PATH", fixtures::SEARCH_PATH)
-                .current_dir("/")
-                .stdin(Stdio::null())
-                .stdout(output.try_clone().unwrap())
-                .stderr(output)
-                .spawn()
-                .unwrap();
-        let mut registry = Self {
-            child,
-            address: String::new(),
-            log,
-        };
+        let child = Command::new(fixtures::find_program("docker-registry").expect("docker-registry"))
+            .arg("serve")
+            .arg(config)
+            .env_clear()
+            .env("PATH", fixtures::SEARCH_PATH)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
+            .spawn()
+            .unwrap();
+        let mut registry = Self { child, address: String::new(), log };
         wait_until("docker-registry to listen", || {
-            assert!(
-                registry.child.try_wait().unwrap().is_none(),
-                "docker-registry ended: {}",
-                registry.log()
-            );
+            assert!(registry.child.try_wait().unwrap().is_none(), "docker-registry ended: {}", registry.log());
             registry.address = listening(&registry.log()).unwrap_or_default();
             !registry.address.is_empty()
         });
@@ -101,12 +85,8 @@ impl Registry {
     pub fn requests(&self, method: &str, path: &str) -> usize {
         let method = format!("http.request.method={method}");
         let log = self.log();
-        let answered = log
-            .lines()
-            .filter(|line| line.contains("msg=\"response completed\""));
-        answered
-            .filter(|line| line.contains(&method) && line.contains(path))
-            .count()
+        let answered = log.lines().filter(|line| line.contains("msg=\"response completed\""));
+        answered.filter(|line| line.contains(&method) && line.contains(path)).count()
     }
 
     /// Ends it, as when the machine goes away.
@@ -143,16 +123,10 @@ fn configuration(storage: &Path, images: &Path, options: RegistryOptions) -> Str
     );
     if options.tls {
         let tls = images.join("tls");
-        text.push_str(&format!(
-            "  tls: {{certificate: {0}/server.crt, key: {0}/server.key}}\n",
-            tls.display()
-        ));
+        text.push_str(&format!("  tls: {{certificate: {0}/server.crt, key: {0}/server.key}}\n", tls.display()));
     }
     if options.password {
-        text.push_str(&format!(
-            "auth: {{htpasswd: {{realm: test, path: {}/htpasswd}}}}\n",
-            images.display()
-        ));
+        text.push_str(&format!("auth: {{htpasswd: {{realm: test, path: {}/htpasswd}}}}\n", images.display()));
     }
     text
 }

@@ -50,30 +50,16 @@ impl Terminal {
         let OpenptyResult { master, slave } = openpty(None, None).unwrap();
         resize(&master, columns, rows);
         let slave_file = || File::from(slave.try_clone().unwrap());
-        let run: Run = env
-            .program("setsid")
-            .args(&["--ctty", "--wait", program])
-            .args(args);
-        let running = run
-            .env("TERM", "xterm")
-            .stdin_from(slave_file())
-            .stdout_to(slave_file())
-            .stderr_to(slave_file())
-            .spawn();
+        let run: Run = env.program("setsid").args(&["--ctty", "--wait", program]).args(args);
+        let running =
+            run.env("TERM", "xterm").stdin_from(slave_file()).stdout_to(slave_file()).stderr_to(slave_file()).spawn();
         let screen = Arc::new(Mutex::new(Vec::new()));
         let reader = File::from(master.try_clone().unwrap());
         let target = Arc::clone(&screen);
         let gone = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&gone);
         let reading = std::thread::spawn(move || show(reader, &target, &stop));
-        Self {
-            master: File::from(master),
-            slave,
-            screen,
-            running: Some(running),
-            gone,
-            reading,
-        }
+        Self { master: File::from(master), slave, screen, running: Some(running), gone, reading }
     }
 
     /// Closes the window as a person does, and gives the program's exit code.
@@ -133,11 +119,6 @@ impl Terminal {
 }
 
 fn resize(terminal: impl AsFd, columns: u16, rows: u16) {
-    let size = Winsize {
-        ws_col: columns,
-        ws_row: rows,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let size = Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
     tcsetwinsize(terminal, size).unwrap();
 }

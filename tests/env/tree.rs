@@ -33,11 +33,7 @@ pub fn attributes(dir: &Path) -> Vec<String> {
     while let Some(path) = waiting.pop() {
         let metadata = fs_err::symlink_metadata(&path).unwrap();
         let content = if metadata.is_dir() {
-            waiting.extend(
-                fs_err::read_dir(&path)
-                    .unwrap()
-                    .map(|entry| entry.unwrap().path()),
-            );
+            waiting.extend(fs_err::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
             String::new()
         } else if metadata.is_symlink() {
             format!("{:?}", fs_err::read_link(&path).unwrap())
@@ -84,13 +80,8 @@ pub enum Look {
 pub fn describe(env: &TestEnv, look: &Look) -> Vec<String> {
     let mut run = match env.who() {
         Who::Root => env.program("unshare").args(&["--mount"]),
-        Who::Single => env
-            .program("unshare")
-            .args(&["--user", "--map-root-user", "--mount"]),
-        Who::Ranges => {
-            env.program("unshare")
-                .args(&["--user", "--map-root-user", "--map-auto", "--mount"])
-        }
+        Who::Single => env.program("unshare").args(&["--user", "--map-root-user", "--mount"]),
+        Who::Ranges => env.program("unshare").args(&["--user", "--map-root-user", "--map-auto", "--mount"]),
     };
     run = run.args(&["bash", "-euo", "pipefail", "-c", DESCRIBE, "describe"]);
     let text = match look {
@@ -103,8 +94,7 @@ pub fn describe(env: &TestEnv, look: &Look) -> Vec<String> {
             // The kernel wants at least two layers for a read-only overlay, topmost first.
             let mut lower = vec![nothing.display().to_string()];
             lower.extend(layers.iter().rev().map(|layer| layer.display().to_string()));
-            run.args(&[merged.as_os_str(), lower.join(":").as_ref()])
-                .outcome()
+            run.args(&[merged.as_os_str(), lower.join(":").as_ref()]).outcome()
         }
     };
     text.ok();
