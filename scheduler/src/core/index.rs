@@ -15,6 +15,7 @@ use crate::model::*;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Slot {
     class: Class5,
+    room: [u64; 5],
     load: u64,
     price: u64,
     trouble: u64,
@@ -24,9 +25,11 @@ pub(super) struct Slot {
 /// A logarithm for each dimension.
 type Class5 = [u8; 5];
 
-/// Providers of one class in four orders.
+/// Providers of one class in several orders.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Orders {
+    /// By what is free in each dimension, exactly.
+    room: [BTreeSet<(u64, ProviderId)>; 5],
     load: BTreeSet<(u64, ProviderId)>,
     price: BTreeSet<(u64, ProviderId)>,
     trouble: BTreeSet<(u64, ProviderId)>,
@@ -79,6 +82,9 @@ impl Index {
 
     fn put(&mut self, provider: ProviderId, slot: &Slot) {
         let orders = self.classes.entry(slot.class).or_default();
+        for (order, room) in orders.room.iter_mut().zip(slot.room) {
+            order.insert((room, provider));
+        }
         orders.load.insert((slot.load, provider));
         orders.price.insert((slot.price, provider));
         orders.trouble.insert((slot.trouble, provider));
@@ -88,6 +94,9 @@ impl Index {
 
     fn take(&mut self, provider: ProviderId, slot: &Slot) {
         let Some(orders) = self.classes.get_mut(&slot.class) else { return };
+        for (order, room) in orders.room.iter_mut().zip(slot.room) {
+            order.remove(&(room, provider));
+        }
         orders.load.remove(&(slot.load, provider));
         orders.price.remove(&(slot.price, provider));
         orders.trouble.remove(&(slot.trouble, provider));
@@ -102,14 +111,22 @@ impl Index {
     pub(super) fn walk(&self, want: &Resources, strategy: Strategy, start: u64) -> Walk<'_> {
         let least = class(want);
         let mut walk = Walk { queues: Vec::new(), heap: BinaryHeap::new() };
-        let wanted: Vec<bool> = want.dimensions().iter().map(|(_, amount)| *amount > 0).collect();
+        let wanted = want.dimensions();
         for (class, orders) in &self.classes {
             if class.iter().zip(&least).any(|(has, least)| has < least) {
                 continue;
             }
-            // A class that shares a logarithm with the request holds providers that may be a little too small.
-            let certain = class.iter().zip(&least).zip(&wanted).all(|((has, least), wanted)| has > least || !wanted);
-            walk.add(orders.iter(strategy, start), certain);
+            // A class that shares a logarithm with the request holds providers that may be a little too small: there
+            // the exact order of that dimension shows those that are not. Only binpack wants them first.
+            let tight = (0..class.len()).find(|place| wanted[*place].1 > 0 && class[*place] == least[*place]);
+            match tight {
+                None => walk.add(orders.iter(strategy, start), true),
+                Some(place) => {
+                    let key = if strategy == Strategy::Binpack { 0 } else { u64::MAX };
+                    let fitting = orders.room[place].range((wanted[place].1, ProviderId::new(0))..);
+                    walk.add(Box::new(fitting.map(move |(_, id)| (key, *id))), false);
+                }
+            }
         }
         walk
     }
@@ -200,6 +217,7 @@ pub(super) fn refresh(state: &mut State, provider: ProviderId) {
         let used = record.capacity.minus(&left);
         Slot {
             class: class(&left),
+            room: left.dimensions().map(|(_, amount)| amount),
             load: u64::from(used.dominant_permille(&record.capacity)),
             price: record.price,
             trouble: (record.silences_ms.len() + record.troubles_ms.len()) as u64,

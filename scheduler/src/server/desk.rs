@@ -22,6 +22,10 @@ const BATCH: usize = 128;
 const QUEUE: usize = 4096;
 /// Notices kept for streams; a stream that is further behind reads the store.
 const RING: usize = 4096;
+/// Tries to read the store again after it refused a batch.
+const RELOADS: usize = 20;
+/// Wait between them.
+const RELOAD_PAUSE: Duration = Duration::from_millis(200);
 /// Longest sleep without a timer.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -118,7 +122,7 @@ impl Desk {
     /// Applies an event and waits until its outcome is durable.
     pub async fn submit(&self, event: impl FnOnce(u64) -> Event + Send + 'static) -> Result<Answer, DeskError> {
         let (reply, answer) = oneshot::channel();
-        self.sender.try_send(Work::Event(Box::new(event), reply)).map_err(|_| DeskError::Busy)?;
+        self.sender.try_send(Work::Event(Box::new(event), reply)).map_err(busy)?;
         answer.await.map_err(|_| DeskError::Unavailable)?
     }
 
@@ -129,13 +133,25 @@ impl Desk {
     ) -> Result<T, DeskError> {
         let (reply, answer) = oneshot::channel();
         let work: Look = Box::new(move |state, store, now| drop(reply.send(look(state, store, now))));
-        self.sender.try_send(Work::Look(work)).map_err(|_| DeskError::Busy)?;
+        self.sender.try_send(Work::Look(work)).map_err(busy)?;
         answer.await.map_err(|_| DeskError::Unavailable)
+    }
+
+    /// Waits until the desk has closed: another scheduler leads, or the store is gone for good.
+    pub async fn closed(&self) {
+        self.sender.closed().await;
     }
 
     /// Returns a provider's commands after `applied`.
     pub async fn commands(&self, provider: ProviderId, applied: u64) -> Result<Vec<NumberedCommand>, DeskError> {
         self.look(move |state, _, _| core::commands_after(state, provider, applied)).await
+    }
+}
+
+fn busy<T>(error: mpsc::error::TrySendError<T>) -> DeskError {
+    match error {
+        mpsc::error::TrySendError::Full(_) => DeskError::Busy,
+        mpsc::error::TrySendError::Closed(_) => DeskError::Unavailable,
     }
 }
 
@@ -164,7 +180,7 @@ impl Thread {
             let first = runtime.block_on(async { tokio::time::timeout(sleep, receiver.recv()).await });
             let mut work = Vec::new();
             match first {
-                Ok(None) => return,
+                Ok(None) => return self.store.give_up_lead(),
                 Ok(Some(first)) => work.push(first),
                 Err(_) => {}
             }
@@ -186,6 +202,12 @@ impl Thread {
     }
 
     fn serve(&mut self, work: Vec<Work>) -> Result<(), StoreError> {
+        // A reader must not learn from a leader that was deposed while it slept.
+        match self.store.keep_lead() {
+            Ok(()) => {}
+            Err(error @ StoreError::Deposed(_)) => return Err(error),
+            Err(_) => return Ok(()),
+        }
         let (mut batch, mut later) = (Batch::default(), Vec::new());
         let (mut replies, mut looks) = (BTreeMap::new(), Vec::new());
         for work in work {
@@ -206,7 +228,7 @@ impl Thread {
                 Ok(()) => drop(self.shared.commits.fetch_add(1, std::sync::atomic::Ordering::Relaxed)),
                 Err(error @ StoreError::Deposed(_)) => return Err(error),
                 Err(_) => {
-                    self.reload()?;
+                    self.reload_soon()?;
                     replies.into_values().for_each(|reply| drop(reply.send(Err(DeskError::Unavailable))));
                     return Ok(());
                 }
@@ -236,10 +258,21 @@ impl Thread {
         later.extend(batch.absorb(actions));
     }
 
-    /// Throws away what could not be written.
-    fn reload(&mut self) -> Result<(), StoreError> {
-        self.state = State::load(self.options, seed(), self.clock.now_ms(), self.store.load()?);
-        Ok(())
+    /// Throws away what could not be written, and what may or may not have been: the store knows.
+    fn reload_soon(&mut self) -> Result<(), StoreError> {
+        let mut last = None;
+        for _ in 0..RELOADS {
+            match self.store.keep_lead().and_then(|()| self.store.load()) {
+                Ok(records) => {
+                    self.state = State::load(self.options, seed(), self.clock.now_ms(), records);
+                    return Ok(());
+                }
+                Err(error @ StoreError::Deposed(_)) => return Err(error),
+                Err(error) => last = Some(error),
+            }
+            std::thread::sleep(RELOAD_PAUSE);
+        }
+        last.map_or(Ok(()), Err)
     }
 
     fn publish(&self, notices: Vec<Notice>) {

@@ -36,7 +36,7 @@ use tokio::net::TcpListener;
 use crate::core::Refusal;
 use crate::core::{Event, Options as CoreOptions, Request as CoreRequest, Wish};
 use crate::model::Name;
-use crate::store::{SqliteStore, Store, StoreError};
+use crate::store::{PostgresStore, SqliteStore, Store, StoreError};
 use clock::Clock;
 use desk::{Desk, DeskError};
 use limit::Limiter;
@@ -53,8 +53,12 @@ pub use table::{Policy, Route, routes};
 pub struct Options {
     /// Where to listen; port 0 takes any.
     pub listen: SocketAddr,
-    /// The SQLite file.
+    /// The SQLite file, unless `postgres` is given.
     pub database: PathBuf,
+    /// A PostgreSQL URL. Of several schedulers on one database one leads; the others wait without listening.
+    pub postgres: Option<String>,
+    /// How long the lead lasts without renewal.
+    pub lease: Duration,
     /// Certificate and key; without them the server speaks plain HTTP.
     pub tls: Option<TlsFiles>,
     /// The core's numbers.
@@ -77,6 +81,8 @@ impl Options {
         Self {
             listen,
             database,
+            postgres: None,
+            lease: crate::store::LEASE,
             tls: None,
             core: CoreOptions::default(),
             limits: Limits::default(),
@@ -150,9 +156,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// Waits until the server ends, which it does only by failing.
+    /// Waits until the server ends: it fails, or another scheduler leads.
     pub async fn wait(&mut self) {
-        let _ = (&mut self.task).await;
+        tokio::select! {
+            _ = &mut self.task => {}
+            () = self.site.desk.closed() => {}
+        }
     }
 }
 
@@ -194,9 +203,7 @@ fn router(site: &Arc<Site>) -> Router {
 pub async fn start(options: Options) -> Result<Running, ServerError> {
     let tls = options.tls.as_ref().map(net::acceptor).transpose().map_err(ServerError::Tls)?;
     let clock = Clock::start();
-    let failed = |source| ServerError::Store { path: options.database.clone(), source };
-    let store: Box<dyn Store> = Box::new(SqliteStore::open(&options.database).map_err(failed)?);
-    let (desk, _thread) = Desk::open(store, options.core, clock).map_err(failed)?;
+    let desk = open(options.clone(), clock).await?;
     let refused = |source| ServerError::Listen { address: options.listen, source };
     let listener = TcpListener::bind(options.listen).await.map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
@@ -214,10 +221,31 @@ pub async fn start(options: Options) -> Result<Running, ServerError> {
     Ok(Running { address, site, task: tokio::spawn(serve) })
 }
 
-/// Runs a server until it fails: what `coracle scheduler` is.
+/// Opens the store and takes the lead, on a thread that may wait for it.
+async fn open(options: Options, clock: Clock) -> Result<Desk, ServerError> {
+    let path = options.postgres.is_none().then(|| options.database.clone()).unwrap_or_else(|| "(PostgreSQL)".into());
+    let opened = tokio::task::spawn_blocking(move || {
+        let store: Box<dyn Store> = match &options.postgres {
+            Some(url) => Box::new(PostgresStore::open(url, options.lease)?),
+            None => Box::new(SqliteStore::open(&options.database)?),
+        };
+        Desk::open(store, options.core, clock)
+    });
+    match opened.await {
+        Ok(Ok((desk, _thread))) => Ok(desk),
+        Ok(Err(source)) => Err(ServerError::Store { path, source }),
+        Err(error) => {
+            let source = StoreError::File { op: "open", path: path.clone(), source: std::io::Error::other(error) };
+            Err(ServerError::Store { path, source })
+        }
+    }
+}
+
+/// Runs a server: what `coracle scheduler` is. A leader that was deposed waits for its next turn.
 pub async fn run(options: Options) -> Result<(), ServerError> {
-    start(options).await?.wait().await;
-    Ok(())
+    loop {
+        start(options.clone()).await?.wait().await;
+    }
 }
 
 /// Makes the first group and administrator of an empty pool; returns the secret, or `None` when there is one already.

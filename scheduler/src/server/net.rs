@@ -132,11 +132,14 @@ fn place(addresses: &Arc<Addresses>, peer: IpAddr, most: usize, permit: OwnedSem
     })
 }
 
-/// Accepts connections until the task is dropped.
+/// Accepts connections until the task is dropped, and all conversations with it.
 pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router, limits: Limits) {
     let room = Arc::new(Semaphore::new(limits.connections));
     let addresses = Arc::new(Addresses::default());
+    // Dropping the set ends every conversation.
+    let mut conversations = tokio::task::JoinSet::new();
     loop {
+        while conversations.try_join_next().is_some() {}
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(_) => {
@@ -148,7 +151,7 @@ pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, router: Rout
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
         let Some(place) = place(&addresses, peer.ip(), limits.per_address, permit) else { continue };
         let (tls, router) = (tls.clone(), router.clone());
-        tokio::spawn(async move {
+        conversations.spawn(async move {
             let _place = place;
             converse(stream, peer, tls, router, limits).await;
         });
@@ -168,15 +171,28 @@ async fn converse(stream: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor>,
     }
 }
 
+fn head_bytes(headers: &axum::http::HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum()
+}
+
 async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: SocketAddr, router: Router, limits: Limits) {
     let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(peer);
-        router.clone().oneshot(request.map(axum::body::Body::new))
+        let router = router.clone();
+        async move {
+            // The read buffer is larger than what it was asked to hold, so the head is measured here as well.
+            if head_bytes(request.headers()) > HEAD_BYTES {
+                let status = axum::http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+                let problem = super::Problem::new(status, "headers", format!("headers have at most {HEAD_BYTES} bytes"));
+                return Ok(axum::response::IntoResponse::into_response(problem));
+            }
+            router.oneshot(request.map(axum::body::Body::new)).await
+        }
     });
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_time)
-        .max_buf_size(HEAD_BYTES)
+        .max_buf_size(2 * HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), service)
         .await;
 }

@@ -4,6 +4,7 @@
 //! nothing, durable when it returns. Heartbeats never reach it. Everything in memory can be rebuilt from `load`.
 
 mod batch;
+mod postgres;
 mod sqlite;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use crate::failpoint::Failed;
 use crate::model::{Audit, GroupId, Notice, Record};
 
 pub use batch::Batch;
+pub use postgres::{LEASE, PostgresStore};
 pub use sqlite::{SQLITE_LEAST, SqliteStore};
 
 /// Says what went wrong with the store.
@@ -65,6 +67,20 @@ pub enum StoreError {
         /// Why it failed.
         source: rusqlite::Error,
     },
+    /// A statement failed in PostgreSQL.
+    #[error("cannot {op} in PostgreSQL")]
+    Postgres {
+        /// What was tried.
+        op: &'static str,
+        /// Why it failed.
+        source: Box<tokio_postgres::Error>,
+    },
+    /// A statement took longer than the lead would last.
+    #[error("PostgreSQL took too long to {0}")]
+    Slow(&'static str),
+    /// The server only reads.
+    #[error("PostgreSQL is in recovery and takes no writes")]
+    Standby,
     /// A row is not what was written.
     #[error("row {row} of the store cannot be read")]
     Row {
@@ -88,8 +104,14 @@ pub const NOTICES_KEPT: u64 = 100_000;
 
 /// Keeps what must survive.
 pub trait Store: Send {
-    /// Takes the lead: returns an epoch above every earlier one.
+    /// Takes the lead, and waits for it while another scheduler has it: returns an epoch above every earlier one.
     fn lead(&mut self) -> Result<u64, StoreError>;
+    /// Makes sure that this scheduler still leads, before it answers anybody.
+    fn keep_lead(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
+    /// Lets another one lead at once.
+    fn give_up_lead(&mut self) {}
     /// Reads every record.
     fn load(&mut self) -> Result<Vec<Record>, StoreError>;
     /// Writes a batch in one transaction, if this scheduler still leads.

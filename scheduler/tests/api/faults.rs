@@ -19,6 +19,10 @@ use crate::support::{DEADLINE, http, instance, name};
 
 /// Where a child finds its folder.
 const FOLDER: &str = "CORACLE_TEST_SCHEDULER_FOLDER";
+/// The lead of a child that was killed must end soon.
+pub const TEST_LEASE: Duration = Duration::from_millis(900);
+/// Where a child finds its PostgreSQL; empty means SQLite.
+const POSTGRES: &str = "CORACLE_TEST_SCHEDULER_POSTGRES";
 
 /// Not a test: the scheduler process of the tests below.
 #[test]
@@ -28,7 +32,9 @@ fn child() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     runtime.block_on(async {
         let folder = Path::new(&folder);
-        let options = Options::new(SocketAddr::from(([127, 0, 0, 1], 0)), folder.join("pool.db"));
+        let mut options = Options::new(SocketAddr::from(([127, 0, 0, 1], 0)), folder.join("pool.db"));
+        options.lease = TEST_LEASE;
+        options.postgres = std::env::var(POSTGRES).ok().filter(|url| !url.is_empty());
         let mut running = server::start(options).await.expect("start");
         let secret = server::bootstrap(&running.site, name("ops"), name("root")).await.expect("bootstrap");
         if let Some(secret) = secret {
@@ -41,9 +47,9 @@ fn child() {
     });
 }
 
-struct Process {
+pub struct Process {
     child: Child,
-    address: Option<SocketAddr>,
+    pub address: Option<SocketAddr>,
 }
 
 impl Drop for Process {
@@ -54,12 +60,18 @@ impl Drop for Process {
 }
 
 impl Process {
-    /// Starts a scheduler; `fail` arms a failpoint.
+    /// Starts a scheduler on SQLite; `fail` arms a failpoint.
     fn start(folder: &Path, fail: &str) -> Self {
+        Self::start_on(folder, fail, "")
+    }
+
+    /// Starts a scheduler and waits until it leads and listens.
+    pub fn start_on(folder: &Path, fail: &str, postgres: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("own path"))
             .args(["--exact", "faults::child", "--ignored", "--nocapture", "--test-threads=1"])
             .env(FOLDER, folder)
             .env("CORACLE_FAIL", fail)
+            .env(POSTGRES, postgres)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -72,17 +84,31 @@ impl Process {
         Self { child, address }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).expect("signal");
+        let start = Instant::now();
+        // Stopping takes a moment for each thread.
+        while signal == Signal::STOP && !self.is_stopped() {
+            assert!(start.elapsed() < DEADLINE);
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
-    fn is_dead(&mut self) -> bool {
+    fn is_stopped(&self) -> bool {
+        let tasks = fs_err::read_dir(format!("/proc/{}/task", self.child.id())).expect("tasks");
+        tasks.map_while(Result::ok).all(|task| {
+            let stat = fs_err::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        })
+    }
+
+    pub fn is_dead(&mut self) -> bool {
         self.child.try_wait().expect("wait").is_some()
     }
 }
 
-async fn call(address: SocketAddr, token: &str, method: Method, path: &str, body: Option<Value>, key: &str) -> Option<(u16, Value)> {
+pub async fn call(address: SocketAddr, token: &str, method: Method, path: &str, body: Option<Value>, key: &str) -> Option<(u16, Value)> {
     let mut request = http().request(method, format!("http://{address}{path}")).bearer_auth(token).timeout(Duration::from_secs(5));
     if !key.is_empty() {
         request = request.header("idempotency-key", key);
@@ -109,16 +135,16 @@ async fn make(process: &Process, token: &str, acknowledged: &mut Vec<(usize, Val
     }
 }
 
-async fn kill_at(point: &str, effect: &str) {
+pub async fn kill_at(point: &str, effect: &str, postgres: &str) {
     let folder = tempfile::tempdir().expect("folder");
     let token = {
-        let first = Process::start(folder.path(), "");
+        let first = Process::start_on(folder.path(), "", postgres);
         assert!(first.address.is_some());
         fs_err::read_to_string(folder.path().join("secret")).expect("secret")
     };
     let mut acknowledged = Vec::new();
     for after in [0, 3, 17] {
-        let mut process = Process::start(folder.path(), &format!("{point}={effect}@{after}"));
+        let mut process = Process::start_on(folder.path(), &format!("{point}={effect}@{after}"), postgres);
         make(&process, &token, &mut acknowledged).await;
         let dies = effect == "kill" && !["migrate_step", "lease_lost"].contains(&point);
         if dies && after == 0 {
@@ -129,7 +155,7 @@ async fn kill_at(point: &str, effect: &str) {
             }
         }
     }
-    let last = Process::start(folder.path(), "");
+    let last = Process::start_on(folder.path(), "", postgres);
     let address = last.address.expect("it starts again");
     let mut again = Vec::new();
     make(&last, &token, &mut again).await;
@@ -148,7 +174,7 @@ async fn kill_at(point: &str, effect: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn f04_nothing_acknowledged_is_lost_whereever_the_scheduler_is_killed() {
     for point in POINTS {
-        kill_at(point, "kill").await;
+        kill_at(point, "kill", "").await;
     }
 }
 
@@ -156,7 +182,7 @@ async fn f04_nothing_acknowledged_is_lost_whereever_the_scheduler_is_killed() {
 async fn f04_nothing_acknowledged_is_lost_when_a_call_fails() {
     for point in POINTS {
         if point != "lease_taken" {
-            kill_at(point, "error").await;
+            kill_at(point, "error", "").await;
         }
     }
 }

@@ -5,5 +5,6 @@ mod faults;
 mod hostile;
 mod identity;
 mod objects;
+mod postgres;
 mod support;
 mod tenants;

@@ -30,6 +30,8 @@ pub struct Options {
     pub check_every: u64,
     /// How often agents are looked after.
     pub beat_ms: u64,
+    /// How long an agent may be cut off.
+    pub partition_max_ms: u64,
 }
 
 impl Options {
@@ -46,22 +48,24 @@ impl Options {
             crash_agent: 10,
             check_every: 1,
             beat_ms: 10_000,
+            partition_max_ms: 200_000,
         }
     }
 
-    pub fn large() -> Self {
+    pub fn large(providers: u64, instances: u64) -> Self {
         Self {
-            providers: 10_000,
-            instances: 100_000,
+            providers,
+            instances,
             storm_ms: 60_000,
-            calm_ms: 120_000,
+            calm_ms: 150_000,
             loss: 20,
             duplicate: 20,
             delay_max_ms: 5_000,
             crash_scheduler: 0,
             crash_agent: 0,
-            check_every: 200_000,
+            check_every: 50_000,
             beat_ms: 20_000,
+            partition_max_ms: 40_000,
         }
     }
 }
@@ -467,7 +471,7 @@ impl World {
         self.look(index);
         self.transmit(message);
         // A partition: the agent is cut off for a while.
-        let pause = if self.faults && self.dice.chance(10) { self.dice.below(200_000) } else { 0 };
+        let pause = if self.faults && self.dice.chance(10) { self.dice.below(self.options.partition_max_ms) } else { 0 };
         let beat = self.options.beat_ms + pause;
         self.send(beat, Message::Beat(index));
     }

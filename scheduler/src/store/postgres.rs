@@ -1,0 +1,298 @@
+//! A store in PostgreSQL, for several replicas of which one leads.
+//!
+//! The lead is a row with an epoch and an end; it is renewed by the database's clock, and every transaction holds the
+//! row against the epoch it was begun under. A leader that was stopped for a while finds another epoch, writes
+//! nothing, and steps down (F34). A connection that breaks around a commit leaves the outcome to the next `load`: the
+//! desk reads the truth back, and clients ask again with their idempotency key (F37).
+
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Runtime;
+use tokio_postgres::{Client, NoTls};
+
+use super::{Batch, NOTICES_KEPT, ROWS_MAX, Store, StoreError};
+use crate::failpoint;
+use crate::model::*;
+
+/// How long the lead lasts without renewal, when nothing else is asked.
+pub const LEASE: Duration = Duration::from_secs(10);
+/// Renewals in the time of one lease.
+const RENEWALS: u32 = 3;
+/// How often a standby looks whether the lead is free.
+const POLL: Duration = Duration::from_millis(300);
+/// How long one statement may take.
+const STATEMENT: Duration = Duration::from_secs(8);
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(5);
+
+const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS record (kind text NOT NULL, id text NOT NULL, body text NOT NULL, PRIMARY KEY (kind, id));
+    CREATE TABLE IF NOT EXISTS notice (seq bigint PRIMARY KEY, tenant text NOT NULL, body text NOT NULL);
+    CREATE INDEX IF NOT EXISTS notice_by_tenant ON notice (tenant, seq);
+    CREATE TABLE IF NOT EXISTS audit (seq bigint PRIMARY KEY, tenant text NOT NULL, body text NOT NULL);
+    CREATE INDEX IF NOT EXISTS audit_by_tenant ON audit (tenant, seq);
+    CREATE TABLE IF NOT EXISTS leader (one int PRIMARY KEY CHECK (one = 1), epoch bigint NOT NULL,
+        expires timestamptz NOT NULL, version int NOT NULL);
+    INSERT INTO leader VALUES (1, 0, now(), 1) ON CONFLICT DO NOTHING;
+    CREATE OR REPLACE FUNCTION audit_is_final() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'audit rows are final'; END $$;
+    CREATE OR REPLACE TRIGGER audit_is_final BEFORE UPDATE OR DELETE ON audit
+        FOR EACH ROW EXECUTE FUNCTION audit_is_final();
+";
+/// The schema that this code writes.
+const VERSION: i32 = 1;
+/// Any number: the advisory lock under which the schema is made, so that two replicas do not make it at once.
+const SCHEMA_LOCK: i64 = 0x6372_636c;
+
+/// A store in a PostgreSQL database.
+pub struct PostgresStore {
+    url: String,
+    runtime: Runtime,
+    client: Option<Client>,
+    epoch: u64,
+    lease: Duration,
+    renewed: Option<Instant>,
+}
+
+fn pg(op: &'static str) -> impl FnOnce(tokio_postgres::Error) -> StoreError {
+    move |source| StoreError::Postgres { op, source: Box::new(source) }
+}
+
+impl PostgresStore {
+    /// Connects and makes the schema when it is missing.
+    pub fn open(url: &str, lease: Duration) -> Result<Self, StoreError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|source| StoreError::File { op: "start a runtime for", path: "postgres".into(), source })?;
+        let mut store = Self { url: url.to_owned(), runtime, client: None, epoch: 0, lease, renewed: None };
+        store.with("make the schema", async |client| {
+            let transaction = client.transaction().await?;
+            transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&SCHEMA_LOCK]).await?;
+            transaction.batch_execute(SCHEMA).await?;
+            transaction.commit().await
+        })?;
+        let found: i32 = store.with("read the schema", async |client| {
+            Ok(client.query_one("SELECT version FROM leader", &[]).await?.get(0))
+        })?;
+        if found != VERSION {
+            return Err(StoreError::Schema { found: found.into(), known: VERSION.into() });
+        }
+        Ok(store)
+    }
+
+    /// Runs statements on the connection, connecting first when there is none. A failure closes it: whatever a broken
+    /// transaction held is given back, and nothing is sent on a connection in doubt.
+    fn with<T>(
+        &mut self,
+        op: &'static str,
+        work: impl AsyncFnOnce(&mut Client) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, StoreError> {
+        let mut client = match self.client.take() {
+            Some(client) if !client.is_closed() => client,
+            _ => self.connect()?,
+        };
+        let timed = self.runtime.block_on(async { tokio::time::timeout(STATEMENT, work(&mut client)).await });
+        match timed {
+            Ok(Ok(value)) => {
+                self.client = Some(client);
+                Ok(value)
+            }
+            Ok(Err(source)) => Err(pg(op)(source)),
+            Err(_) => Err(StoreError::Slow(op)),
+        }
+    }
+
+    fn connect(&self) -> Result<Client, StoreError> {
+        let connected = self.runtime.block_on(async {
+            let mut config: tokio_postgres::Config = self.url.parse()?;
+            config.connect_timeout(CONNECT).application_name("coracle scheduler");
+            let (client, connection) = config.connect(NoTls).await?;
+            tokio::spawn(async move { drop(connection.await) });
+            // A standby that was promoted late, or a server that is read-only after a failover, is no place to write.
+            let standby: bool = client.query_one("SELECT pg_is_in_recovery()", &[]).await?.get(0);
+            // A leader that is stopped inside a transaction must not hold the lead's row for ever.
+            let settings = "SET statement_timeout = '8s'; SET idle_in_transaction_session_timeout = '5s';
+                SET synchronous_commit = on; SET timezone = 'UTC'";
+            client.batch_execute(settings).await?;
+            Ok::<_, tokio_postgres::Error>((client, standby))
+        });
+        let (client, standby) = connected.map_err(pg("connect"))?;
+        if standby { Err(StoreError::Standby) } else { Ok(client) }
+    }
+
+    fn rows<T: serde::de::DeserializeOwned>(
+        &mut self,
+        table: &'static str,
+        after: u64,
+        group: Option<GroupId>,
+        most: usize,
+    ) -> Result<Vec<T>, StoreError> {
+        let text = format!(
+            "SELECT body FROM {table} WHERE seq > $1 AND ($3::text IS NULL OR tenant = $3) ORDER BY seq LIMIT $2"
+        );
+        let after = after.min(i64::MAX as u64).cast_signed();
+        let most = i64::try_from(most.min(ROWS_MAX)).unwrap_or(0);
+        let tenant = group.map(|group| group.to_string());
+        let rows = self.with("read rows", async |client| client.query(&text, &[&after, &most, &tenant]).await)?;
+        let read = |row: &tokio_postgres::Row| {
+            serde_json::from_str(row.get(0)).map_err(|source| StoreError::Row { row: table.to_owned(), source })
+        };
+        rows.iter().map(read).collect()
+    }
+}
+
+/// A batch as columns, so that it is a handful of statements however large it is.
+#[derive(Default)]
+struct Columns {
+    put: (Vec<&'static str>, Vec<String>, Vec<String>),
+    gone: (Vec<&'static str>, Vec<String>),
+    audits: (Vec<i64>, Vec<String>, Vec<String>),
+    notices: (Vec<i64>, Vec<String>, Vec<String>),
+}
+
+fn columns(batch: &Batch) -> Result<Columns, StoreError> {
+    let mut columns = Columns::default();
+    for (key, record) in &batch.records {
+        let (kind, id) = key.columns();
+        match record {
+            Some(record) => {
+                columns.put.2.push(json(record)?);
+                columns.put.0.push(kind);
+                columns.put.1.push(id);
+            }
+            None => {
+                columns.gone.0.push(kind);
+                columns.gone.1.push(id);
+            }
+        }
+    }
+    for row in &batch.audits {
+        columns.audits.0.push(row.seq.cast_signed());
+        columns.audits.1.push(row.group.to_string());
+        columns.audits.2.push(json(row)?);
+    }
+    for row in &batch.notices {
+        columns.notices.0.push(row.seq.cast_signed());
+        columns.notices.1.push(row.group.to_string());
+        columns.notices.2.push(json(row)?);
+    }
+    Ok(columns)
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|source| StoreError::Row { row: "batch".to_owned(), source })
+}
+
+impl Store for PostgresStore {
+    fn lead(&mut self) -> Result<u64, StoreError> {
+        let seconds = self.lease.as_secs_f64();
+        loop {
+            let taken = self.with("take the lead", async |client| {
+                let take = "UPDATE leader SET epoch = epoch + 1, expires = now() + make_interval(secs => $1)
+                    WHERE expires <= now() RETURNING epoch";
+                Ok(client.query_opt(take, &[&seconds]).await?.map(|row| row.get::<_, i64>(0)))
+            })?;
+            if let Some(epoch) = taken {
+                self.epoch = epoch.cast_unsigned();
+                self.renewed = Some(Instant::now());
+                failpoint::hit("lease_taken")?;
+                return Ok(self.epoch);
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn keep_lead(&mut self) -> Result<(), StoreError> {
+        if self.renewed.is_some_and(|at| at.elapsed() < self.lease / RENEWALS) {
+            return Ok(());
+        }
+        let (begun, epoch, seconds) = (Instant::now(), self.epoch.cast_signed(), self.lease.as_secs_f64());
+        let kept = self.with("keep the lead", async |client| {
+            let renew = "UPDATE leader SET expires = now() + make_interval(secs => $2) WHERE epoch = $1";
+            client.execute(renew, &[&epoch, &seconds]).await
+        })?;
+        if kept == 0 {
+            failpoint::hit("lease_lost")?;
+            return Err(StoreError::Deposed(self.epoch + 1));
+        }
+        self.renewed = Some(begun);
+        Ok(())
+    }
+
+    fn give_up_lead(&mut self) {
+        let epoch = self.epoch.cast_signed();
+        let end = "UPDATE leader SET expires = now() WHERE epoch = $1";
+        // Whoever comes next waits for the lease at worst.
+        let _ = self.with("give the lead up", async |client| client.execute(end, &[&epoch]).await);
+    }
+
+    fn load(&mut self) -> Result<Vec<Record>, StoreError> {
+        let rows = self.with("read records", async |client| client.query("SELECT id, body FROM record", &[]).await)?;
+        let read = |row: &tokio_postgres::Row| {
+            serde_json::from_str(row.get(1)).map_err(|source| StoreError::Row { row: row.get(0), source })
+        };
+        rows.iter().map(read).collect()
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        let columns = columns(batch)?;
+        let (self_epoch, epoch) = (self.epoch, self.epoch.cast_signed());
+        failpoint::hit("txn_begun")?;
+        let oldest = batch.notices.last().map_or(0, |row| row.seq.saturating_sub(NOTICES_KEPT)).cast_signed();
+        let outcome = self.with("commit", async |client| {
+            let transaction = client.transaction().await?;
+            // Held until the commit: nobody takes the lead between the look and the write.
+            let held = transaction.query_opt("SELECT 1 FROM leader WHERE epoch = $1 FOR SHARE", &[&epoch]).await?;
+            if held.is_none() {
+                return Ok(Err(StoreError::Deposed(self_epoch + 1)));
+            }
+            write(&transaction, &columns, oldest).await?;
+            // Dropping the transaction rolls it back.
+            for point in ["row_written", "audit_written", "before_commit"] {
+                if let Err(failed) = failpoint::hit(point) {
+                    return Ok(Err(StoreError::Failpoint(failed)));
+                }
+            }
+            transaction.commit().await?;
+            Ok(Ok(()))
+        })?;
+        outcome?;
+        failpoint::hit("after_commit")?;
+        Ok(())
+    }
+
+    fn notices(&mut self, after: u64, group: Option<GroupId>, most: usize) -> Result<Vec<Notice>, StoreError> {
+        self.rows("notice", after, group, most)
+    }
+
+    fn audits(&mut self, after: u64, group: Option<GroupId>, most: usize) -> Result<Vec<Audit>, StoreError> {
+        self.rows("audit", after, group, most)
+    }
+}
+
+async fn write(
+    transaction: &tokio_postgres::Transaction<'_>,
+    columns: &Columns,
+    oldest: i64,
+) -> Result<(), tokio_postgres::Error> {
+    let (kinds, ids, bodies) = &columns.put;
+    if !ids.is_empty() {
+        let put = "INSERT INTO record SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
+            ON CONFLICT (kind, id) DO UPDATE SET body = excluded.body";
+        transaction.execute(put, &[kinds, ids, bodies]).await?;
+    }
+    let (kinds, ids) = &columns.gone;
+    if !ids.is_empty() {
+        let remove = "DELETE FROM record USING unnest($1::text[], $2::text[]) AS gone (k, i) WHERE kind = k AND id = i";
+        transaction.execute(remove, &[kinds, ids]).await?;
+    }
+    for (table, (seqs, tenants, bodies)) in [("audit", &columns.audits), ("notice", &columns.notices)] {
+        if !seqs.is_empty() {
+            let insert = format!("INSERT INTO {table} SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[])");
+            transaction.execute(&insert, &[seqs, tenants, bodies]).await?;
+        }
+    }
+    if oldest > 0 {
+        transaction.execute("DELETE FROM notice WHERE seq <= $1", &[&oldest]).await?;
+    }
+    Ok(())
+}
