@@ -42,8 +42,14 @@ impl<'a> Oci<'a> {
         oci
     }
 
+    /// Any command. Root is told a directory, because root's own is the host's.
     fn run(&self, args: &[&str]) -> Run {
-        Run::new(self.env, &self.program).args(args)
+        let run = Run::new(self.env, &self.program);
+        let told = args.iter().any(|arg| arg.starts_with("--root"));
+        if self.env.who() == Who::Root && !told {
+            return run.args(&[format!("--root={}", self.state_root().display())]).args(args);
+        }
+        run.args(args)
     }
 
     /// `create`, or anything else whose container keeps the standard streams: a pipe would stay open.
@@ -85,11 +91,7 @@ impl<'a> Oci<'a> {
     }
 
     fn state_root(&self) -> PathBuf {
-        match self.env.who() {
-            // As root of the host the test gives the directory, see `run` in the tests that need it.
-            Who::Root => PathBuf::from("/run/coracle-oci"),
-            _ => self.env.path("run/coracle-oci"),
-        }
+        self.env.path("run/coracle-oci")
     }
 }
 
@@ -103,7 +105,7 @@ fn make_rootfs(rootfs: &Path) {
     }
 }
 
-/// An id that no other test, user or run has, because root's state directory is the host's.
+/// An id that tells in `ps` which test made it.
 fn unique(name: &str) -> String {
     format!("coracle-test-{name}-{}", std::process::id())
 }
