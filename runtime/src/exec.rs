@@ -19,9 +19,7 @@ use crate::launch::devices::{open_ptmx, open_terminal};
 use crate::launch::fault::Fault;
 use crate::launch::join::clone_inside;
 use crate::launch::program::{self, Departure, Hold, Streams, follow_parent, set_streams};
-use crate::launch::{
-    Gate, Launched, Running, Stdio, become_root, limit, open_namespace, send_master,
-};
+use crate::launch::{Gate, Launched, Running, Stdio, become_root, limit, open_namespace, send_master};
 use crate::plan::{ProcessPlan, plan_process};
 use crate::sys::{CloneOptions, default_child_signal};
 
@@ -79,19 +77,11 @@ const KINDS: [(&str, ThreadNameSpaceType); 8] = [
 pub fn exec(options: ExecOptions<'_>) -> Result<Running, LaunchFailure> {
     default_child_signal();
     let separate = separate_namespaces(options.pid)?;
-    let idmap = if separate.contains(ThreadNameSpaceType::USER) {
-        Some(map_of(options.pid)?)
-    } else {
-        None
-    };
+    let idmap = if separate.contains(ThreadNameSpaceType::USER) { Some(map_of(options.pid)?) } else { None };
     let mut process = plan_process(options.process, idmap.as_ref())?;
     process.add_filter(options.seccomp)?;
     if process.terminal != matches!(options.stdio, Stdio::Console) {
-        return Err(LaunchFailure::rule(
-            Stage::Plan,
-            "process.terminal",
-            "does not fit the standard streams",
-        ));
+        return Err(LaunchFailure::rule(Stage::Plan, "process.terminal", "does not fit the standard streams"));
     }
     let userns = open_namespace(options.pid, "user")?;
     let (ours, theirs) = channel::pair().fault(Stage::Prepare, "make", "channel")?;
@@ -105,21 +95,13 @@ pub fn exec(options: ExecOptions<'_>) -> Result<Running, LaunchFailure> {
                 options.pid,
             )
         },
-        &CloneOptions {
-            flags: crate::sys::CloneFlags::default(),
-            cgroup: options.cgroup,
-        },
+        &CloneOptions { flags: crate::sys::CloneFlags::default(), cgroup: options.cgroup },
         &ours,
         theirs,
         |channel| run(&options, &process, idmap.as_ref(), channel),
     )?;
-    let launched = Launched {
-        cloned,
-        channel: ours,
-    };
-    launched
-        .conclude(&Gate::Immediate, userns, None)
-        .inspect_err(|_| launched.abandon())
+    let launched = Launched { cloned, channel: ours };
+    launched.conclude(&Gate::Immediate, userns, None).inspect_err(|_| launched.abandon())
 }
 
 /// The kinds of namespace in which the container differs from us; joining an own one is an error.
@@ -135,9 +117,7 @@ fn separate_namespaces(pid: i32) -> Result<ThreadNameSpaceType, LaunchFailure> {
             (Ok(theirs), Ok(own)) if theirs == own => {}
             (Ok(_), Ok(_)) => separate |= kind,
             // A kernel without this kind.
-            (Err(failure), _)
-                if failure.errno == libc::ENOENT
-                    && Path::new(&format!("/proc/{pid}/ns")).exists() => {}
+            (Err(failure), _) if failure.errno == libc::ENOENT && Path::new(&format!("/proc/{pid}/ns")).exists() => {}
             (Err(failure), _) | (_, Err(failure)) => return Err(failure),
         }
     }
@@ -149,19 +129,11 @@ fn map_of(pid: i32) -> Result<IdMap, LaunchFailure> {
         read_map(Path::new(&format!("/proc/{pid}/{file}")))
             .map_err(|error| LaunchFailure::rule(Stage::Ids, file, &error.to_string()))
     };
-    Ok(IdMap {
-        uids: read("uid_map")?,
-        gids: read("gid_map")?,
-    })
+    Ok(IdMap { uids: read("uid_map")?, gids: read("gid_map")? })
 }
 
 /// Runs in the container, in the child that becomes the process.
-fn run(
-    options: &ExecOptions<'_>,
-    process: &ProcessPlan,
-    idmap: Option<&IdMap>,
-    channel: OwnedFd,
-) -> i32 {
+fn run(options: &ExecOptions<'_>, process: &ProcessPlan, idmap: Option<&IdMap>, channel: OwnedFd) -> i32 {
     if let Err(failure) = settle(options, process, idmap, &channel) {
         return program::report(&channel, failure);
     }
@@ -199,9 +171,7 @@ fn settle(
             let devpts = rustix::fs::openat2(
                 rustix::fs::CWD,
                 "/dev/pts",
-                rustix::fs::OFlags::PATH
-                    | rustix::fs::OFlags::DIRECTORY
-                    | rustix::fs::OFlags::CLOEXEC,
+                rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
                 rustix::fs::Mode::empty(),
                 rustix::fs::ResolveFlags::NO_SYMLINKS,
             )
@@ -219,7 +189,5 @@ fn settle(
 /// Whether an exec failed because the container is gone.
 pub fn is_gone(failure: &LaunchFailure) -> bool {
     failure.stage == Stage::Namespaces
-        && [Errno::SRCH, Errno::NOENT]
-            .iter()
-            .any(|errno| errno.raw_os_error() == failure.errno)
+        && [Errno::SRCH, Errno::NOENT].iter().any(|errno| errno.raw_os_error() == failure.errno)
 }

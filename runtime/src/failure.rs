@@ -89,22 +89,12 @@ pub struct LaunchFailure {
 impl LaunchFailure {
     /// Describes a system call that failed.
     pub fn new(stage: Stage, op: &str, target: impl fmt::Display, errno: Errno) -> Self {
-        Self {
-            stage,
-            op: op.to_owned(),
-            target: target.to_string(),
-            errno: errno.raw_os_error(),
-        }
+        Self { stage, op: op.to_owned(), target: target.to_string(), errno: errno.raw_os_error() }
     }
 
     /// Describes a rule that `target` breaks; no system call failed.
     pub fn rule(stage: Stage, target: impl fmt::Display, statement: &str) -> Self {
-        Self {
-            stage,
-            op: statement.to_owned(),
-            target: target.to_string(),
-            errno: 0,
-        }
+        Self { stage, op: statement.to_owned(), target: target.to_string(), errno: 0 }
     }
 
     /// The exit code Docker gives for this kind of failure (125, 126 or 127).
@@ -173,9 +163,7 @@ impl fmt::Display for LaunchFailure {
 pub fn describe(errno: i32) -> String {
     let text = nix::errno::Errno::from_raw(errno).desc();
     let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| {
-        first.to_lowercase().chain(chars).collect()
-    })
+    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
 }
 
 #[cfg(test)]
@@ -191,10 +179,7 @@ mod tests {
         let long = LaunchFailure::rule(Stage::Plan, "é".repeat(WIRE_TEXT_MAX), "is too long");
         let wire = long.encode();
         assert!(wire.len() <= WIRE_MAX);
-        assert_eq!(
-            LaunchFailure::decode(&wire).map(|read| read.op),
-            Some("is too long".to_owned())
-        );
+        assert_eq!(LaunchFailure::decode(&wire).map(|read| read.op), Some("is too long".to_owned()));
         for end in 0..wire.len() {
             assert_eq!(LaunchFailure::decode(&wire[..end]), None, "cut at {end}");
         }
@@ -203,10 +188,7 @@ mod tests {
     #[test]
     fn says_one_line() {
         let failure = LaunchFailure::new(Stage::Ids, "write", "/proc/412/uid_map", Errno::PERM);
-        assert_eq!(
-            failure.to_string(),
-            "write /proc/412/uid_map: operation not permitted"
-        );
+        assert_eq!(failure.to_string(), "write /proc/412/uid_map: operation not permitted");
         let rule = LaunchFailure::rule(Stage::Mounts, "/proc", "must be an ordinary directory");
         assert_eq!(rule.to_string(), "/proc: must be an ordinary directory");
     }

@@ -54,11 +54,7 @@ impl HostFacts {
 
 impl Fact {
     fn fine(name: &'static str, value: impl Into<String>) -> Self {
-        Self {
-            name,
-            value: value.into(),
-            missing: None,
-        }
+        Self { name, value: value.into(), missing: None }
     }
 
     fn lacking(
@@ -68,16 +64,8 @@ impl Fact {
         effect: &str,
         fix: impl Into<String>,
     ) -> Self {
-        let missing = Missing {
-            fatal,
-            effect: effect.to_owned(),
-            fix: fix.into(),
-        };
-        Self {
-            name,
-            value: value.into(),
-            missing: Some(missing),
-        }
+        let missing = Missing { fatal, effect: effect.to_owned(), fix: fix.into() };
+        Self { name, value: value.into(), missing: Some(missing) }
     }
 }
 
@@ -88,10 +76,7 @@ const KERNEL_OLDEST: (u32, u32) = (5, 12);
 ///
 /// The caller must be single-threaded: trying means cloning.
 pub fn probe(state: &Path) -> HostFacts {
-    let kernel = rustix::system::uname()
-        .release()
-        .to_string_lossy()
-        .into_owned();
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut facts = vec![kernel_fact(&kernel)];
     let user_namespaces = trial::user_namespace();
     facts.push(user_namespace_fact(&user_namespaces, &Settings::read()));
@@ -112,34 +97,18 @@ pub fn probe(state: &Path) -> HostFacts {
     facts.push(overlay_fact(state, user_namespaces.is_ok()));
     facts.push(cgroups::fact());
     facts.push(network_fact());
-    facts.push(device_fact(
-        "/dev/net/tun",
-        "tun",
-        "networking by pasta and slirp4netns does not work",
-    ));
-    facts.push(device_fact(
-        "/dev/fuse",
-        "fuse",
-        "filesystems in user space do not work",
-    ));
+    facts.push(device_fact("/dev/net/tun", "tun", "networking by pasta and slirp4netns does not work"));
+    facts.push(device_fact("/dev/fuse", "fuse", "filesystems in user space do not work"));
     HostFacts { facts }
 }
 
 fn kernel_fact(release: &str) -> Fact {
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(|part| part.parse().unwrap_or(0));
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
     let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if version >= KERNEL_OLDEST {
         return Fact::fine("kernel", release);
     }
-    Fact::lacking(
-        "kernel",
-        release,
-        true,
-        "Linux 5.12 or newer is needed",
-        "install a newer kernel",
-    )
+    Fact::lacking("kernel", release, true, "Linux 5.12 or newer is needed", "install a newer kernel")
 }
 
 /// The settings that switch user namespaces off. Absent files are `None`.
@@ -215,20 +184,11 @@ fn helper_fact(ids: &HostIds) -> Fact {
 
 fn range_fact(ids: &HostIds) -> Fact {
     const NAME: &str = "subordinate-ids";
-    let count = |grants: &[(u32, u32)]| {
-        grants
-            .iter()
-            .map(|(_, count)| u64::from(*count))
-            .sum::<u64>()
-    };
+    let count = |grants: &[(u32, u32)]| grants.iter().map(|(_, count)| u64::from(*count)).sum::<u64>();
     if ids.uid == 0 {
         return Fact::fine(NAME, "not needed: root maps its own ids");
     }
-    let value = format!(
-        "{} users, {} groups",
-        count(&ids.subuids),
-        count(&ids.subgids)
-    );
+    let value = format!("{} users, {} groups", count(&ids.subuids), count(&ids.subgids));
     if !ids.subuids.is_empty() && !ids.subgids.is_empty() {
         return Fact::fine(NAME, value);
     }
@@ -283,10 +243,7 @@ fn overlay_fact(state: &Path, can_try: bool) -> Fact {
 
 fn network_fact() -> Fact {
     const NAME: &str = "network-helper";
-    match ["pasta", "slirp4netns"]
-        .into_iter()
-        .find_map(trial::find_program)
-    {
+    match ["pasta", "slirp4netns"].into_iter().find_map(trial::find_program) {
         Some(path) if path.ends_with("pasta") => Fact::fine(NAME, path.display().to_string()),
         Some(path) => Fact::lacking(
             NAME,
@@ -310,20 +267,8 @@ fn device_fact(path: &'static str, module: &str, effect: &str) -> Fact {
     use rustix::io::Errno;
     match access(path, Access::READ_OK | Access::WRITE_OK) {
         Ok(()) => Fact::fine(path, "usable"),
-        Err(Errno::NOENT) => Fact::lacking(
-            path,
-            "absent",
-            false,
-            effect,
-            format!("sudo modprobe {module}"),
-        ),
-        Err(_) => Fact::lacking(
-            path,
-            "not for this user",
-            false,
-            effect,
-            format!("sudo chmod 0666 {path}"),
-        ),
+        Err(Errno::NOENT) => Fact::lacking(path, "absent", false, effect, format!("sudo modprobe {module}")),
+        Err(_) => Fact::lacking(path, "not for this user", false, effect, format!("sudo chmod 0666 {path}")),
     }
 }
 
@@ -332,11 +277,7 @@ mod tests {
     use super::*;
 
     fn ids(user: u32, ranges: bool) -> HostIds {
-        let grants = if ranges {
-            vec![(100_000, 65536)]
-        } else {
-            Vec::new()
-        };
+        let grants = if ranges { vec![(100_000, 65536)] } else { Vec::new() };
         HostIds {
             uid: user,
             gid: user,
@@ -351,9 +292,7 @@ mod tests {
     }
 
     fn fix(fact: &Fact) -> &str {
-        fact.missing
-            .as_ref()
-            .map_or("", |missing| missing.fix.as_str())
+        fact.missing.as_ref().map_or("", |missing| missing.fix.as_str())
     }
 
     #[test]
@@ -362,12 +301,7 @@ mod tests {
             assert_eq!(kernel_fact(fine).missing, None, "{fine}");
         }
         for old in ["5.9.1", "4.18.0-513.el8", "5.4", ""] {
-            assert!(
-                kernel_fact(old)
-                    .missing
-                    .is_some_and(|missing| missing.fatal),
-                "{old}"
-            );
+            assert!(kernel_fact(old).missing.is_some_and(|missing| missing.fatal), "{old}");
         }
     }
 
@@ -375,28 +309,13 @@ mod tests {
     fn each_switch_has_its_own_fix() {
         let refused = Err(trial::Refused::Create(rustix::io::Errno::NOSPC));
         let fact = |settings: Settings| user_namespace_fact(&refused, &settings);
-        let off = fact(Settings {
-            max_user_namespaces: Some(0),
-            ..Settings::default()
-        });
+        let off = fact(Settings { max_user_namespaces: Some(0), ..Settings::default() });
         assert!(fix(&off).contains("max_user_namespaces"), "{off:?}");
-        let debian = fact(Settings {
-            unprivileged_userns_clone: Some(0),
-            ..Settings::default()
-        });
-        assert!(
-            fix(&debian).contains("unprivileged_userns_clone=1"),
-            "{debian:?}"
-        );
-        let ubuntu = fact(Settings {
-            apparmor_restricts: Some(1),
-            max_user_namespaces: Some(9),
-            ..Settings::default()
-        });
-        assert!(
-            fix(&ubuntu).contains("apparmor_restrict_unprivileged_userns=0"),
-            "{ubuntu:?}"
-        );
+        let debian = fact(Settings { unprivileged_userns_clone: Some(0), ..Settings::default() });
+        assert!(fix(&debian).contains("unprivileged_userns_clone=1"), "{debian:?}");
+        let ubuntu =
+            fact(Settings { apparmor_restricts: Some(1), max_user_namespaces: Some(9), ..Settings::default() });
+        assert!(fix(&ubuntu).contains("apparmor_restrict_unprivileged_userns=0"), "{ubuntu:?}");
         assert!(fix(&fact(Settings::default())).contains("administrator"));
     }
 

@@ -109,10 +109,7 @@ impl HostIds {
         let uid = rustix::process::geteuid().as_raw();
         let gid = rustix::process::getegid().as_raw();
         let people = subid::people(Path::new("/etc/passwd"))?;
-        let user = people
-            .into_iter()
-            .find(|(_, id)| *id == uid)
-            .map(|(name, _)| name);
+        let user = people.into_iter().find(|(_, id)| *id == uid).map(|(name, _)| name);
         let mut subuids = subid::read(Path::new("/etc/subuid"), user.as_deref(), uid)?;
         let mut subgids = subid::read(Path::new("/etc/subgid"), user.as_deref(), uid)?;
         if let Some(name) = user.as_deref()
@@ -145,11 +142,7 @@ impl HostIds {
 impl IdMap {
     /// Whether there is only one id.
     pub fn is_single(&self) -> bool {
-        self.uids
-            .iter()
-            .map(|range| u64::from(range.size))
-            .sum::<u64>()
-            == 1
+        self.uids.iter().map(|range| u64::from(range.size)).sum::<u64>() == 1
     }
 
     /// A name for the layers unpacked under this map: the same name means the same owners on disk.
@@ -158,18 +151,11 @@ impl IdMap {
             return "squashed".to_owned();
         }
         let join = |ranges: &[IdRange]| {
-            let parts: Vec<String> = ranges
-                .iter()
-                .map(|range| format!("{}+{}", range.host, range.size))
-                .collect();
+            let parts: Vec<String> = ranges.iter().map(|range| format!("{}+{}", range.host, range.size)).collect();
             parts.join(",")
         };
         let (uids, gids) = (join(&self.uids), join(&self.gids));
-        if uids == gids {
-            uids
-        } else {
-            format!("{uids}_{gids}")
-        }
+        if uids == gids { uids } else { format!("{uids}_{gids}") }
     }
 
     /// The host's user id behind a container's.
@@ -193,22 +179,10 @@ impl IdMap {
 pub fn choose(mode: UserNs, facts: &HostIds) -> Result<IdMap, IdMapError> {
     let keep = |id: u32| if mode == UserNs::KeepId { id } else { 0 };
     let map = if mode == UserNs::Single || !facts.has_ranges() {
-        let one = |id: u32| {
-            vec![IdRange {
-                container: keep(id),
-                host: id,
-                size: 1,
-            }]
-        };
-        IdMap {
-            uids: one(facts.uid),
-            gids: one(facts.gid),
-        }
+        let one = |id: u32| vec![IdRange { container: keep(id), host: id, size: 1 }];
+        IdMap { uids: one(facts.uid), gids: one(facts.gid) }
     } else if facts.uid == 0 {
-        IdMap {
-            uids: identity(&facts.own_uids),
-            gids: identity(&facts.own_gids),
-        }
+        IdMap { uids: identity(&facts.own_uids), gids: identity(&facts.own_gids) }
     } else {
         IdMap {
             uids: spread(keep(facts.uid), facts.uid, &facts.subuids),
@@ -220,23 +194,12 @@ pub fn choose(mode: UserNs, facts: &HostIds) -> Result<IdMap, IdMapError> {
 }
 
 fn identity(extents: &[(u32, u32)]) -> Vec<IdRange> {
-    extents
-        .iter()
-        .map(|&(first, size)| IdRange {
-            container: first,
-            host: first,
-            size,
-        })
-        .collect()
+    extents.iter().map(|&(first, size)| IdRange { container: first, host: first, size }).collect()
 }
 
 /// Puts the caller at `place` and the granted ids around it, from 0 upwards.
 fn spread(place: u32, caller: u32, grants: &[(u32, u32)]) -> Vec<IdRange> {
-    let own = IdRange {
-        container: place,
-        host: caller,
-        size: 1,
-    };
+    let own = IdRange { container: place, host: caller, size: 1 };
     let mut ranges = Vec::new();
     let mut next: u32 = 0;
     for &(first, count) in grants {
@@ -247,17 +210,9 @@ fn spread(place: u32, caller: u32, grants: &[(u32, u32)]) -> Vec<IdRange> {
                 ranges.push(own);
                 continue;
             }
-            let room = if next < place {
-                place - next
-            } else {
-                u32::MAX - next
-            };
+            let room = if next < place { place - next } else { u32::MAX - next };
             let size = left.min(room);
-            ranges.push(IdRange {
-                container: next,
-                host,
-                size,
-            });
+            ranges.push(IdRange { container: next, host, size });
             next += size;
             host = host.saturating_add(size);
             left -= size;
@@ -282,37 +237,19 @@ fn check_ranges(what: &str, ranges: &[IdRange]) -> Result<(), IdMapError> {
         return invalid(format!("no {what} ids"));
     }
     if ranges.len() > LINES_MAX {
-        return invalid(format!(
-            "{} lines of {what} ids, more than {LINES_MAX}",
-            ranges.len()
-        ));
+        return invalid(format!("{} lines of {what} ids, more than {LINES_MAX}", ranges.len()));
     }
-    for side in [
-        |range: &IdRange| range.container,
-        |range: &IdRange| range.host,
-    ] {
-        let mut spans: Vec<(u64, u64)> = ranges
-            .iter()
-            .map(|range| (side(range).into(), range.size.into()))
-            .collect();
+    for side in [|range: &IdRange| range.container, |range: &IdRange| range.host] {
+        let mut spans: Vec<(u64, u64)> = ranges.iter().map(|range| (side(range).into(), range.size.into())).collect();
         spans.sort_unstable();
         if let Some((first, _)) = spans.iter().find(|(_, size)| *size == 0) {
             return invalid(format!("a range of 0 {what} ids at {first}"));
         }
-        if let Some((first, _)) = spans
-            .iter()
-            .find(|(first, size)| first + size > u64::from(u32::MAX))
-        {
+        if let Some((first, _)) = spans.iter().find(|(first, size)| first + size > u64::from(u32::MAX)) {
             return invalid(format!("the {what} ids at {first} go beyond the last id"));
         }
-        if let Some(pair) = spans
-            .windows(2)
-            .find(|pair| pair[0].0 + pair[0].1 > pair[1].0)
-        {
-            return invalid(format!(
-                "the {what} ids at {} and {} overlap",
-                pair[0].0, pair[1].0
-            ));
+        if let Some(pair) = spans.windows(2).find(|pair| pair[0].0 + pair[0].1 > pair[1].0) {
+            return invalid(format!("the {what} ids at {} and {} overlap", pair[0].0, pair[1].0));
         }
     }
     Ok(())
@@ -320,42 +257,27 @@ fn check_ranges(what: &str, ranges: &[IdRange]) -> Result<(), IdMapError> {
 
 fn find_helper(name: &str) -> Option<PathBuf> {
     let places = HELPER_DIRS.iter().map(|dir| Path::new(dir).join(name));
-    places
-        .into_iter()
-        .find(|path| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok())
+    places.into_iter().find(|path| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok())
 }
 
 /// Whether nsswitch.conf names a source of subordinate ids other than the files.
 fn has_other_source() -> bool {
     let text = fs_err::read_to_string("/etc/nsswitch.conf").unwrap_or_default();
-    text.lines().any(|line| {
-        line.strip_prefix("subid:")
-            .is_some_and(|rest| rest.trim() != "files")
-    })
+    text.lines().any(|line| line.strip_prefix("subid:").is_some_and(|rest| rest.trim() != "files"))
 }
 
 /// Reads the first column of a map of our own: the ids that we can name.
 fn read_own(path: &str) -> Result<Vec<(u32, u32)>, IdMapError> {
     let ranges = read_map(Path::new(path))?;
-    Ok(ranges
-        .into_iter()
-        .map(|range| (range.container, range.size))
-        .collect())
+    Ok(ranges.into_iter().map(|range| (range.container, range.size)).collect())
 }
 
 /// Reads a map as the kernel shows it, its second column in ids of the reader's namespace.
 pub(crate) fn read_map(path: &Path) -> Result<Vec<IdRange>, IdMapError> {
-    let text = fs_err::read_to_string(path).map_err(|source| IdMapError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = fs_err::read_to_string(path).map_err(|source| IdMapError::Read { path: path.to_owned(), source })?;
     let range = |line: &str| {
         let mut numbers = line.split_ascii_whitespace().map(|word| word.parse().ok());
-        Some(IdRange {
-            container: numbers.next()??,
-            host: numbers.next()??,
-            size: numbers.next()??,
-        })
+        Some(IdRange { container: numbers.next()??, host: numbers.next()??, size: numbers.next()?? })
     };
     Ok(text.lines().filter_map(range).collect())
 }

@@ -12,8 +12,8 @@ use std::os::unix::ffi::OsStringExt;
 use nix::fcntl::AtFlags;
 use nix::unistd::execveat;
 use rustix::fs::{
-    MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags, fcntl_add_seals, fcntl_get_seals,
-    fstat, fstatvfs, memfd_create, open, sendfile,
+    MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags, fcntl_add_seals, fcntl_get_seals, fstat, fstatvfs,
+    memfd_create, open, sendfile,
 };
 use rustix::io::Errno;
 
@@ -41,8 +41,7 @@ const MFD_EXEC: u32 = 0x10;
 /// Call it first in every command that starts a process in a container. It returns when the running
 /// program is safe: already sealed, on a read-only filesystem, or owned by nobody a container can be.
 pub fn ensure_sealed() -> Result<(), SealError> {
-    let file = open(PROGRAM, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(fail("open the program"))?;
+    let file = open(PROGRAM, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(fail("open the program"))?;
     if is_safe(&file).map_err(fail("examine the program"))? {
         return Ok(());
     }
@@ -56,16 +55,13 @@ pub fn ensure_sealed() -> Result<(), SealError> {
     }));
     match execveat(&copy, c"", &args, &env, AtFlags::AT_EMPTY_PATH) {
         Ok(never) => match never {},
-        Err(errno) => Err(fail("execute the copy")(Errno::from_raw_os_error(
-            errno as i32,
-        ))),
+        Err(errno) => Err(fail("execute the copy")(Errno::from_raw_os_error(errno as i32))),
     }
 }
 
 /// Whether the running program is a sealed copy in memory.
 pub fn is_sealed() -> bool {
-    open(PROGRAM, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .is_ok_and(|file| has_seals(&file))
+    open(PROGRAM, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).is_ok_and(|file| has_seals(&file))
 }
 
 fn is_safe(file: &OwnedFd) -> Result<bool, Errno> {
@@ -107,13 +103,9 @@ fn sealed_copy(file: &OwnedFd) -> Result<OwnedFd, SealError> {
 
 fn strings(list: impl Iterator<Item = OsString>) -> Vec<CString> {
     // The kernel handed them over as C strings, so none contains a NUL.
-    list.filter_map(|text| CString::new(text.into_vec()).ok())
-        .collect()
+    list.filter_map(|text| CString::new(text.into_vec()).ok()).collect()
 }
 
 fn fail(op: &'static str) -> impl Fn(Errno) -> SealError {
-    move |errno| SealError {
-        op,
-        source: std::io::Error::from_raw_os_error(errno.raw_os_error()),
-    }
+    move |errno| SealError { op, source: std::io::Error::from_raw_os_error(errno.raw_os_error()) }
 }

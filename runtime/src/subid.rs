@@ -48,8 +48,7 @@ pub(crate) fn review(path: &Path, people: &[(String, u32)]) -> Result<Vec<String
             Ok((name, (first, count))) => {
                 let end = u64::from(first) + u64::from(count);
                 ranges.push((u64::from(first), end, name, line));
-                let inside =
-                    |uid: u32| uid >= FIRST_PERSON && (u64::from(first)..end).contains(&uid.into());
+                let inside = |uid: u32| uid >= FIRST_PERSON && (u64::from(first)..end).contains(&uid.into());
                 if let Some((person, uid)) = people.iter().find(|(_, uid)| inside(*uid)) {
                     complain(line, format!("the range contains the id {uid} of {person}"));
                 }
@@ -74,18 +73,11 @@ pub(crate) fn ask_getsubids(user: &str, groups: bool) -> Vec<Grant> {
     if groups {
         command.arg("-g");
     }
-    let output = command
-        .arg(user)
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output();
+    let output = command.arg(user).stdin(Stdio::null()).stderr(Stdio::null()).output();
     let Ok(output) = output else {
         return Vec::new();
     };
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(parse_getsubids)
-        .collect()
+    String::from_utf8_lossy(&output.stdout).lines().filter_map(parse_getsubids).collect()
 }
 
 /// `0: alice 100000 65536`
@@ -111,17 +103,13 @@ pub(crate) fn people(path: &Path) -> Result<Vec<(String, u32)>, IdMapError> {
 
 fn parse(line: &str) -> Result<(&str, Grant), String> {
     let mut fields = line.split(':');
-    let (Some(name), Some(first), Some(count), None) =
-        (fields.next(), fields.next(), fields.next(), fields.next())
+    let (Some(name), Some(first), Some(count), None) = (fields.next(), fields.next(), fields.next(), fields.next())
     else {
         return Err("not of the form name:first:count".to_owned());
     };
     let number = |text: &str| {
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        text.parse::<u64>()
-            .ok()
-            .filter(|_| digits)
-            .ok_or_else(|| format!("{text:?} is not a number"))
+        text.parse::<u64>().ok().filter(|_| digits).ok_or_else(|| format!("{text:?} is not a number"))
     };
     Ok((name, check_range(number(first)?, number(count)?)?))
 }
@@ -140,35 +128,23 @@ fn check_range(first: u64, count: u64) -> Result<Grant, String> {
 }
 
 fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let numbered = text
-        .split('\n')
-        .enumerate()
-        .map(|(index, line)| (index + 1, line));
+    let numbered = text.split('\n').enumerate().map(|(index, line)| (index + 1, line));
     numbered.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
 }
 
 fn wrong(path: &Path, line: usize, problem: String) -> IdMapError {
-    IdMapError::Subordinate {
-        file: path.to_owned(),
-        line,
-        problem,
-    }
+    IdMapError::Subordinate { file: path.to_owned(), line, problem }
 }
 
 fn read_file(path: &Path) -> Result<String, IdMapError> {
-    let failed = |source| IdMapError::Read {
-        path: PathBuf::from(path),
-        source,
-    };
+    let failed = |source| IdMapError::Read { path: PathBuf::from(path), source };
     let file = match fs_err::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
         Err(error) => return Err(failed(error)),
     };
     let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
+    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -200,22 +176,13 @@ mod tests {
         check("", Ok(&[]));
         check("bob:1:2\n", Ok(&[]));
         check("alice:100000:65536\n", Ok(&[(100_000, 65536)]));
-        check(
-            "# c\n\nalice:100000:65536\n1000:500000:10\nali:1:1",
-            Ok(&[(100_000, 65536), (500_000, 10)]),
-        );
+        check("# c\n\nalice:100000:65536\n1000:500000:10\nali:1:1", Ok(&[(100_000, 65536), (500_000, 10)]));
         check("alice:0:4294967295", Ok(&[(0, u32::MAX)]));
         check("bob:garbage\nalice:1:2", Ok(&[(1, 2)]));
         check("bob:1:1\nalice:100000:0\n", Err(":2: the count is 0"));
         check("alice:100000", Err(":1: not of the form name:first:count"));
-        check(
-            "alice:100000:65536:9",
-            Err(":1: not of the form name:first:count"),
-        );
-        check(
-            "alice:100000:65536\r\n",
-            Err("\"65536\\r\" is not a number"),
-        );
+        check("alice:100000:65536:9", Err(":1: not of the form name:first:count"));
+        check("alice:100000:65536\r\n", Err("\"65536\\r\" is not a number"));
         check("alice:+1:65536", Err("\"+1\" is not a number"));
         check("alice:-1:65536", Err("\"-1\" is not a number"));
         check("alice:4294967290:65536", Err("beyond the last id"));
@@ -249,10 +216,7 @@ mod tests {
 
     #[test]
     fn getsubids_output() {
-        assert_eq!(
-            parse_getsubids("0: alice 100000 65536"),
-            Some((100_000, 65536))
-        );
+        assert_eq!(parse_getsubids("0: alice 100000 65536"), Some((100_000, 65536)));
         assert_eq!(parse_getsubids("Error fetching ranges"), None);
     }
 }

@@ -14,10 +14,7 @@ use crate::launch::channel::{self, Message};
 use crate::launch::close_in_child;
 use crate::launch::fault::Fault;
 use crate::launch::program::follow_parent;
-use crate::sys::{
-    self, CloneFlags, CloneOptions, Cloned, SignalSet, clone_process, default_child_signal,
-    send_signal,
-};
+use crate::sys::{self, CloneFlags, CloneOptions, Cloned, SignalSet, clone_process, default_child_signal, send_signal};
 
 /// The signals that people and supervisors end a command with.
 const FORWARDED: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
@@ -39,10 +36,7 @@ pub fn run_in(map: &IdMap, work: impl FnOnce() -> i32) -> Result<i32, LaunchFail
     let watched = SignalSet::of(&watched);
     // Blocked before the child exists, so that no signal falls between the two.
     let before = watched.block();
-    let options = CloneOptions {
-        flags: CloneFlags::USER,
-        cgroup: None,
-    };
+    let options = CloneOptions { flags: CloneFlags::USER, cgroup: None };
     let cloned = clone_process(&options, || {
         close_in_child(&ours);
         if let Err(failure) = begin(&theirs) {
@@ -55,17 +49,15 @@ pub fn run_in(map: &IdMap, work: impl FnOnce() -> i32) -> Result<i32, LaunchFail
         let _ = std::io::stdout().flush();
         code
     });
-    let result = cloned
-        .fault(Stage::Namespaces, "create", "user namespace")
-        .and_then(|cloned| {
-            let finished = accompany(map, &cloned, &ours, watched);
-            if finished.is_err() {
-                // It may be gone already; waiting is what counts.
-                let _ = send_signal(cloned.pid, libc::SIGKILL);
-                let _ = ended(&cloned, WaitIdOptions::EXITED);
-            }
-            finished
-        });
+    let result = cloned.fault(Stage::Namespaces, "create", "user namespace").and_then(|cloned| {
+        let finished = accompany(map, &cloned, &ours, watched);
+        if finished.is_err() {
+            // It may be gone already; waiting is what counts.
+            let _ = send_signal(cloned.pid, libc::SIGKILL);
+            let _ = ended(&cloned, WaitIdOptions::EXITED);
+        }
+        finished
+    });
     before.block_only();
     result
 }
@@ -96,11 +88,7 @@ fn accompany(
         Some(Message::Ready) => {}
         Some(Message::Failure(failure)) => return Err(failure),
         _ => {
-            return Err(LaunchFailure::rule(
-                Stage::Ids,
-                "child",
-                "ended without a word",
-            ));
+            return Err(LaunchFailure::rule(Stage::Ids, "child", "ended without a word"));
         }
     }
     loop {
@@ -119,10 +107,7 @@ fn accompany(
 fn ended(cloned: &Cloned, options: WaitIdOptions) -> Result<Option<Exit>, LaunchFailure> {
     let wait = || waitid(WaitId::PidFd(cloned.pidfd.as_fd()), options);
     let status = rustix::io::retry_on_intr(wait).fault(Stage::Ids, "wait for", "child")?;
-    Ok(status.map(|status| Exit {
-        code: status.exit_status().unwrap_or(0),
-        signal: status.terminating_signal(),
-    }))
+    Ok(status.map(|status| Exit { code: status.exit_status().unwrap_or(0), signal: status.terminating_signal() }))
 }
 
 /// Gives the calling process every capability in a user namespace that it owns. There is no way back.

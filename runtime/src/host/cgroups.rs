@@ -13,17 +13,12 @@ const DELEGATE_FIX: &str = "sudo mkdir -p /etc/systemd/system/user@.service.d &&
 const NAME: &str = "cgroups";
 
 pub(super) fn fact() -> Fact {
-    let is_unified =
-        |path: &str| statfs(path).is_ok_and(|stat| stat.f_type as u64 == CGROUP2_MAGIC);
+    let is_unified = |path: &str| statfs(path).is_ok_and(|stat| stat.f_type as u64 == CGROUP2_MAGIC);
     if is_unified("/sys/fs/cgroup") {
         return unified();
     }
     let hybrid = is_unified("/sys/fs/cgroup/unified");
-    let value = if hybrid {
-        "hybrid v1 and v2"
-    } else {
-        "v1 or none"
-    };
+    let value = if hybrid { "hybrid v1 and v2" } else { "v1 or none" };
     Fact::lacking(
         NAME,
         value,
@@ -35,31 +30,17 @@ pub(super) fn fact() -> Fact {
 
 fn unified() -> Fact {
     let own = fs_err::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let path = own
-        .lines()
-        .find_map(|line| line.strip_prefix("0::"))
-        .unwrap_or("/");
+    let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
     let dir = format!("/sys/fs/cgroup{}", path.trim_end_matches('/'));
     let writable = access(format!("{dir}/cgroup.procs"), Access::WRITE_OK).is_ok();
-    let controllers =
-        fs_err::read_to_string(format!("{dir}/cgroup.controllers")).unwrap_or_default();
+    let controllers = fs_err::read_to_string(format!("{dir}/cgroup.controllers")).unwrap_or_default();
     judge(path, writable, &controllers)
 }
 
 fn judge(path: &str, writable: bool, controllers: &str) -> Fact {
     let present: Vec<&str> = controllers.split_ascii_whitespace().collect();
-    let lacking: Vec<&str> = CONTROLLERS
-        .into_iter()
-        .filter(|name| !present.contains(name))
-        .collect();
-    let value = format!(
-        "v2, {path}, controllers: {}",
-        if present.is_empty() {
-            "none"
-        } else {
-            controllers.trim()
-        }
-    );
+    let lacking: Vec<&str> = CONTROLLERS.into_iter().filter(|name| !present.contains(name)).collect();
+    let value = format!("v2, {path}, controllers: {}", if present.is_empty() { "none" } else { controllers.trim() });
     if !writable {
         return Fact::lacking(
             NAME,
@@ -82,13 +63,8 @@ mod tests {
 
     #[test]
     fn names_what_is_not_delegated() {
-        assert_eq!(
-            judge("/user.slice", true, "cpuset cpu io memory pids\n").missing,
-            None
-        );
-        let partly = judge("/user.slice", true, "memory pids\n")
-            .missing
-            .expect("something is missing");
+        assert_eq!(judge("/user.slice", true, "cpuset cpu io memory pids\n").missing, None);
+        let partly = judge("/user.slice", true, "memory pids\n").missing.expect("something is missing");
         assert_eq!(partly.effect, "limits for cpu, io cannot be set");
         assert!(judge("/", false, "cpu io memory pids").missing.is_some());
     }

@@ -34,9 +34,7 @@ impl Refused {
 pub(super) fn user_namespace() -> Result<(), Refused> {
     try_inside(|| {
         let tmpfs = rustix::mount::fsopen("tmpfs", rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC);
-        tmpfs
-            .map(drop)
-            .fault(Stage::Mounts, "open filesystem", "tmpfs")
+        tmpfs.map(drop).fault(Stage::Mounts, "open filesystem", "tmpfs")
     })
     .map_err(|failure| match failure.stage {
         Stage::Namespaces => Refused::Create(Errno::from_raw_os_error(failure.errno)),
@@ -49,17 +47,9 @@ pub(super) fn user_namespace() -> Result<(), Refused> {
 pub fn overlay_works(directory: &Path) -> Result<(), LaunchFailure> {
     let failed = |error: &std::io::Error| {
         let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
-        LaunchFailure::new(
-            Stage::Prepare,
-            "make directories in",
-            directory.display(),
-            errno,
-        )
+        LaunchFailure::new(Stage::Prepare, "make directories in", directory.display(), errno)
     };
-    let base = directory.join(format!(
-        ".overlay-trial-{}",
-        rustix::process::getpid().as_raw_pid()
-    ));
+    let base = directory.join(format!(".overlay-trial-{}", rustix::process::getpid().as_raw_pid()));
     let made = make_layers(&base).map_err(|error| failed(&error));
     let result = made.and_then(|rootfs| {
         try_inside(|| {
@@ -89,12 +79,7 @@ fn make_layers(base: &Path) -> std::io::Result<Rootfs> {
     }
     fs_err::write(lower.join("changed"), "old")?;
     fs_err::write(lower.join("removed"), "old")?;
-    Ok(Rootfs::Overlay {
-        lower: vec![lower],
-        upper,
-        work,
-        volatile: false,
-    })
+    Ok(Rootfs::Overlay { lower: vec![lower], upper, work, volatile: false })
 }
 
 /// Runs `attempt` as the only user of a new user namespace with its own mounts.
@@ -102,41 +87,26 @@ fn try_inside(attempt: impl FnOnce() -> Result<(), LaunchFailure>) -> Result<(),
     default_child_signal();
     let (ours, theirs) = channel::pair().fault(Stage::Prepare, "make", "channel")?;
     let flags = CloneFlags::USER.with(CloneFlags::MOUNT);
-    let cloned = clone_process(
-        &CloneOptions {
-            flags,
-            cgroup: None,
-        },
-        || {
-            close_in_child(&ours);
-            if !matches!(channel::receive(&theirs), Ok(Some(Message::Mapped))) {
-                return 1;
-            }
-            let message = match attempt() {
-                Ok(()) => Message::Ready,
-                Err(failure) => Message::Failure(failure),
-            };
-            i32::from(channel::send(&theirs, &message).is_err())
-        },
-    )
+    let cloned = clone_process(&CloneOptions { flags, cgroup: None }, || {
+        close_in_child(&ours);
+        if !matches!(channel::receive(&theirs), Ok(Some(Message::Mapped))) {
+            return 1;
+        }
+        let message = match attempt() {
+            Ok(()) => Message::Ready,
+            Err(failure) => Message::Failure(failure),
+        };
+        i32::from(channel::send(&theirs, &message).is_err())
+    })
     .fault(Stage::Namespaces, "create", "user namespace")?;
-    let trial = Launched {
-        cloned,
-        channel: ours,
-    };
+    let trial = Launched { cloned, channel: ours };
     let result = judge(&trial);
     trial.abandon();
     result
 }
 
 fn judge(trial: &Launched) -> Result<(), LaunchFailure> {
-    let one = |host: u32| {
-        vec![IdRange {
-            container: 0,
-            host,
-            size: 1,
-        }]
-    };
+    let one = |host: u32| vec![IdRange { container: 0, host, size: 1 }];
     let uids = one(rustix::process::geteuid().as_raw());
     let gids = one(rustix::process::getegid().as_raw());
     idmap::write(trial.cloned.pid, &IdMap { uids, gids })?;
@@ -144,11 +114,7 @@ fn judge(trial: &Launched) -> Result<(), LaunchFailure> {
     match channel::receive(&trial.channel).fault(Stage::Prepare, "hear from", "trial")? {
         Some(Message::Ready) => Ok(()),
         Some(Message::Failure(failure)) => Err(failure),
-        _ => Err(LaunchFailure::rule(
-            Stage::Prepare,
-            "trial",
-            "ended without a word",
-        )),
+        _ => Err(LaunchFailure::rule(Stage::Prepare, "trial", "ended without a word")),
     }
 }
 
@@ -166,10 +132,7 @@ pub(super) fn find_program(name: &str) -> Option<PathBuf> {
     const DIRS: [&str; 4] = ["/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"];
     let is_program = |path: &PathBuf| {
         let kind = rustix::fs::stat(path).map(|stat| FileType::from_raw_mode(stat.st_mode));
-        kind == Ok(FileType::RegularFile)
-            && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+        kind == Ok(FileType::RegularFile) && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
     };
-    DIRS.iter()
-        .map(|dir| Path::new(dir).join(name))
-        .find(is_program)
+    DIRS.iter().map(|dir| Path::new(dir).join(name)).find(is_program)
 }

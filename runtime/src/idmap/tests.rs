@@ -17,9 +17,7 @@ fn alice() -> HostIds {
 }
 
 fn ranges(map: &[IdRange]) -> Vec<(u32, u32, u32)> {
-    map.iter()
-        .map(|range| (range.container, range.host, range.size))
-        .collect()
+    map.iter().map(|range| (range.container, range.host, range.size)).collect()
 }
 
 fn uids(mode: UserNs, facts: &HostIds) -> Vec<(u32, u32, u32)> {
@@ -29,64 +27,33 @@ fn uids(mode: UserNs, facts: &HostIds) -> Vec<(u32, u32, u32)> {
 #[test]
 fn ranges_follow_the_mode() {
     let facts = alice();
-    assert_eq!(
-        uids(UserNs::Auto, &facts),
-        [(0, 1000, 1), (1, 100_000, 65536)]
-    );
+    assert_eq!(uids(UserNs::Auto, &facts), [(0, 1000, 1), (1, 100_000, 65536)]);
     assert_eq!(uids(UserNs::Single, &facts), [(0, 1000, 1)]);
-    assert_eq!(
-        uids(UserNs::KeepId, &facts),
-        [(0, 100_000, 1000), (1000, 1000, 1), (1001, 101_000, 64536)]
-    );
+    assert_eq!(uids(UserNs::KeepId, &facts), [(0, 100_000, 1000), (1000, 1000, 1), (1001, 101_000, 64536)]);
 }
 
 #[test]
 fn keep_id_works_with_few_ids() {
-    let few = HostIds {
-        subuids: vec![(500, 10), (900, 5)],
-        ..alice()
-    };
-    assert_eq!(
-        uids(UserNs::KeepId, &few),
-        [(0, 500, 10), (10, 900, 5), (1000, 1000, 1)]
-    );
-    let exact = HostIds {
-        subuids: vec![(200_000, 1000)],
-        ..alice()
-    };
-    assert_eq!(
-        uids(UserNs::KeepId, &exact),
-        [(0, 200_000, 1000), (1000, 1000, 1)]
-    );
+    let few = HostIds { subuids: vec![(500, 10), (900, 5)], ..alice() };
+    assert_eq!(uids(UserNs::KeepId, &few), [(0, 500, 10), (10, 900, 5), (1000, 1000, 1)]);
+    let exact = HostIds { subuids: vec![(200_000, 1000)], ..alice() };
+    assert_eq!(uids(UserNs::KeepId, &exact), [(0, 200_000, 1000), (1000, 1000, 1)]);
 }
 
 #[test]
 fn one_id_without_grants_or_helpers() {
-    let none = HostIds {
-        subuids: Vec::new(),
-        ..alice()
-    };
+    let none = HostIds { subuids: Vec::new(), ..alice() };
     assert_eq!(uids(UserNs::Auto, &none), [(0, 1000, 1)]);
     assert_eq!(uids(UserNs::KeepId, &none), [(1000, 1000, 1)]);
-    let no_helper = HostIds {
-        newgidmap: None,
-        ..alice()
-    };
+    let no_helper = HostIds { newgidmap: None, ..alice() };
     assert_eq!(uids(UserNs::Auto, &no_helper), [(0, 1000, 1)]);
 }
 
 #[test]
 fn root_maps_itself() {
-    let root = HostIds {
-        uid: 0,
-        gid: 0,
-        ..alice()
-    };
+    let root = HostIds { uid: 0, gid: 0, ..alice() };
     assert_eq!(uids(UserNs::Auto, &root), [(0, 0, u32::MAX)]);
-    let nested = HostIds {
-        own_uids: vec![(0, 1), (1, 65536)],
-        ..root
-    };
+    let nested = HostIds { own_uids: vec![(0, 1), (1, 65536)], ..root };
     assert_eq!(uids(UserNs::Auto, &nested), [(0, 0, 1), (1, 1, 65536)]);
     assert_eq!(uids(UserNs::Single, &nested), [(0, 0, 1)]);
 }
@@ -102,18 +69,9 @@ fn names_tell_owners_apart() {
 #[test]
 fn c15_wrong_maps_are_refused() {
     let map = |ranges: &[(u32, u32, u32)]| {
-        let ranges: Vec<IdRange> = ranges
-            .iter()
-            .map(|&(container, host, size)| IdRange {
-                container,
-                host,
-                size,
-            })
-            .collect();
-        IdMap {
-            uids: ranges.clone(),
-            gids: ranges,
-        }
+        let ranges: Vec<IdRange> =
+            ranges.iter().map(|&(container, host, size)| IdRange { container, host, size }).collect();
+        IdMap { uids: ranges.clone(), gids: ranges }
     };
     let refused = |ranges: &[(u32, u32, u32)], why: &str| {
         let said = map(ranges).check().expect_err("refused").to_string();
@@ -128,10 +86,7 @@ fn c15_wrong_maps_are_refused() {
     let many: Vec<_> = (0..341).map(|n| (n * 2, n * 2, 1)).collect();
     refused(&many, "341 lines");
     assert!(map(&many[..340]).check().is_ok());
-    assert!(
-        map(&[(0, 1000, 1), (5, 100_000, 3)]).check().is_ok(),
-        "gaps are fine"
-    );
+    assert!(map(&[(0, 1000, 1), (5, 100_000, 3)]).check().is_ok(), "gaps are fine");
 }
 
 #[test]

@@ -18,8 +18,7 @@ const HELPER_TEXT_MAX: u64 = 1024;
 
 /// Writes both maps of a process. It must be dumpable and wait until this returns.
 pub(crate) fn write(pid: i32, map: &IdMap) -> Result<(), LaunchFailure> {
-    map.check()
-        .map_err(|error| LaunchFailure::rule(Stage::Ids, "id map", &error.to_string()))?;
+    map.check().map_err(|error| LaunchFailure::rule(Stage::Ids, "id map", &error.to_string()))?;
     let uid = rustix::process::geteuid().as_raw();
     let gid = rustix::process::getegid().as_raw();
     if may_map_any() {
@@ -51,12 +50,7 @@ fn may_map_any() -> bool {
 
 fn write_map(pid: i32, file: &str, ranges: &[IdRange]) -> Result<(), LaunchFailure> {
     let mut text = String::new();
-    for IdRange {
-        container,
-        host,
-        size,
-    } in ranges
-    {
+    for IdRange { container, host, size } in ranges {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{container} {host} {size}");
     }
@@ -77,18 +71,13 @@ fn write_file(pid: i32, file: &str, text: &str) -> Result<(), LaunchFailure> {
 }
 
 fn spawn_helper(name: &str, pid: i32, ranges: &[IdRange]) -> Result<Child, LaunchFailure> {
-    let path = find_helper(name)
-        .ok_or_else(|| LaunchFailure::new(Stage::Ids, "execute", name, Errno::NOENT))?;
+    let path = find_helper(name).ok_or_else(|| LaunchFailure::new(Stage::Ids, "execute", name, Errno::NOENT))?;
     let mut command = Command::new(&path);
     command.arg(pid.to_string());
     for range in ranges {
         command.args([range.container, range.host, range.size].map(|number| number.to_string()));
     }
-    command
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
+    command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.spawn().map_err(|error| {
         let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
         LaunchFailure::new(Stage::Ids, "execute", path.display(), errno)
@@ -109,8 +98,6 @@ fn finish_helper(name: &str, mut child: Child) -> Result<(), LaunchFailure> {
         return Ok(());
     }
     let said = said.lines().next().unwrap_or("failed without a word");
-    let said = said
-        .strip_prefix(name)
-        .map_or(said, |rest| rest.trim_start_matches([':', ' ']));
+    let said = said.strip_prefix(name).map_or(said, |rest| rest.trim_start_matches([':', ' ']));
     Err(LaunchFailure::rule(Stage::Ids, name, said))
 }

@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
 use crate::failure::{LaunchFailure, WIRE_MAX};
@@ -44,12 +44,7 @@ const FAILURE: u8 = b'F';
 
 /// A new pair: the parent's end and the child's.
 pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
-    socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
 
 /// Sends one message. `EPIPE` when the other side is gone.
@@ -66,12 +61,7 @@ pub(crate) fn send(channel: impl AsFd, message: &Message) -> Result<(), Errno> {
     }
 }
 
-fn send_parts(
-    channel: BorrowedFd<'_>,
-    tag: &[u8],
-    body: &[u8],
-    fd: Option<BorrowedFd<'_>>,
-) -> Result<(), Errno> {
+fn send_parts(channel: BorrowedFd<'_>, tag: &[u8], body: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = fd.map(|fd| [fd]);

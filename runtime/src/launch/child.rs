@@ -66,9 +66,7 @@ pub(crate) fn run(child: Child<'_>, channel: OwnedFd) -> i32 {
 fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, LaunchFailure> {
     let plan = child.plan;
     follow_parent(child.die_with_parent)?;
-    expect(channel, Stage::Ids, |message| {
-        matches!(message, Message::Mapped)
-    })?;
+    expect(channel, Stage::Ids, |message| matches!(message, Message::Mapped))?;
     let joined = joined_map(plan)?;
     let idmap = plan.idmap.as_ref().or(joined.as_ref());
     // While our own /proc files still belong to the caller.
@@ -98,17 +96,12 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
     confining::confine(&plan.confinement, mounted.proc.as_ref(), inside)?;
     make_working_directory(&plan.process.cwd, inside)?;
     if plan.root_readonly {
-        let attr = MountAttr {
-            set: flags::RDONLY,
-            ..MountAttr::default()
-        };
+        let attr = MountAttr { set: flags::RDONLY, ..MountAttr::default() };
         mount_setattr(root.as_fd(), false, &attr).fault(Stage::Rootfs, "make read-only", "root")?;
     }
     rootfs::enter(&root, child.no_pivot)?;
     rootfs::share(&root, plan.root_propagation)?;
-    expect(channel, Stage::Network, |message| {
-        matches!(message, Message::Proceed)
-    })?;
+    expect(channel, Stage::Network, |message| matches!(message, Message::Proceed))?;
     identity::limit(&plan.process)?;
     Ok(terminal)
 }
@@ -119,13 +112,9 @@ fn joined_map(plan: &Plan) -> Result<Option<IdMap>, LaunchFailure> {
         return Ok(None);
     }
     let read = |path: &str| {
-        read_map(Path::new(path))
-            .map_err(|error| LaunchFailure::rule(Stage::Ids, path, &error.to_string()))
+        read_map(Path::new(path)).map_err(|error| LaunchFailure::rule(Stage::Ids, path, &error.to_string()))
     };
-    Ok(Some(IdMap {
-        uids: read("/proc/self/uid_map")?,
-        gids: read("/proc/self/gid_map")?,
-    }))
+    Ok(Some(IdMap { uids: read("/proc/self/uid_map")?, gids: read("/proc/self/gid_map")? }))
 }
 
 fn fitting_mounts<'a>(plan: &'a Plan, joined: Option<&IdMap>) -> Cow<'a, [MountStep]> {
@@ -137,35 +126,19 @@ fn fitting_mounts<'a>(plan: &'a Plan, joined: Option<&IdMap>) -> Cow<'a, [MountS
 }
 
 /// Waits for one message of the parent. A parent that is gone ends the launch.
-pub(crate) fn expect(
-    channel: &OwnedFd,
-    stage: Stage,
-    fits: fn(&Message) -> bool,
-) -> Result<(), LaunchFailure> {
+pub(crate) fn expect(channel: &OwnedFd, stage: Stage, fits: fn(&Message) -> bool) -> Result<(), LaunchFailure> {
     match channel::receive(channel).fault(stage, "hear from", "launcher")? {
         Some(message) if fits(&message) => Ok(()),
-        _ => Err(LaunchFailure::rule(
-            stage,
-            "launcher",
-            "went away during the launch",
-        )),
+        _ => Err(LaunchFailure::rule(stage, "launcher", "went away during the launch")),
     }
 }
 
-fn open_terminal(
-    child: &Child<'_>,
-    mounted: &Mounted,
-    channel: &OwnedFd,
-) -> Result<Option<Terminal>, LaunchFailure> {
+fn open_terminal(child: &Child<'_>, mounted: &Mounted, channel: &OwnedFd) -> Result<Option<Terminal>, LaunchFailure> {
     if !matches!(child.stdio, Stdio::Console) {
         return Ok(None);
     }
     let devpts = mounted.devpts.as_ref().ok_or_else(|| {
-        LaunchFailure::rule(
-            Stage::Devices,
-            "terminal",
-            "needs a devpts of the container's own at /dev/pts",
-        )
+        LaunchFailure::rule(Stage::Devices, "terminal", "needs a devpts of the container's own at /dev/pts")
     })?;
     let ptmx = devices::open_ptmx(devpts)?;
     let terminal = devices::open_terminal(&ptmx, child.plan.process.console_size)?;
@@ -178,10 +151,7 @@ fn open_terminal(
 
 /// Hands the master side of a terminal to the launching process.
 pub(crate) fn send_master(channel: &OwnedFd, terminal: &Terminal) -> Result<(), LaunchFailure> {
-    let copy = terminal
-        .master
-        .try_clone()
-        .map_err(|_| rustix::io::Errno::MFILE);
+    let copy = terminal.master.try_clone().map_err(|_| rustix::io::Errno::MFILE);
     let copy = copy.fault(Stage::Devices, "copy", "terminal")?;
     channel::send(channel, &Message::Console(copy)).fault(Stage::Devices, "hand over", "terminal")
 }
@@ -191,18 +161,13 @@ pub(crate) fn send_master(channel: &OwnedFd, terminal: &Terminal) -> Result<(), 
 fn set_oom_score(score: Option<i32>) -> Result<(), LaunchFailure> {
     let Some(score) = score else { return Ok(()) };
     let shown = "/proc/self/oom_score_adj";
-    let file = rustix::fs::open(
+    let file = rustix::fs::open(shown, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty()).fault(
+        Stage::Prepare,
+        "open",
         shown,
-        OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-        Mode::empty(),
-    )
-    .fault(Stage::Prepare, "open", shown)?;
+    )?;
     if fstatfs(&file).fault(Stage::Prepare, "stat", shown)?.f_type as u64 != PROC_MAGIC {
-        return Err(LaunchFailure::rule(
-            Stage::Prepare,
-            shown,
-            "is not in a procfs",
-        ));
+        return Err(LaunchFailure::rule(Stage::Prepare, shown, "is not in a procfs"));
     }
     match rustix::io::write(&file, score.to_string().as_bytes()) {
         Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => Ok(()),
@@ -215,9 +180,7 @@ fn set_oom_score(score: Option<i32>) -> Result<(), LaunchFailure> {
 fn make_working_directory(cwd: &Path, inside: Inside<'_>) -> Result<(), LaunchFailure> {
     match inside.mount_point(cwd, Shape::Directory) {
         Ok(_) => Ok(()),
-        Err(rustix::io::Errno::ROFS | rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => {
-            Ok(())
-        }
+        Err(rustix::io::Errno::ROFS | rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => Ok(()),
         Err(errno) => Err(errno).fault(Stage::WorkingDirectory, "make", cwd.display()),
     }
 }

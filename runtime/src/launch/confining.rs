@@ -19,11 +19,7 @@ use crate::sys::{MountAttr, mount_setattr};
 const STAGE: Stage = Stage::Confine;
 
 /// Applies everything but the root's own read-only flag.
-pub(crate) fn confine(
-    plan: &Confinement,
-    proc: Option<&OwnedFd>,
-    inside: Inside<'_>,
-) -> Result<(), LaunchFailure> {
+pub(crate) fn confine(plan: &Confinement, proc: Option<&OwnedFd>, inside: Inside<'_>) -> Result<(), LaunchFailure> {
     if let Some(name) = &plan.hostname {
         rustix::system::sethostname(name.as_bytes()).fault(STAGE, "set host name to", name)?;
     }
@@ -43,22 +39,17 @@ pub(crate) fn confine(
 /// Writes through our own procfs; no link and no other filesystem on the way (A10).
 fn write_sysctl(proc: Option<&OwnedFd>, path: &Path, value: &str) -> Result<(), LaunchFailure> {
     let shown = path.display();
-    let proc =
-        proc.ok_or(Errno::NODEV)
-            .fault(STAGE, "write sysctl without an own /proc", &shown)?;
+    let proc = proc.ok_or(Errno::NODEV).fault(STAGE, "write sysctl without an own /proc", &shown)?;
     if fstatfs(proc).fault(STAGE, "stat", "/proc")?.f_type as u64 != PROC_MAGIC {
         return Err(LaunchFailure::rule(STAGE, "/proc", "is not a procfs"));
     }
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let path = Path::new("sys").join(path);
-    let file = openat2(
-        proc,
-        &path,
-        OFlags::WRONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-        resolve,
-    )
-    .fault(STAGE, "open sysctl", &shown)?;
+    let file = openat2(proc, &path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve).fault(
+        STAGE,
+        "open sysctl",
+        &shown,
+    )?;
     rustix::io::write(&file, value.as_bytes()).fault(STAGE, "write sysctl", &shown)?;
     Ok(())
 }
@@ -68,11 +59,9 @@ fn find(path: &Path, inside: Inside<'_>) -> Result<Option<OwnedFd>, LaunchFailur
     match inside.find_plain(path) {
         Ok(found) => Ok(Some(found)),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => Ok(None),
-        Err(Errno::LOOP) if path.starts_with("/proc") => Err(LaunchFailure::rule(
-            STAGE,
-            path.display(),
-            "must not be a symbolic link",
-        )),
+        Err(Errno::LOOP) if path.starts_with("/proc") => {
+            Err(LaunchFailure::rule(STAGE, path.display(), "must not be a symbolic link"))
+        }
         // Elsewhere the link's own target is the path to protect.
         Err(Errno::LOOP) => match inside.find(path) {
             Ok(found) => Ok(Some(found)),
@@ -91,12 +80,8 @@ fn make_readonly(path: &Path, inside: Inside<'_>) -> Result<(), LaunchFailure> {
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH
         | OpenTreeFlags::AT_RECURSIVE;
-    let tree =
-        open_tree(&found, "", flags).fault(STAGE, "open to make read-only", path.display())?;
-    let attr = MountAttr {
-        set: flags::RDONLY,
-        ..MountAttr::default()
-    };
+    let tree = open_tree(&found, "", flags).fault(STAGE, "open to make read-only", path.display())?;
+    let attr = MountAttr { set: flags::RDONLY, ..MountAttr::default() };
     mount_setattr(tree.as_fd(), true, &attr).fault(STAGE, "make read-only", path.display())?;
     attach(&tree, &found).fault(STAGE, "make read-only", path.display())
 }
@@ -123,10 +108,7 @@ fn mask_all(plan: &Confinement, inside: Inside<'_>) -> Result<(), LaunchFailure>
             if null.is_none() {
                 null = Some(open_null()?);
             }
-            let source = null
-                .as_ref()
-                .ok_or(Errno::NODEV)
-                .fault(STAGE, "mask", path.display())?;
+            let source = null.as_ref().ok_or(Errno::NODEV).fault(STAGE, "mask", path.display())?;
             let cover = clone_of(source).fault(STAGE, "open cover for", path.display())?;
             restrict(&cover).fault(STAGE, "restrict cover for", path.display())?;
             cover
@@ -147,8 +129,6 @@ fn restrict(cover: &OwnedFd) -> Result<(), Errno> {
 }
 
 fn clone_of(mount: &OwnedFd) -> Result<OwnedFd, Errno> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     open_tree(mount, "", flags)
 }

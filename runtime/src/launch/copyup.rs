@@ -7,9 +7,9 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
-    chmodat, chownat, copy_file_range, fchmod, fgetxattr, flistxattr, fsetxattr, fstat, mkdirat,
-    mkfifoat, openat, readlinkat, statat, symlinkat, utimensat,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
+    copy_file_range, fchmod, fgetxattr, flistxattr, fsetxattr, fstat, mkdirat, mkfifoat, openat, readlinkat, statat,
+    symlinkat, utimensat,
 };
 use rustix::io::{Errno, read, write};
 
@@ -20,16 +20,11 @@ const CHUNK_BYTES: usize = 64 << 10;
 /// The kernel's XATTR_SIZE_MAX and XATTR_LIST_MAX.
 const XATTR_BYTES_MAX: usize = 64 << 10;
 
-const READ_DIR: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
+const READ_DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Copies the directory `image` into the directory `volume` if that is empty.
 pub(crate) fn fill(image: &OwnedFd, volume: &OwnedFd) -> Result<(), Errno> {
-    let is_dir = |fd: &OwnedFd| {
-        fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
-    };
+    let is_dir = |fd: &OwnedFd| fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
     if !is_dir(image)? || !is_dir(volume)? {
         return Ok(());
     }
@@ -83,12 +78,7 @@ fn copy_entry(from: &OwnedFd, to: &OwnedFd, name: &CStr, depth_left: usize) -> R
         }
         FileType::Fifo => {
             mkfifoat(to, name, Mode::RUSR | Mode::WUSR)?;
-            chmodat(
-                to,
-                name,
-                Mode::from_raw_mode(stat.st_mode & 0o777),
-                AtFlags::empty(),
-            )?;
+            chmodat(to, name, Mode::from_raw_mode(stat.st_mode & 0o777), AtFlags::empty())?;
             own_by_name(to, name, &stat)
         }
         _ => Ok(()),
@@ -147,10 +137,8 @@ fn owner(stat: &Stat) -> (Uid, Gid) {
 }
 
 fn times(stat: &Stat) -> Timestamps {
-    let time = |seconds: i64, nanoseconds: u64| Timespec {
-        tv_sec: seconds,
-        tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
-    };
+    let time =
+        |seconds: i64, nanoseconds: u64| Timespec { tv_sec: seconds, tv_nsec: i64::try_from(nanoseconds).unwrap_or(0) };
     Timestamps {
         last_access: time(stat.st_atime, stat.st_atime_nsec),
         last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
@@ -166,12 +154,9 @@ fn copy_xattrs(from: impl AsFd, to: impl AsFd) -> Result<(), Errno> {
         Err(errno) => return Err(errno),
     };
     let mut value = Vec::new();
-    for name in names[..length]
-        .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty())
-    {
-        let wanted = name == b"security.capability"
-            || name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
+    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let wanted =
+            name == b"security.capability" || name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
         if !wanted {
             continue;
         }

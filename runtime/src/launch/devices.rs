@@ -8,9 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
-use rustix::fs::{
-    CWD, FileType, Mode, OFlags, fstat, fstatfs, major, minor, mkdirat, openat, symlinkat,
-};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, fstatfs, major, minor, mkdirat, openat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
@@ -62,15 +60,9 @@ fn add_node(dev: &OwnedFd, node: &DeviceNode) -> Result<(), LaunchFailure> {
 }
 
 /// A private read-only mount of a device node of the host, proven to be that device.
-fn clone_device(
-    host: &Path,
-    character: bool,
-    number: (u32, u32),
-) -> Result<OwnedFd, LaunchFailure> {
+fn clone_device(host: &Path, character: bool, number: (u32, u32)) -> Result<OwnedFd, LaunchFailure> {
     let shown = host.display();
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
     let tree = open_tree(CWD, host, flags).fault(STAGE, "open device", &shown)?;
     prove(&tree, character, number).fault(STAGE, "trust device", &shown)?;
     let attr = MountAttr {
@@ -85,13 +77,8 @@ fn clone_device(
 /// `ENODEV` unless the descriptor is this device.
 fn prove(fd: &OwnedFd, character: bool, number: (u32, u32)) -> Result<(), Errno> {
     let stat = fstat(fd)?;
-    let kind = if character {
-        FileType::CharacterDevice
-    } else {
-        FileType::BlockDevice
-    };
-    let fits = FileType::from_raw_mode(stat.st_mode) == kind
-        && (major(stat.st_rdev), minor(stat.st_rdev)) == number;
+    let kind = if character { FileType::CharacterDevice } else { FileType::BlockDevice };
+    let fits = FileType::from_raw_mode(stat.st_mode) == kind && (major(stat.st_rdev), minor(stat.st_rdev)) == number;
     if fits { Ok(()) } else { Err(Errno::NODEV) }
 }
 
@@ -118,24 +105,13 @@ fn place_below(dev: &OwnedFd, name: &Path) -> Result<OwnedFd, Errno> {
 
 fn empty_file(dir: &OwnedFd, name: &std::ffi::OsStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    drop(openat(
-        dir,
-        name.as_bytes(),
-        flags,
-        Mode::from_raw_mode(0o644),
-    )?);
-    openat(
-        dir,
-        name.as_bytes(),
-        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
+    drop(openat(dir, name.as_bytes(), flags, Mode::from_raw_mode(0o644))?);
+    openat(dir, name.as_bytes(), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// The host's null device as a place of which mounts are made, proven by its number (A06).
 pub(crate) fn open_null() -> Result<OwnedFd, LaunchFailure> {
-    let null =
-        super::inside::open_host(Path::new("/dev/null")).fault(STAGE, "open", "/dev/null")?;
+    let null = super::inside::open_host(Path::new("/dev/null")).fault(STAGE, "open", "/dev/null")?;
     prove(&null, true, NULL_DEVICE).fault(STAGE, "trust device", "/dev/null")?;
     Ok(null)
 }
@@ -148,27 +124,16 @@ pub(crate) struct Terminal {
 }
 
 /// Opens a terminal of this devpts and nobody else's: both sides come from one descriptor (A07).
-pub(crate) fn open_terminal(
-    ptmx: &OwnedFd,
-    size: Option<(u16, u16)>,
-) -> Result<Terminal, LaunchFailure> {
+pub(crate) fn open_terminal(ptmx: &OwnedFd, size: Option<(u16, u16)>) -> Result<Terminal, LaunchFailure> {
     let shown = "ptmx";
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     unlockpt(ptmx).fault(STAGE, "unlock", shown)?;
     let peer = ioctl_tiocgptpeer(ptmx, flags).fault(STAGE, "open terminal of", shown)?;
     if let Some((rows, columns)) = size {
-        let size = Winsize {
-            ws_row: rows,
-            ws_col: columns,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(ptmx, size).fault(STAGE, "size terminal of", shown)?;
     }
-    let master = ptmx
-        .try_clone()
-        .map_err(|_| Errno::MFILE)
-        .fault(STAGE, "keep", shown)?;
+    let master = ptmx.try_clone().map_err(|_| Errno::MFILE).fault(STAGE, "keep", shown)?;
     Ok(Terminal { master, peer })
 }
 
@@ -187,9 +152,7 @@ pub(crate) fn open_ptmx(devpts: impl AsFd) -> Result<OwnedFd, LaunchFailure> {
 /// Shows the terminal as /dev/console.
 pub(crate) fn bind_console(dev: &OwnedFd, terminal: &Terminal) -> Result<(), LaunchFailure> {
     let shown = "/dev/console";
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = open_tree(&terminal.peer, "", flags).fault(STAGE, "open terminal for", shown)?;
     let place = place_below(dev, Path::new("console")).fault(STAGE, "make", shown)?;
     attach(&tree, &place).fault(STAGE, "mount", shown)

@@ -20,8 +20,6 @@ impl<T> Fault<T> for Result<T, Errno> {
 
 impl<T> Fault<T> for Result<T, nix::errno::Errno> {
     fn fault(self, stage: Stage, op: &str, target: impl Display) -> Result<T, LaunchFailure> {
-        self.map_err(|errno| {
-            LaunchFailure::new(stage, op, target, Errno::from_raw_os_error(errno as i32))
-        })
+        self.map_err(|errno| LaunchFailure::new(stage, op, target, Errno::from_raw_os_error(errno as i32)))
     }
 }

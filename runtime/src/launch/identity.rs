@@ -39,9 +39,7 @@ pub(crate) fn limit(process: &ProcessPlan) -> Result<(), LaunchFailure> {
 /// Without no_new_privs the filter has to be loaded while CAP_SYS_ADMIN is still there; it then sees
 /// the rest of this function.
 pub(crate) fn assume(process: &ProcessPlan) -> Result<(), LaunchFailure> {
-    let (mut sets, _lost) = process
-        .capabilities
-        .grantable(CapSet::held().map_err(unkept)?);
+    let (mut sets, _lost) = process.capabilities.grantable(CapSet::held().map_err(unkept)?);
     if process.uid != 0 {
         // All that is effective after execve; anything more would only help this process to reach
         // directories and programs that are closed to its user.
@@ -64,28 +62,17 @@ pub(crate) fn assume(process: &ProcessPlan) -> Result<(), LaunchFailure> {
 /// Loads the filters that the process keeps, as the last step before `execve` with no_new_privs.
 pub(crate) fn load_filters(process: &ProcessPlan) -> Result<(), LaunchFailure> {
     for program in &process.filters {
-        sys::load_filter(program, process.filter_flags).fault(
-            Stage::Seccomp,
-            "load",
-            "seccomp filter",
-        )?;
+        sys::load_filter(program, process.filter_flags).fault(Stage::Seccomp, "load", "seccomp filter")?;
     }
     Ok(())
 }
 
 fn set_groups(process: &ProcessPlan) -> Result<(), LaunchFailure> {
-    let groups: Vec<Gid> = process
-        .groups
-        .iter()
-        .map(|group| Gid::from_raw(*group))
-        .collect();
+    let groups: Vec<Gid> = process.groups.iter().map(|group| Gid::from_raw(*group)).collect();
     match set_thread_groups(&groups) {
         // With one id the groups of the host stay, shown as nobody's; giving them up could open
         // what a negative ACL closes (CVE-2014-8989), so the kernel denies it to everybody.
-        Err(Errno::PERM)
-            if process.setgroups_denied
-                && process.groups.iter().all(|group| *group == process.gid) =>
-        {
+        Err(Errno::PERM) if process.setgroups_denied && process.groups.iter().all(|group| *group == process.gid) => {
             Ok(())
         }
         result => result.fault(STAGE, "set groups", format!("{:?}", process.groups)),
@@ -103,10 +90,5 @@ fn set_all_uids(uid: u32) -> Result<(), LaunchFailure> {
 }
 
 fn unkept(error: SysError) -> LaunchFailure {
-    LaunchFailure {
-        stage: STAGE,
-        op: error.op.to_owned(),
-        target: error.target,
-        errno: error.errno,
-    }
+    LaunchFailure { stage: STAGE, op: error.op.to_owned(), target: error.target, errno: error.errno }
 }

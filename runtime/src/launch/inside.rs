@@ -9,9 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{
-    CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2, readlinkat,
-};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2, readlinkat};
 use rustix::io::Errno;
 
 /// Dangling links followed while making a path; the kernel's own bound.
@@ -49,26 +47,11 @@ impl<'a> Inside<'a> {
     }
 
     /// Opens a path for reading or writing.
-    pub(crate) fn open(
-        &self,
-        path: &Path,
-        flags: OFlags,
-        extra: ResolveFlags,
-    ) -> Result<OwnedFd, Errno> {
+    pub(crate) fn open(&self, path: &Path, flags: OFlags, extra: ResolveFlags) -> Result<OwnedFd, Errno> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | extra;
-        let path = if path.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            path
-        };
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         loop {
-            match openat2(
-                self.root,
-                path,
-                flags | OFlags::CLOEXEC,
-                Mode::empty(),
-                resolve,
-            ) {
+            match openat2(self.root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
                 // A rename somewhere raced with `..`; the kernel asks for another try.
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 result => return result,
@@ -120,20 +103,12 @@ impl<'a> Inside<'a> {
             let parent_fd = self.find(&parent)?;
             if let Some(target) = read_link(&parent_fd, part)? {
                 let left = links_left.checked_sub(1).ok_or(Errno::LOOP)?;
-                let mut redirected = if target.is_absolute() {
-                    target
-                } else {
-                    parent.join(target)
-                };
+                let mut redirected = if target.is_absolute() { target } else { parent.join(target) };
                 redirected.extend(&parts[index + 1..]);
                 return self.make(&redirected, shape, left);
             }
             let last = index + 1 == parts.len();
-            make_one(
-                &parent_fd,
-                part,
-                if last { shape } else { Shape::Directory },
-            )?;
+            make_one(&parent_fd, part, if last { shape } else { Shape::Directory })?;
         }
         check_shape(self.find(path)?, shape)
     }
@@ -168,13 +143,7 @@ fn read_link(parent: &OwnedFd, name: &OsStr) -> Result<Option<PathBuf>, Errno> {
 
 fn open_child(parent: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    openat2(
-        parent,
-        name,
-        SEARCH | OFlags::DIRECTORY,
-        Mode::empty(),
-        resolve,
-    )
+    openat2(parent, name, SEARCH | OFlags::DIRECTORY, Mode::empty(), resolve)
 }
 
 fn check_shape(found: OwnedFd, shape: Shape) -> Result<OwnedFd, Errno> {

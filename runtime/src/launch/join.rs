@@ -32,24 +32,17 @@ pub(crate) struct Joined {
 
 /// Opens namespaces by path, without waiting on a fifo and without trusting that they are any.
 pub(crate) fn open_all(list: &[(CloneFlags, PathBuf)]) -> Result<Vec<Joined>, LaunchFailure> {
-    list.iter()
-        .map(|(kind, path)| open_one(*kind, path))
-        .collect()
+    list.iter().map(|(kind, path)| open_one(*kind, path)).collect()
 }
 
 fn open_one(kind: CloneFlags, path: &Path) -> Result<Joined, LaunchFailure> {
     let shown = path.display();
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let namespace =
-        rustix::fs::open(path, flags, Mode::empty()).fault(STAGE, "open namespace", &shown)?;
+    let namespace = rustix::fs::open(path, flags, Mode::empty()).fault(STAGE, "open namespace", &shown)?;
     if fstatfs(&namespace).fault(STAGE, "stat", &shown)?.f_type as u64 != NSFS_MAGIC {
         return Err(LaunchFailure::rule(STAGE, shown, "is not a namespace"));
     }
-    Ok(Joined {
-        namespace,
-        kind,
-        path: path.to_owned(),
-    })
+    Ok(Joined { namespace, kind, path: path.to_owned() })
 }
 
 /// Enters all of them; the kernel checks that each is of its kind.
@@ -74,18 +67,12 @@ fn link_type(kind: CloneFlags) -> Option<LinkNameSpaceType> {
         (CloneFlags::USER, LinkNameSpaceType::User),
         (CloneFlags::MOUNT, LinkNameSpaceType::Mount),
         (CloneFlags::PID, LinkNameSpaceType::ProcessID),
-        (
-            CloneFlags::IPC,
-            LinkNameSpaceType::InterProcessCommunication,
-        ),
+        (CloneFlags::IPC, LinkNameSpaceType::InterProcessCommunication),
         (CloneFlags::UTS, LinkNameSpaceType::HostNameAndNISDomainName),
         (CloneFlags::NET, LinkNameSpaceType::Network),
         (CloneFlags::CGROUP, LinkNameSpaceType::ControlGroup),
     ];
-    kinds
-        .into_iter()
-        .find(|(flag, _)| *flag == kind)
-        .map(|(_, link)| link)
+    kinds.into_iter().find(|(flag, _)| *flag == kind).map(|(_, link)| link)
 }
 
 /// Clones `child` from a process that has run `enter`.
@@ -105,13 +92,7 @@ pub(crate) fn clone_inside(
             return report(&tell, failure);
         }
         let flags = options.flags.with(CloneFlags::PARENT);
-        let cloned = clone_process(
-            &CloneOptions {
-                flags,
-                cgroup: options.cgroup,
-            },
-            || child(theirs),
-        );
+        let cloned = clone_process(&CloneOptions { flags, cgroup: options.cgroup }, || child(theirs));
         match cloned.fault(STAGE, "create", "namespaces") {
             Ok(cloned) => i32::from(channel::send(&tell, &Message::Process(cloned.pidfd)).is_err()),
             Err(failure) => report(&tell, failure),
@@ -119,21 +100,14 @@ pub(crate) fn clone_inside(
     })
     .fault(STAGE, "create", "process")?;
     let pidfd = first_answer(&answer);
-    let wait = || {
-        waitid(
-            WaitId::PidFd(intermediate.pidfd.as_fd()),
-            WaitIdOptions::EXITED,
-        )
-    };
+    let wait = || waitid(WaitId::PidFd(intermediate.pidfd.as_fd()), WaitIdOptions::EXITED);
     // It ends by itself; all that matters is that no zombie stays.
     let _ = rustix::io::retry_on_intr(wait);
     let pidfd = pidfd?;
-    let pid = number_of(&pidfd)
-        .fault(STAGE, "find", "process")
-        .inspect_err(|_| {
-            // Nobody else can end it.
-            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
-        })?;
+    let pid = number_of(&pidfd).fault(STAGE, "find", "process").inspect_err(|_| {
+        // Nobody else can end it.
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+    })?;
     Ok(Cloned { pid, pidfd })
 }
 
@@ -150,8 +124,6 @@ fn number_of(pidfd: &OwnedFd) -> Result<i32, Errno> {
     use std::os::fd::AsRawFd;
     let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
     let text = fs_err::read_to_string(path).map_err(|_| Errno::SRCH)?;
-    let number = text
-        .lines()
-        .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    let number = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
     number.filter(|pid: &i32| *pid > 0).ok_or(Errno::SRCH)
 }

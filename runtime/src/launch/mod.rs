@@ -32,9 +32,7 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 
 use crate::failure::{LaunchFailure, Stage};
 use crate::idmap;
@@ -54,13 +52,7 @@ pub fn launch(options: LaunchOptions<'_>) -> Result<Running, LaunchFailure> {
     let mut options = options;
     crate::sys::default_child_signal();
     let mut plan = plan::plan(options.spec, options.idmap.as_ref())?;
-    plan.process.add_filter(
-        options
-            .spec
-            .linux()
-            .as_ref()
-            .and_then(|linux| linux.seccomp().as_ref()),
-    )?;
+    plan.process.add_filter(options.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()))?;
     check_terminal(&plan, &options)?;
     let hold = match &options.gate {
         Gate::Immediate => Hold::Nothing,
@@ -81,14 +73,10 @@ pub fn launch(options: LaunchOptions<'_>) -> Result<Running, LaunchFailure> {
     };
     let joined = join::open_all(&plan.namespaces.join)?;
     let cloned = create(&plan, &joined, options.cgroup, child, &ours, theirs)?;
-    let launched = Launched {
-        cloned,
-        channel: ours,
-    };
+    let launched = Launched { cloned, channel: ours };
     let on_namespaces = options.on_namespaces.take();
     let finished = launched.accompany(&plan, &joined, on_namespaces);
-    let result =
-        finished.and_then(|(userns, console)| launched.conclude(&options.gate, userns, console));
+    let result = finished.and_then(|(userns, console)| launched.conclude(&options.gate, userns, console));
     result.inspect_err(|_| {
         launched.abandon();
         if let Gate::Socket(path) = &options.gate {
@@ -101,16 +89,10 @@ pub fn launch(options: LaunchOptions<'_>) -> Result<Running, LaunchFailure> {
 fn check_terminal(plan: &Plan, options: &LaunchOptions<'_>) -> Result<(), LaunchFailure> {
     match (plan.process.terminal, &options.stdio) {
         (true, Stdio::Console) | (false, Stdio::Inherit | Stdio::Fds(_)) => Ok(()),
-        (true, _) => Err(LaunchFailure::rule(
-            Stage::Plan,
-            "process.terminal",
-            "needs somebody to take the terminal",
-        )),
-        (false, _) => Err(LaunchFailure::rule(
-            Stage::Plan,
-            "process.terminal",
-            "is not set, and a terminal was asked for",
-        )),
+        (true, _) => Err(LaunchFailure::rule(Stage::Plan, "process.terminal", "needs somebody to take the terminal")),
+        (false, _) => {
+            Err(LaunchFailure::rule(Stage::Plan, "process.terminal", "is not set, and a terminal was asked for"))
+        }
     }
 }
 
@@ -123,10 +105,7 @@ fn create(
     ours: &OwnedFd,
     theirs: OwnedFd,
 ) -> Result<Cloned, LaunchFailure> {
-    let options = CloneOptions {
-        flags: plan.namespaces.create,
-        cgroup,
-    };
+    let options = CloneOptions { flags: plan.namespaces.create, cgroup };
     if joined.is_empty() {
         let cloned = clone_process(&options, || {
             close_in_child(ours);
@@ -155,31 +134,16 @@ pub(crate) fn close_in_child(ours: &OwnedFd) {
 fn gate_socket(path: &Path) -> Result<OwnedFd, LaunchFailure> {
     use std::os::fd::AsRawFd;
     let at = |errno: Errno, op: &str| LaunchFailure::new(Stage::Prepare, op, path.display(), errno);
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .map_err(|errno| at(errno, "make socket for"))?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(|errno| at(errno, "make socket for"))?;
     // By its directory's descriptor, because a socket address has room for 107 bytes only.
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(at(Errno::INVAL, "bind gate"));
     };
-    let parent = if parent.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        parent
-    };
-    let dir = rustix::fs::open(
-        parent,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|errno| at(errno, "open directory of gate"))?;
-    let short = Path::new("/proc/self/fd")
-        .join(dir.as_raw_fd().to_string())
-        .join(name);
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let dir = rustix::fs::open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| at(errno, "open directory of gate"))?;
+    let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
     let address = SocketAddrUnix::new(&short).map_err(|errno| at(errno, "name gate"))?;
     bind(&socket, &address).map_err(|errno| at(errno, "bind gate"))?;
     /// One starter is enough; others are told that they are late.
@@ -214,12 +178,7 @@ impl Launched {
         };
         self.say(&Message::Mapped)?;
         if let (Some(work), Some(net)) = (on_namespaces, &net) {
-            let namespaces = Namespaces {
-                pid,
-                pidfd: self.cloned.pidfd.as_fd(),
-                user: user.as_fd(),
-                net: net.as_fd(),
-            };
+            let namespaces = Namespaces { pid, pidfd: self.cloned.pidfd.as_fd(), user: user.as_fd(), net: net.as_fd() };
             work(&namespaces)?;
         }
         self.say(&Message::Proceed)?;
@@ -252,29 +211,11 @@ impl Launched {
             }
         };
         if !waiting && *gate != Gate::Immediate {
-            return Err(LaunchFailure::rule(
-                Stage::Gate,
-                "container",
-                "ended before it was started",
-            ));
+            return Err(LaunchFailure::rule(Stage::Gate, "container", "ended before it was started"));
         }
-        let copy = |fd: &OwnedFd| {
-            fd.try_clone()
-                .map_err(|_| Errno::MFILE)
-                .fault(Stage::Prepare, "keep", "child")
-        };
-        let channel = if waiting && *gate == Gate::Wait {
-            Some(copy(&self.channel)?)
-        } else {
-            None
-        };
-        Ok(Running {
-            pid: self.cloned.pid,
-            pidfd: copy(&self.cloned.pidfd)?,
-            userns,
-            console,
-            channel,
-        })
+        let copy = |fd: &OwnedFd| fd.try_clone().map_err(|_| Errno::MFILE).fault(Stage::Prepare, "keep", "child");
+        let channel = if waiting && *gate == Gate::Wait { Some(copy(&self.channel)?) } else { None };
+        Ok(Running { pid: self.cloned.pid, pidfd: copy(&self.cloned.pidfd)?, userns, console, channel })
     }
 
     /// Kills and reaps a child whose launch failed.
@@ -282,12 +223,7 @@ impl Launched {
         use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
         // It may be gone already; waiting is what counts.
         let _ = pidfd_send_signal(&self.cloned.pidfd, Signal::KILL);
-        let wait = || {
-            waitid(
-                WaitId::PidFd(self.cloned.pidfd.as_fd()),
-                WaitIdOptions::EXITED,
-            )
-        };
+        let wait = || waitid(WaitId::PidFd(self.cloned.pidfd.as_fd()), WaitIdOptions::EXITED);
         let _ = rustix::io::retry_on_intr(wait);
     }
 }
@@ -304,11 +240,7 @@ fn namespace_of(
         return open_namespace(pid, name);
     }
     match joined.iter().find(|joined| joined.kind == kind) {
-        Some(joined) => joined
-            .namespace
-            .try_clone()
-            .map_err(|_| Errno::MFILE)
-            .fault(Stage::Namespaces, "keep", name),
+        Some(joined) => joined.namespace.try_clone().map_err(|_| Errno::MFILE).fault(Stage::Namespaces, "keep", name),
         None => open_namespace(rustix::process::getpid().as_raw_pid(), name),
     }
 }
@@ -316,9 +248,5 @@ fn namespace_of(
 /// Opens a namespace of a process.
 pub(crate) fn open_namespace(pid: i32, name: &str) -> Result<OwnedFd, LaunchFailure> {
     let path = format!("/proc/{pid}/ns/{name}");
-    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).fault(
-        Stage::Namespaces,
-        "open",
-        &path,
-    )
+    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).fault(Stage::Namespaces, "open", &path)
 }

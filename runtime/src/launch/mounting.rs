@@ -6,8 +6,8 @@ use std::path::Path;
 use rustix::fs::{CWD, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 use super::copyup;
@@ -39,29 +39,17 @@ impl Mounted {
     /// Makes read-only what had to be filled first.
     pub(crate) fn finish(&mut self) -> Result<(), LaunchFailure> {
         for tree in self.read_only_later.drain(..) {
-            let attr = MountAttr {
-                set: flags::RDONLY,
-                ..MountAttr::default()
-            };
-            mount_setattr(tree.as_fd(), false, &attr).fault(
-                STAGE,
-                "set flags of",
-                "read-only mount",
-            )?;
+            let attr = MountAttr { set: flags::RDONLY, ..MountAttr::default() };
+            mount_setattr(tree.as_fd(), false, &attr).fault(STAGE, "set flags of", "read-only mount")?;
         }
         Ok(())
     }
 }
 
 /// Opens the host side of every bind mount, as the caller and before anything is covered.
-pub(crate) fn open_sources(
-    steps: &[MountStep],
-    bundle: &Path,
-) -> Result<Vec<Option<OwnedFd>>, LaunchFailure> {
+pub(crate) fn open_sources(steps: &[MountStep], bundle: &Path) -> Result<Vec<Option<OwnedFd>>, LaunchFailure> {
     let open = |step: &MountStep| match &step.source {
-        MountSource::Bind { path, recursive } => {
-            clone_tree(&bundle.join(path), *recursive).map(Some)
-        }
+        MountSource::Bind { path, recursive } => clone_tree(&bundle.join(path), *recursive).map(Some),
         _ => Ok(None),
     };
     steps.iter().map(open).collect()
@@ -70,11 +58,7 @@ pub(crate) fn open_sources(
 /// A private copy of the mount at a path of the host, with what is mounted below it.
 pub(crate) fn clone_tree(path: &Path, recursive: bool) -> Result<OwnedFd, LaunchFailure> {
     let base = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let flags = if recursive {
-        base | OpenTreeFlags::AT_RECURSIVE
-    } else {
-        base
-    };
+    let flags = if recursive { base | OpenTreeFlags::AT_RECURSIVE } else { base };
     match open_tree(CWD, path, flags) {
         // Mounts below that this namespace inherited are locked to what they cover, so a copy
         // without them is refused; with them it shows no more than the host shows.
@@ -106,11 +90,7 @@ fn mount_one(
     let wanted = step.attr.set | step.recursive_attr.set;
     // What is still to be filled becomes read-only when every mount is done.
     let late = wanted & flags::RDONLY != 0 && may_be_filled(&step.source);
-    let now = if late {
-        wanted & !flags::RDONLY
-    } else {
-        wanted
-    };
+    let now = if late { wanted & !flags::RDONLY } else { wanted };
     let fresh_attr = MountAttrFlags::from_bits_retain(u32::try_from(now).unwrap_or(0));
     let shown = step.destination.display();
     let (tree, is_bound) = match (&step.source, source) {
@@ -118,13 +98,10 @@ fn mount_one(
         (MountSource::Bind { path, .. }, None) => {
             return Err(Errno::BADF).fault(STAGE, "open mount source", path.display());
         }
-        (MountSource::New { kind, source, data }, _) => (
-            new_mount(kind, source.as_deref(), data, fresh_attr, step)?,
-            false,
-        ),
-        (MountSource::Devices { data, .. }, _) => {
-            (new_mount("tmpfs", None, data, fresh_attr, step)?, false)
+        (MountSource::New { kind, source, data }, _) => {
+            (new_mount(kind, source.as_deref(), data, fresh_attr, step)?, false)
         }
+        (MountSource::Devices { data, .. }, _) => (new_mount("tmpfs", None, data, fresh_attr, step)?, false),
         (MountSource::Proc { data }, _) => fresh_or_host("proc", data, "/proc", fresh_attr, step)?,
         (MountSource::Sys, _) => fresh_or_host("sysfs", &[], "/sys", fresh_attr, step)?,
         (MountSource::Cgroup, _) => (cgroup(fresh_attr, step)?, false),
@@ -139,11 +116,7 @@ fn mount_one(
     };
     let target = target(step, shape, inside)?;
     if step.copy_up {
-        copyup::fill(&target, &tree).fault(
-            STAGE,
-            "copy the image's files to",
-            step.destination.display(),
-        )?;
+        copyup::fill(&target, &tree).fault(STAGE, "copy the image's files to", step.destination.display())?;
     }
     if let MountSource::Devices { nodes, .. } = &step.source {
         devices::fill(&tree, nodes)?;
@@ -153,11 +126,7 @@ fn mount_one(
         prove(step, &tree, inside)?;
     }
     if late {
-        mounted.read_only_later.push(
-            tree.try_clone()
-                .map_err(|_| Errno::MFILE)
-                .fault(STAGE, "keep", shown)?,
-        );
+        mounted.read_only_later.push(tree.try_clone().map_err(|_| Errno::MFILE).fault(STAGE, "keep", shown)?);
     }
     remember(step, tree, is_bound, mounted);
     Ok(())
@@ -186,26 +155,15 @@ fn target(step: &MountStep, shape: Shape, inside: Inside<'_>) -> Result<OwnedFd,
     let shown = step.destination.display();
     if step.plain && shape == Shape::Directory {
         return match inside.plain_directory(&step.destination) {
-            Err(Errno::LOOP | Errno::NOTDIR) => Err(LaunchFailure::rule(
-                STAGE,
-                shown,
-                "must be an ordinary directory",
-            )),
+            Err(Errno::LOOP | Errno::NOTDIR) => Err(LaunchFailure::rule(STAGE, shown, "must be an ordinary directory")),
             result => result.fault(STAGE, "make mount point", shown),
         };
     }
-    let found =
-        inside
-            .mount_point(&step.destination, shape)
-            .fault(STAGE, "make mount point", &shown)?;
+    let found = inside.mount_point(&step.destination, shape).fault(STAGE, "make mount point", &shown)?;
     // A link of the image may lead here although the name did not (A15).
     let is_proc = fstatfs(&found).fault(STAGE, "stat", &shown)?.f_type as u64 == PROC_MAGIC;
     if is_proc && !crate::plan::may_cover(&step.destination) {
-        return Err(LaunchFailure::rule(
-            STAGE,
-            shown,
-            "nothing may be mounted below /proc",
-        ));
+        return Err(LaunchFailure::rule(STAGE, shown, "nothing may be mounted below /proc"));
     }
     Ok(found)
 }
@@ -219,21 +177,12 @@ pub(crate) fn attach(tree: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
 /// Makes sure that the name still leads to what was just mounted.
 fn prove(step: &MountStep, tree: &OwnedFd, inside: Inside<'_>) -> Result<(), LaunchFailure> {
     let shown = step.destination.display();
-    let named = inside
-        .find_plain(&step.destination)
-        .fault(STAGE, "find", &shown)?;
-    let (named, own) = (
-        fstat(&named).fault(STAGE, "stat", &shown)?,
-        fstat(tree).fault(STAGE, "stat", &shown)?,
-    );
+    let named = inside.find_plain(&step.destination).fault(STAGE, "find", &shown)?;
+    let (named, own) = (fstat(&named).fault(STAGE, "stat", &shown)?, fstat(tree).fault(STAGE, "stat", &shown)?);
     if (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino) {
         return Ok(());
     }
-    Err(LaunchFailure::rule(
-        STAGE,
-        shown,
-        "was replaced while it was being mounted",
-    ))
+    Err(LaunchFailure::rule(STAGE, shown, "was replaced while it was being mounted"))
 }
 
 /// Makes a new filesystem, not yet attached.
@@ -257,12 +206,9 @@ pub(crate) fn create(
     attr: MountAttrFlags,
     shown: &str,
 ) -> Result<OwnedFd, LaunchFailure> {
-    let context =
-        fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).fault(stage, "open filesystem", shown)?;
-    let explained =
-        |errno: Errno, op: &str| LaunchFailure::new(stage, op, explain(&context, shown), errno);
-    fsconfig_set_string(&context, "source", source)
-        .map_err(|errno| explained(errno, "set source of"))?;
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).fault(stage, "open filesystem", shown)?;
+    let explained = |errno: Errno, op: &str| LaunchFailure::new(stage, op, explain(&context, shown), errno);
+    fsconfig_set_string(&context, "source", source).map_err(|errno| explained(errno, "set source of"))?;
     for (key, value) in data {
         match value {
             Some(value) => fsconfig_set_string(&context, key.as_str(), value.as_str()),
@@ -271,8 +217,7 @@ pub(crate) fn create(
         .map_err(|errno| explained(errno, &format!("set option {key} of")))?;
     }
     fsconfig_create(&context).map_err(|errno| explained(errno, "create"))?;
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attr)
-        .map_err(|errno| explained(errno, "mount"))
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attr).map_err(|errno| explained(errno, "mount"))
 }
 
 /// The name of a filesystem, with what the kernel wrote into its context about a failure.
@@ -303,10 +248,7 @@ fn fresh_or_host(
         Err(failure) if failure.errno == libc::EPERM => {
             let tree = clone_tree(Path::new(host), true)?;
             // Everything below the host's tree follows the same flags: its cgroups, its debugfs.
-            let all = MountAttr {
-                set: step.attr.set,
-                ..step.recursive_attr
-            };
+            let all = MountAttr { set: step.attr.set, ..step.recursive_attr };
             mount_setattr(tree.as_fd(), true, &all).fault(STAGE, "restrict", host)?;
             Ok((tree, true))
         }
@@ -322,13 +264,7 @@ fn fresh_or_host(
 fn cgroup(attr: MountAttrFlags, step: &MountStep) -> Result<OwnedFd, LaunchFailure> {
     match new_mount("cgroup2", None, &[], attr, step) {
         Err(failure) if [libc::EPERM, libc::EBUSY, libc::ENODEV].contains(&failure.errno) => {
-            new_mount(
-                "tmpfs",
-                None,
-                &empty_tmpfs(),
-                attr | MountAttrFlags::MOUNT_ATTR_RDONLY,
-                step,
-            )
+            new_mount("tmpfs", None, &empty_tmpfs(), attr | MountAttrFlags::MOUNT_ATTR_RDONLY, step)
         }
         result => result,
     }
@@ -336,8 +272,7 @@ fn cgroup(attr: MountAttrFlags, step: &MountStep) -> Result<OwnedFd, LaunchFailu
 
 /// Room for nothing: one inode for the root, and the kernel counts from two.
 pub(crate) fn empty_tmpfs() -> [(String, Option<String>); 3] {
-    [("mode", "555"), ("nr_inodes", "2"), ("size", "4k")]
-        .map(|(key, value)| (key.to_owned(), Some(value.to_owned())))
+    [("mode", "555"), ("nr_inodes", "2"), ("size", "4k")].map(|(key, value)| (key.to_owned(), Some(value.to_owned())))
 }
 
 /// A tmpfs without room, read-only and not attached.
@@ -346,14 +281,7 @@ pub(crate) fn empty_directory() -> Result<OwnedFd, LaunchFailure> {
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    create(
-        Stage::Confine,
-        "tmpfs",
-        "tmpfs",
-        &empty_tmpfs(),
-        attr,
-        "tmpfs for masked directories",
-    )
+    create(Stage::Confine, "tmpfs", "tmpfs", &empty_tmpfs(), attr, "tmpfs for masked directories")
 }
 
 /// Restricts a bound tree: first everything, then its top.
@@ -368,11 +296,7 @@ fn set_attributes(tree: &OwnedFd, step: &MountStep) -> Result<(), LaunchFailure>
         }
         match mount_setattr(tree.as_fd(), recursive, &attr) {
             Err(Errno::PERM) if attr.clear != 0 => {
-                let kept = MountAttr {
-                    clear: 0,
-                    set: attr.set & !flags::ATIME,
-                    ..attr
-                };
+                let kept = MountAttr { clear: 0, set: attr.set & !flags::ATIME, ..attr };
                 mount_setattr(tree.as_fd(), recursive, &kept)
             }
             result => result,

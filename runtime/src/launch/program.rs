@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::unistd::execve;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fchown, openat2};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{SocketFlags, accept_with};
@@ -67,11 +68,7 @@ pub(crate) fn follow_parent(wanted: bool) -> Result<(), LaunchFailure> {
     if !wanted {
         return Ok(());
     }
-    set_parent_process_death_signal(Some(Signal::KILL)).fault(
-        Stage::Identity,
-        "set",
-        "parent death signal",
-    )
+    set_parent_process_death_signal(Some(Signal::KILL)).fault(Stage::Identity, "set", "parent death signal")
 }
 
 /// Starts a session of its own and puts the standard streams in place.
@@ -79,8 +76,7 @@ pub(crate) fn follow_parent(wanted: bool) -> Result<(), LaunchFailure> {
 /// The session is new in every case: a terminal that was only passed on is never the controlling
 /// one, so nothing can be typed into it (TIOCSTI, A16).
 pub(crate) fn set_streams(streams: &Streams<'_>, owner: u32) -> Result<(), LaunchFailure> {
-    let fault =
-        |result: Result<(), Errno>, op: &str| result.fault(Stage::Devices, op, "standard streams");
+    let fault = |result: Result<(), Errno>, op: &str| result.fault(Stage::Devices, op, "standard streams");
     match setsid() {
         // Already a leader: pid 1 of a namespace that was joined, for example.
         Ok(_) | Err(Errno::PERM) => {}
@@ -92,10 +88,7 @@ pub(crate) fn set_streams(streams: &Streams<'_>, owner: u32) -> Result<(), Launc
         Streams::Terminal(terminal) => {
             let peer = terminal.peer.as_fd();
             fault(ioctl_tiocsctty(peer), "make the terminal control")?;
-            fault(
-                fchown(peer, Some(Uid::from_raw(owner)), None),
-                "give the terminal of",
-            )?;
+            fault(fchown(peer, Some(Uid::from_raw(owner)), None), "give the terminal of")?;
             fault(duplicate([peer; 3]), "set")
         }
     }
@@ -116,9 +109,7 @@ fn duplicate(fds: [BorrowedFd<'_>; 3]) -> Result<(), Errno> {
 pub(crate) fn depart(departure: &Departure<'_>, channel: OwnedFd) -> ! {
     let mut channel = channel;
     let code = match prepare(departure, &mut channel) {
-        Ok(()) if departure.init_reaper => {
-            reaper::run(channel, |channel| report(channel, go(departure)))
-        }
+        Ok(()) if departure.init_reaper => reaper::run(channel, |channel| report(channel, go(departure))),
         Ok(()) => report(&channel, go(departure)),
         Err(failure) => report(&channel, failure),
     };
@@ -146,9 +137,19 @@ fn prepare(departure: &Departure<'_>, channel: &mut OwnedFd) -> Result<(), Launc
     // A change of ids switches both off (prctl(2)).
     hide()?;
     follow_parent(departure.die_with_parent)?;
+    if departure.die_with_parent && has_hung_up(channel)? {
+        return Err(LaunchFailure::rule(Stage::Identity, "launcher", "went away during the launch"));
+    }
     enter_directory(&process.cwd)?;
     sys::reset_signals();
     wait_at_gate(departure, channel)
+}
+
+/// Whether the other side is gone: it may have died before the kernel was asked to watch it.
+fn has_hung_up(channel: &OwnedFd) -> Result<bool, LaunchFailure> {
+    let mut polled = [PollFd::new(channel, PollFlags::empty())];
+    poll(&mut polled, Some(&Timespec::default())).fault(Stage::Identity, "watch", "launcher")?;
+    Ok(polled[0].revents().contains(PollFlags::HUP))
 }
 
 /// Filter and `execve`. Returns only why that failed.
@@ -177,32 +178,20 @@ fn wait_at_gate(departure: &Departure<'_>, channel: &mut OwnedFd) -> Result<(), 
         Hold::Parent => at(channel::send(&*channel, &Message::Ready), "tell")?,
         Hold::Socket(socket) => {
             at(channel::send(&*channel, &Message::Ready), "tell")?;
-            let starter = accept_with(socket, SocketFlags::CLOEXEC).fault(
-                Stage::Gate,
-                "wait for",
-                "starter",
-            )?;
+            let starter = accept_with(socket, SocketFlags::CLOEXEC).fault(Stage::Gate, "wait for", "starter")?;
             *channel = starter;
         }
     }
     match channel::receive(&*channel).fault(Stage::Gate, "hear from", "starter")? {
         Some(Message::Start) => Ok(()),
-        _ => Err(LaunchFailure::rule(
-            Stage::Gate,
-            "starter",
-            "went away without starting the container",
-        )),
+        _ => Err(LaunchFailure::rule(Stage::Gate, "starter", "went away without starting the container")),
     }
 }
 
 /// Closes every descriptor but the standard streams and these.
 fn close_others(keep: &[RawFd], ours: [Option<RawFd>; 2]) -> Result<(), LaunchFailure> {
-    let mut kept: Vec<u32> = keep
-        .iter()
-        .copied()
-        .chain(ours.into_iter().flatten())
-        .filter_map(|fd| u32::try_from(fd).ok())
-        .collect();
+    let mut kept: Vec<u32> =
+        keep.iter().copied().chain(ours.into_iter().flatten()).filter_map(|fd| u32::try_from(fd).ok()).collect();
     kept.sort_unstable();
     let mut next = FIRST_OTHER_FD.unsigned_abs();
     for fd in kept {
@@ -226,11 +215,7 @@ fn enter_directory(cwd: &Path) -> Result<(), LaunchFailure> {
     fchdir(&found).fault(Stage::WorkingDirectory, "enter", &shown)?;
     let now = getcwd(Vec::new()).fault(Stage::WorkingDirectory, "stay in", &shown)?;
     if now.as_bytes().first() != Some(&b'/') {
-        return Err(LaunchFailure::rule(
-            Stage::WorkingDirectory,
-            shown,
-            "is outside of the container",
-        ));
+        return Err(LaunchFailure::rule(Stage::WorkingDirectory, shown, "is outside of the container"));
     }
     Ok(())
 }
@@ -252,12 +237,7 @@ fn execute(process: &ProcessPlan) -> LaunchFailure {
             // A later directory may have one that can be executed.
             Errno::ACCESS => verdict = Errno::ACCESS,
             errno => {
-                return LaunchFailure::new(
-                    Stage::Exec,
-                    "execute",
-                    candidate.to_string_lossy(),
-                    errno,
-                );
+                return LaunchFailure::new(Stage::Exec, "execute", candidate.to_string_lossy(), errno);
             }
         }
     }
@@ -275,9 +255,7 @@ fn try_execute(path: &CStr, process: &ProcessPlan) -> Errno {
 /// The paths that execvp(3) would try, the container's environment given.
 fn candidates(name: &CStr, env: &[CString]) -> Vec<CString> {
     // As in every libc the first entry of a name counts.
-    let path = env
-        .iter()
-        .find_map(|entry| entry.to_bytes().strip_prefix(b"PATH="));
+    let path = env.iter().find_map(|entry| entry.to_bytes().strip_prefix(b"PATH="));
     path.unwrap_or(DEFAULT_PATH)
         .split(|byte| *byte == b':')
         .filter_map(|dir| {
@@ -293,17 +271,9 @@ mod tests {
 
     #[test]
     fn path_is_the_containers() {
-        let env = |text: &str| {
-            vec![
-                CString::new("A=1").expect("no NUL"),
-                CString::new(text).expect("no NUL"),
-            ]
-        };
+        let env = |text: &str| vec![CString::new("A=1").expect("no NUL"), CString::new(text).expect("no NUL")];
         let paths = |env: &[CString]| -> Vec<String> {
-            candidates(c"sh", env)
-                .iter()
-                .map(|path| path.to_string_lossy().into_owned())
-                .collect()
+            candidates(c"sh", env).iter().map(|path| path.to_string_lossy().into_owned()).collect()
         };
         assert_eq!(paths(&env("PATH=/a:/b/")), ["/a/sh", "/b//sh"]);
         assert_eq!(paths(&env("PATH=:/a::")), ["/a/sh"]);

@@ -29,10 +29,7 @@ pub(super) fn run(channel: OwnedFd, program: impl FnOnce(&OwnedFd) -> i32) -> i3
     let child = match child {
         Ok(child) => child,
         Err(errno) => {
-            return report(
-                &channel,
-                LaunchFailure::new(Stage::Exec, "fork", "program", errno),
-            );
+            return report(&channel, LaunchFailure::new(Stage::Exec, "fork", "program", errno));
         }
     };
     // The program's own copy tells the launcher about execve; ours would keep it waiting.

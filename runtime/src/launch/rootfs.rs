@@ -6,9 +6,8 @@ use std::path::Path;
 use rustix::fs::{CWD, fstat, stat};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount,
-    unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
 };
 use rustix::process::{chroot, fchdir, pivot_root};
 
@@ -30,23 +29,13 @@ const MOUNT_DATA_MAX: usize = 4095;
 /// Keeps mounts of the container from reaching the host, before the first one is made.
 ///
 /// A mount namespace that came with its user namespace is a slave of the host's already.
-pub(crate) fn detach_propagation(
-    propagation: u64,
-    owns_namespace: bool,
-) -> Result<(), LaunchFailure> {
+pub(crate) fn detach_propagation(propagation: u64, owns_namespace: bool) -> Result<(), LaunchFailure> {
     if owns_namespace && propagation == libc::MS_SLAVE {
         return Ok(());
     }
     let all = open_host(Path::new("/")).fault(STAGE, "open", "/")?;
-    let before = if propagation == libc::MS_PRIVATE {
-        libc::MS_PRIVATE
-    } else {
-        libc::MS_SLAVE
-    };
-    let attr = MountAttr {
-        propagation: before,
-        ..MountAttr::default()
-    };
+    let before = if propagation == libc::MS_PRIVATE { libc::MS_PRIVATE } else { libc::MS_SLAVE };
+    let attr = MountAttr { propagation: before, ..MountAttr::default() };
     mount_setattr(all.as_fd(), true, &attr).fault(STAGE, "set propagation of", "/")
 }
 
@@ -56,52 +45,25 @@ pub(crate) fn mount_root(rootfs: &Rootfs) -> Result<OwnedFd, LaunchFailure> {
         Rootfs::Directory(path) => {
             let place = check_directory(path)?;
             let tree = clone_tree(path, true)?;
-            let attr = MountAttr {
-                propagation: flags::PRIVATE,
-                ..MountAttr::default()
-            };
-            mount_setattr(tree.as_fd(), true, &attr).fault(
-                STAGE,
-                "set propagation of",
-                path.display(),
-            )?;
+            let attr = MountAttr { propagation: flags::PRIVATE, ..MountAttr::default() };
+            mount_setattr(tree.as_fd(), true, &attr).fault(STAGE, "set propagation of", path.display())?;
             attach(&tree, &place).fault(STAGE, "mount root on", path.display())?;
             Ok(tree)
         }
-        Rootfs::Overlay {
-            lower,
-            upper,
-            work,
-            volatile,
-        } => overlay(
-            lower.iter().map(|path| path.as_path()),
-            upper,
-            work,
-            *volatile,
-        ),
+        Rootfs::Overlay { lower, upper, work, volatile } => {
+            overlay(lower.iter().map(|path| path.as_path()), upper, work, *volatile)
+        }
     }
 }
 
 fn check_directory(path: &Path) -> Result<OwnedFd, LaunchFailure> {
     let place = open_host(path).fault(STAGE, "open root", path.display())?;
     if !is_directory(&place).fault(STAGE, "stat", path.display())? {
-        return Err(LaunchFailure::new(
-            STAGE,
-            "use as root",
-            path.display(),
-            Errno::NOTDIR,
-        ));
+        return Err(LaunchFailure::new(STAGE, "use as root", path.display(), Errno::NOTDIR));
     }
-    let (own, host) = (
-        fstat(&place).fault(STAGE, "stat", path.display())?,
-        stat("/").fault(STAGE, "stat", "/")?,
-    );
+    let (own, host) = (fstat(&place).fault(STAGE, "stat", path.display())?, stat("/").fault(STAGE, "stat", "/")?);
     if (own.st_dev, own.st_ino) == (host.st_dev, host.st_ino) {
-        return Err(LaunchFailure::rule(
-            STAGE,
-            path.display(),
-            "the host's root cannot be a container's",
-        ));
+        return Err(LaunchFailure::rule(STAGE, path.display(), "the host's root cannot be a container's"));
     }
     Ok(place)
 }
@@ -116,17 +78,11 @@ fn shorten(path: &Path) -> Result<ShortPath, LaunchFailure> {
     use std::os::fd::AsRawFd;
     let bytes = path.as_os_str().as_encoded_bytes();
     if bytes.len() <= CONFIG_STRING_MAX {
-        return Ok(ShortPath {
-            text: bytes.to_vec(),
-            _held: None,
-        });
+        return Ok(ShortPath { text: bytes.to_vec(), _held: None });
     }
     let held = open_host(path).fault(STAGE, "open", path.display())?;
     let text = format!("/proc/self/fd/{}", held.as_raw_fd()).into_bytes();
-    Ok(ShortPath {
-        text,
-        _held: Some(held),
-    })
+    Ok(ShortPath { text, _held: Some(held) })
 }
 
 fn overlay<'a>(
@@ -137,21 +93,11 @@ fn overlay<'a>(
 ) -> Result<OwnedFd, LaunchFailure> {
     let shown = upper.display();
     let place = open_host(upper).fault(STAGE, "open", &shown)?;
-    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).fault(
-        STAGE,
-        "open filesystem",
-        "overlay",
-    )?;
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).fault(STAGE, "open filesystem", "overlay")?;
     let failed = |errno: Errno, op: &str, what: &Path| {
-        LaunchFailure::new(
-            STAGE,
-            op,
-            explain(&context, &what.display().to_string()),
-            errno,
-        )
+        LaunchFailure::new(STAGE, op, explain(&context, &what.display().to_string()), errno)
     };
-    fsconfig_set_string(&context, "source", "overlay")
-        .map_err(|errno| failed(errno, "set source for", upper))?;
+    fsconfig_set_string(&context, "source", "overlay").map_err(|errno| failed(errno, "set source for", upper))?;
     // Top first, as overlayfs counts.
     let mut held = Vec::new();
     for (index, layer) in lower.clone().rev().enumerate() {
@@ -172,19 +118,13 @@ fn overlay<'a>(
         held.push(short);
     }
     // Marks of deleted files are `user.overlay.*` in our layers, whoever mounts them.
-    fsconfig_set_flag(&context, "userxattr")
-        .map_err(|errno| failed(errno, "set userxattr for", upper))?;
+    fsconfig_set_flag(&context, "userxattr").map_err(|errno| failed(errno, "set userxattr for", upper))?;
     if volatile {
-        fsconfig_set_flag(&context, "volatile")
-            .map_err(|errno| failed(errno, "set volatile for", upper))?;
+        fsconfig_set_flag(&context, "volatile").map_err(|errno| failed(errno, "set volatile for", upper))?;
     }
     fsconfig_create(&context).map_err(|errno| failed(errno, "create overlay on", upper))?;
-    let tree = fsmount(
-        &context,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::empty(),
-    )
-    .map_err(|errno| failed(errno, "mount overlay on", upper))?;
+    let tree = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        .map_err(|errno| failed(errno, "mount overlay on", upper))?;
     attach(&tree, &place).fault(STAGE, "mount root on", shown)?;
     Ok(tree)
 }
@@ -200,24 +140,16 @@ fn old_overlay<'a>(
     use std::os::fd::AsRawFd;
     let data = old_options(lower, upper, work, volatile);
     if data.len() > MOUNT_DATA_MAX {
-        return Err(LaunchFailure::rule(
-            STAGE,
-            upper.display(),
-            "has too many layers for this kernel's overlayfs",
-        ));
+        return Err(LaunchFailure::rule(STAGE, upper.display(), "has too many layers for this kernel's overlayfs"));
     }
-    let data = std::ffi::CString::new(data)
-        .map_err(|_| Errno::INVAL)
-        .fault(STAGE, "mount overlay on", upper.display())?;
+    let data =
+        std::ffi::CString::new(data).map_err(|_| Errno::INVAL).fault(STAGE, "mount overlay on", upper.display())?;
     let target = format!("/proc/self/fd/{}", place.as_raw_fd());
-    mount(
-        "overlay",
-        &target,
-        "overlay",
-        MountFlags::empty(),
-        data.as_c_str(),
-    )
-    .fault(STAGE, "mount overlay on", upper.display())?;
+    mount("overlay", &target, "overlay", MountFlags::empty(), data.as_c_str()).fault(
+        STAGE,
+        "mount overlay on",
+        upper.display(),
+    )?;
     open_host(upper).fault(STAGE, "open root", upper.display())
 }
 
@@ -234,10 +166,7 @@ fn old_options<'a>(
         }
         escape(layer, b"\\:,", &mut data);
     }
-    for (key, path) in [
-        (b",upperdir=".as_slice(), upper),
-        (b",workdir=".as_slice(), work),
-    ] {
+    for (key, path) in [(b",upperdir=".as_slice(), upper), (b",workdir=".as_slice(), work)] {
         data.extend_from_slice(key);
         escape(path, b"\\,", &mut data);
     }
@@ -278,10 +207,7 @@ pub(crate) fn share(root: &OwnedFd, propagation: u64) -> Result<(), LaunchFailur
     if propagation & (libc::MS_SHARED | libc::MS_UNBINDABLE) == 0 {
         return Ok(());
     }
-    let attr = MountAttr {
-        propagation,
-        ..MountAttr::default()
-    };
+    let attr = MountAttr { propagation, ..MountAttr::default() };
     mount_setattr(root.as_fd(), false, &attr).fault(STAGE, "set propagation of", "root")
 }
 
@@ -291,19 +217,9 @@ mod tests {
 
     #[test]
     fn old_kernels_get_one_escaped_string() {
-        let layers = [
-            Path::new("/l/a"),
-            Path::new("/l/b:c"),
-            Path::new("/l/d,e\\"),
-        ];
-        let text = old_options(
-            layers.into_iter(),
-            Path::new("/u:1"),
-            Path::new("/w,2"),
-            true,
-        );
-        let expect =
-            r"lowerdir=/l/d\,e\\:/l/b\:c:/l/a,upperdir=/u:1,workdir=/w\,2,userxattr,volatile";
+        let layers = [Path::new("/l/a"), Path::new("/l/b:c"), Path::new("/l/d,e\\")];
+        let text = old_options(layers.into_iter(), Path::new("/u:1"), Path::new("/w,2"), true);
+        let expect = r"lowerdir=/l/d\,e\\:/l/b\:c:/l/a,upperdir=/u:1,workdir=/w\,2,userxattr,volatile";
         assert_eq!(String::from_utf8(text).expect("text"), expect);
     }
 }

@@ -27,8 +27,7 @@ const SIGNAL_STATUS: i32 = 128;
 impl Exit {
     /// What a shell would report: the code, or 128 + the signal.
     pub fn status(&self) -> i32 {
-        self.signal
-            .map_or(self.code, |signal| SIGNAL_STATUS + signal)
+        self.signal.map_or(self.code, |signal| SIGNAL_STATUS + signal)
     }
 }
 
@@ -52,11 +51,7 @@ impl Running {
     pub fn start(&mut self) -> Result<(), LaunchFailure> {
         match self.channel.take() {
             Some(channel) => start_through(&channel),
-            None => Err(LaunchFailure::rule(
-                Stage::Gate,
-                self.pid,
-                "is already started",
-            )),
+            None => Err(LaunchFailure::rule(Stage::Gate, self.pid, "is already started")),
         }
     }
 
@@ -68,10 +63,7 @@ impl Running {
                 Err(errno) => return Err(errno),
                 Ok(None) => return Err(Errno::CHILD),
                 Ok(Some(status)) => {
-                    return Ok(Exit {
-                        code: status.exit_status().unwrap_or(0),
-                        signal: status.terminating_signal(),
-                    });
+                    return Ok(Exit { code: status.exit_status().unwrap_or(0), signal: status.terminating_signal() });
                 }
             }
         }
@@ -87,20 +79,11 @@ impl Running {
 pub fn open_gate(path: &Path) -> Result<(), LaunchFailure> {
     use std::os::fd::AsRawFd;
     let at = |errno: Errno, op: &str| LaunchFailure::new(Stage::Gate, op, path.display(), errno);
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .map_err(|errno| at(errno, "make socket for"))?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .map_err(|errno| at(errno, "make socket for"))?;
     // Through a descriptor, because a socket address has room for 107 bytes only.
-    let gate = rustix::fs::open(
-        path,
-        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|errno| at(errno, "open gate"))?;
+    let gate = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| at(errno, "open gate"))?;
     let short = format!("/proc/self/fd/{}", gate.as_raw_fd());
     let address = SocketAddrUnix::new(&*short).map_err(|errno| at(errno, "name gate"))?;
     connect(&socket, &address).map_err(|errno| at(errno, "open gate"))?;

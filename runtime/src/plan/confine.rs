@@ -36,11 +36,7 @@ const IPC_KEYS: [&str; 8] = [
     "kernel.shm_rmid_forced",
 ];
 
-pub(super) fn plan(
-    spec: &Spec,
-    linux: &Linux,
-    namespaces: &NamespacePlan,
-) -> Result<Confinement, LaunchFailure> {
+pub(super) fn plan(spec: &Spec, linux: &Linux, namespaces: &NamespacePlan) -> Result<Confinement, LaunchFailure> {
     let named = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
     let plan = Confinement {
         hostname: named(spec.hostname()),
@@ -49,10 +45,7 @@ pub(super) fn plan(
         masked: paths(linux.masked_paths().as_deref(), "linux.maskedPaths")?,
         readonly: paths(linux.readonly_paths().as_deref(), "linux.readonlyPaths")?,
     };
-    for (field, name) in [
-        ("hostname", &plan.hostname),
-        ("domainname", &plan.domainname),
-    ] {
+    for (field, name) in [("hostname", &plan.hostname), ("domainname", &plan.domainname)] {
         let Some(name) = name else { continue };
         check_name(name).map_err(|statement| refuse(field, statement))?;
         if !namespaces.create.contains(CloneFlags::UTS) {
@@ -66,34 +59,21 @@ fn check_name(name: &str) -> Result<(), &'static str> {
     if name.len() > HOSTNAME_MAX {
         return Err("is longer than 64 bytes");
     }
-    if name
-        .bytes()
-        .any(|byte| byte.is_ascii_control() || byte == b' ' || byte == b'/')
-    {
+    if name.bytes().any(|byte| byte.is_ascii_control() || byte == b' ' || byte == b'/') {
         return Err("contains a character that no host name has");
     }
     Ok(())
 }
 
-fn sysctls(
-    linux: &Linux,
-    namespaces: &NamespacePlan,
-) -> Result<Vec<(PathBuf, String)>, LaunchFailure> {
+fn sysctls(linux: &Linux, namespaces: &NamespacePlan) -> Result<Vec<(PathBuf, String)>, LaunchFailure> {
     let mut keys: Vec<(&String, &String)> = linux.sysctl().iter().flatten().collect();
     // A map has no order; ours makes failures repeatable.
     keys.sort();
     keys.into_iter()
         .map(|(key, value)| {
-            let path = sysctl_path(key, namespaces)
-                .map_err(|why| refuse(&format!("sysctl {key:?}"), why))?;
-            if value
-                .bytes()
-                .any(|byte| byte == 0 || byte == b'\n' || byte == b'\r')
-            {
-                return Err(refuse(
-                    &format!("sysctl {key:?}"),
-                    "has a value of more than one line",
-                ));
+            let path = sysctl_path(key, namespaces).map_err(|why| refuse(&format!("sysctl {key:?}"), why))?;
+            if value.bytes().any(|byte| byte == 0 || byte == b'\n' || byte == b'\r') {
+                return Err(refuse(&format!("sysctl {key:?}"), "has a value of more than one line"));
             }
             Ok((path, value.clone()))
         })
@@ -104,18 +84,14 @@ fn sysctls(
 ///
 /// As in sysctl(8) the first of `.` and `/` in a key separates; the other stands for itself then.
 fn sysctl_path(key: &str, namespaces: &NamespacePlan) -> Result<PathBuf, &'static str> {
-    let slashes = key
-        .find('/')
-        .is_some_and(|slash| key.find('.').is_none_or(|dot| slash < dot));
+    let slashes = key.find('/').is_some_and(|slash| key.find('.').is_none_or(|dot| slash < dot));
     let parts: Vec<String> = if slashes {
         key.split('/').map(str::to_owned).collect()
     } else {
         key.split('.').map(|part| part.replace('/', ".")).collect()
     };
     let fits = |part: &String| {
-        let known = |byte: u8| {
-            byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'@' | b':')
-        };
+        let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'@' | b':');
         !part.is_empty() && part != "." && part != ".." && part.bytes().all(known)
     };
     if parts.len() < 2 || !parts.iter().all(fits) {
@@ -164,13 +140,7 @@ mod tests {
     use super::*;
 
     fn path(key: &str, own: CloneFlags) -> Result<PathBuf, &'static str> {
-        sysctl_path(
-            key,
-            &NamespacePlan {
-                create: own,
-                join: Vec::new(),
-            },
-        )
+        sysctl_path(key, &NamespacePlan { create: own, join: Vec::new() })
     }
 
     #[test]
@@ -178,14 +148,8 @@ mod tests {
         let all = CloneFlags::NET.with(CloneFlags::IPC).with(CloneFlags::UTS);
         let good = [
             ("net.ipv4.ip_forward", "net/ipv4/ip_forward"),
-            (
-                "net/ipv4/conf/eth0.1/rp_filter",
-                "net/ipv4/conf/eth0.1/rp_filter",
-            ),
-            (
-                "net.ipv4.conf.eth0/1.rp_filter",
-                "net/ipv4/conf/eth0.1/rp_filter",
-            ),
+            ("net/ipv4/conf/eth0.1/rp_filter", "net/ipv4/conf/eth0.1/rp_filter"),
+            ("net.ipv4.conf.eth0/1.rp_filter", "net/ipv4/conf/eth0.1/rp_filter"),
             ("kernel.shmmax", "kernel/shmmax"),
             ("fs.mqueue.msg_max", "fs/mqueue/msg_max"),
         ];
@@ -211,14 +175,8 @@ mod tests {
         for key in bad {
             assert!(path(key, all).is_err(), "{key:?}");
         }
-        assert!(
-            path("net.ipv4.ip_forward", CloneFlags::IPC).is_err(),
-            "the host's network"
-        );
-        assert!(
-            path("kernel.shmmax", CloneFlags::NET).is_err(),
-            "the host's ipc"
-        );
+        assert!(path("net.ipv4.ip_forward", CloneFlags::IPC).is_err(), "the host's network");
+        assert!(path("kernel.shmmax", CloneFlags::NET).is_err(), "the host's ipc");
     }
 
     #[test]
@@ -236,10 +194,7 @@ mod tests {
             let owned: Vec<String> = paths_given.iter().map(|path| (*path).to_owned()).collect();
             paths(Some(&owned), "linux.maskedPaths")
         };
-        assert_eq!(
-            list(&["/proc/kcore"]).expect("fine"),
-            [PathBuf::from("/proc/kcore")]
-        );
+        assert_eq!(list(&["/proc/kcore"]).expect("fine"), [PathBuf::from("/proc/kcore")]);
         assert!(list(&["proc/kcore"]).is_err());
         assert!(list(&["/"]).is_err());
         assert!(list(&["/proc/../.."]).is_err());

@@ -44,8 +44,7 @@ pub(crate) fn parse(words: &[String]) -> Result<OptionWords, LaunchFailure> {
             "rbind" => (options.bind, options.recursive_bind) = (true, true),
             "copyup" | "tmpcopyup" => options.copy_up = true,
             // A fresh mount is not remounted, and `defaults` and `loud` say nothing.
-            "" | "defaults" | "remount" | "silent" | "loud" | "async" | "nomand" | "nolazytime"
-            | "noiversion" => {}
+            "" | "defaults" | "remount" | "silent" | "loud" | "async" | "nomand" | "nolazytime" | "noiversion" => {}
             "idmap" | "ridmap" => {
                 return Err(refuse(&format!("mount option {word}"), "is not supported"));
             }
@@ -83,12 +82,7 @@ fn attribute(word: &str) -> Option<Change> {
     let on = |bit| Some(Change { set: bit, clear: 0 });
     let off = |bit| Some(Change { set: 0, clear: bit });
     // The access time is one field: setting it needs the whole field cleared.
-    let atime = |value| {
-        Some(Change {
-            set: value,
-            clear: ATIME,
-        })
-    };
+    let atime = |value| Some(Change { set: value, clear: ATIME });
     match word {
         "ro" => on(RDONLY),
         "rw" => off(RDONLY),
@@ -152,22 +146,8 @@ mod tests {
 
     #[test]
     fn later_words_win() {
-        assert_eq!(
-            words("ro,rw").attr,
-            MountAttr {
-                set: 0,
-                clear: RDONLY,
-                propagation: 0
-            }
-        );
-        assert_eq!(
-            words("rw,ro").attr,
-            MountAttr {
-                set: RDONLY,
-                clear: 0,
-                propagation: 0
-            }
-        );
+        assert_eq!(words("ro,rw").attr, MountAttr { set: 0, clear: RDONLY, propagation: 0 });
+        assert_eq!(words("rw,ro").attr, MountAttr { set: RDONLY, clear: 0, propagation: 0 });
     }
 
     #[test]

@@ -36,14 +36,8 @@ pub(crate) struct Plan {
 
 /// Makes the plan of a container. `idmap` wins over the mappings of the specification.
 pub(crate) fn plan(spec: &Spec, idmap: Option<&IdMap>) -> Result<Plan, LaunchFailure> {
-    let process = spec
-        .process()
-        .as_ref()
-        .ok_or_else(|| refuse("process", "is missing"))?;
-    let linux = spec
-        .linux()
-        .as_ref()
-        .ok_or_else(|| refuse("linux", "is missing"))?;
+    let process = spec.process().as_ref().ok_or_else(|| refuse("process", "is missing"))?;
+    let linux = spec.linux().as_ref().ok_or_else(|| refuse("linux", "is missing"))?;
     refuse_unsupported(spec)?;
     let namespaces = namespaces::plan(linux.namespaces().as_deref().unwrap_or_default())?;
     let idmap = if namespaces.creates_user() {
@@ -65,11 +59,7 @@ pub(crate) fn plan(spec: &Spec, idmap: Option<&IdMap>) -> Result<Plan, LaunchFai
         root_propagation: flags::root_propagation(linux.rootfs_propagation().as_deref())?,
         mounts,
         confinement: confine::plan(spec, linux, &namespaces)?,
-        root_readonly: spec
-            .root()
-            .as_ref()
-            .and_then(|root| root.readonly())
-            .unwrap_or(false),
+        root_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
         process,
         namespaces,
         idmap,
@@ -85,30 +75,12 @@ fn refuse(field: &str, statement: &str) -> LaunchFailure {
 fn refuse_unsupported(spec: &Spec) -> Result<(), LaunchFailure> {
     let linux = spec.linux().as_ref();
     let asked = [
-        (
-            "linux.netDevices",
-            linux.is_some_and(|linux| filled(linux.net_devices().as_ref().map(|map| map.len()))),
-        ),
-        (
-            "linux.intelRdt",
-            linux.is_some_and(|linux| linux.intel_rdt().is_some()),
-        ),
-        (
-            "linux.memoryPolicy",
-            linux.is_some_and(|linux| linux.memory_policy().is_some()),
-        ),
-        (
-            "linux.personality",
-            linux.is_some_and(|linux| linux.personality().is_some()),
-        ),
-        (
-            "linux.timeOffsets",
-            linux.is_some_and(|linux| filled(linux.time_offsets().as_ref().map(|map| map.len()))),
-        ),
-        (
-            "linux.mountLabel",
-            linux.is_some_and(|linux| filled(linux.mount_label().as_ref().map(String::len))),
-        ),
+        ("linux.netDevices", linux.is_some_and(|linux| filled(linux.net_devices().as_ref().map(|map| map.len())))),
+        ("linux.intelRdt", linux.is_some_and(|linux| linux.intel_rdt().is_some())),
+        ("linux.memoryPolicy", linux.is_some_and(|linux| linux.memory_policy().is_some())),
+        ("linux.personality", linux.is_some_and(|linux| linux.personality().is_some())),
+        ("linux.timeOffsets", linux.is_some_and(|linux| filled(linux.time_offsets().as_ref().map(|map| map.len())))),
+        ("linux.mountLabel", linux.is_some_and(|linux| filled(linux.mount_label().as_ref().map(String::len)))),
         ("vm", spec.vm().is_some()),
         ("hooks", spec.hooks().as_ref().is_some_and(has_hooks)),
     ];
@@ -127,9 +99,7 @@ fn has_hooks(hooks: &oci_spec::runtime::Hooks) -> bool {
         hooks.poststart(),
         hooks.poststop(),
     ];
-    kinds
-        .iter()
-        .any(|kind| kind.as_ref().is_some_and(|list| !list.is_empty()))
+    kinds.iter().any(|kind| kind.as_ref().is_some_and(|list| !list.is_empty()))
 }
 
 fn filled(length: Option<usize>) -> bool {
@@ -139,19 +109,10 @@ fn filled(length: Option<usize>) -> bool {
 fn map_of_spec(linux: &oci_spec::runtime::Linux) -> Result<IdMap, LaunchFailure> {
     let ranges = |list: &Option<Vec<oci_spec::runtime::LinuxIdMapping>>| -> Vec<IdRange> {
         let list = list.iter().flatten();
-        list.map(|one| IdRange {
-            container: one.container_id(),
-            host: one.host_id(),
-            size: one.size(),
-        })
-        .collect()
+        list.map(|one| IdRange { container: one.container_id(), host: one.host_id(), size: one.size() }).collect()
     };
-    let map = IdMap {
-        uids: ranges(linux.uid_mappings()),
-        gids: ranges(linux.gid_mappings()),
-    };
-    map.check()
-        .map_err(|error| refuse("linux.uidMappings and gidMappings", &error.to_string()))?;
+    let map = IdMap { uids: ranges(linux.uid_mappings()), gids: ranges(linux.gid_mappings()) };
+    map.check().map_err(|error| refuse("linux.uidMappings and gidMappings", &error.to_string()))?;
     Ok(map)
 }
 

@@ -34,11 +34,7 @@ pub(crate) enum MountSource {
     /// A file or directory of the host.
     Bind { path: PathBuf, recursive: bool },
     /// A new filesystem.
-    New {
-        kind: String,
-        source: Option<String>,
-        data: Vec<(String, Option<String>)>,
-    },
+    New { kind: String, source: Option<String>, data: Vec<(String, Option<String>)> },
     /// procfs of the container's own processes.
     Proc { data: Vec<(String, Option<String>)> },
     /// sysfs of the container's own network, or the host's where the kernel refuses that.
@@ -46,10 +42,7 @@ pub(crate) enum MountSource {
     /// The container's own cgroup.
     Cgroup,
     /// A tmpfs with the device nodes of a container.
-    Devices {
-        data: Vec<(String, Option<String>)>,
-        nodes: Vec<DeviceNode>,
-    },
+    Devices { data: Vec<(String, Option<String>)>, nodes: Vec<DeviceNode> },
 }
 
 /// A device of the host that appears in the container's /dev.
@@ -66,14 +59,8 @@ pub(crate) struct DeviceNode {
 }
 
 /// Every container has these (runtime-spec, "Default Devices"), with the numbers that prove them.
-const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
-    ("null", 1, 3),
-    ("zero", 1, 5),
-    ("full", 1, 7),
-    ("random", 1, 8),
-    ("urandom", 1, 9),
-    ("tty", 5, 0),
-];
+const DEFAULT_DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
 /// Files below /proc that may be covered: what lxcfs provides, and nothing that grants or reveals.
 const PROC_FILES: [&str; 10] = [
@@ -90,14 +77,7 @@ const PROC_FILES: [&str; 10] = [
 ];
 
 /// Filesystems that a user namespace may mount and that no image can feed (CVE-2020-15229).
-const NEW_KINDS: [&str; 6] = [
-    "tmpfs",
-    "devpts",
-    "mqueue",
-    "ramfs",
-    "overlay",
-    "binfmt_misc",
-];
+const NEW_KINDS: [&str; 6] = ["tmpfs", "devpts", "mqueue", "ramfs", "overlay", "binfmt_misc"];
 
 /// What nobody asked for but every /dev has.
 const DEV_DATA: [(&str, &str); 2] = [("mode", "755"), ("size", "65536k")];
@@ -116,8 +96,7 @@ fn step(mount: &Mount) -> Result<MountStep, LaunchFailure> {
     let source = source(mount, &destination, &words)?;
     guard_special(&destination, &source)?;
     let mut step = MountStep {
-        plain: matches!(shown.as_str(), "/proc" | "/sys" | "/dev")
-            || destination.starts_with("/proc"),
+        plain: matches!(shown.as_str(), "/proc" | "/sys" | "/dev") || destination.starts_with("/proc"),
         destination,
         attr: words.attr,
         recursive_attr: words.recursive_attr,
@@ -134,11 +113,7 @@ fn step(mount: &Mount) -> Result<MountStep, LaunchFailure> {
     Ok(step)
 }
 
-fn source(
-    mount: &Mount,
-    destination: &Path,
-    words: &OptionWords,
-) -> Result<MountSource, LaunchFailure> {
+fn source(mount: &Mount, destination: &Path, words: &OptionWords) -> Result<MountSource, LaunchFailure> {
     let shown = destination.display().to_string();
     let kind = mount.typ().as_deref().unwrap_or("bind");
     let data = words.data.clone();
@@ -146,35 +121,21 @@ fn source(
     if words.bind || matches!(kind, "bind" | "rbind" | "none") {
         let path = given.ok_or_else(|| refuse(&shown, "a bind mount needs a source"))?;
         if let Some((word, _)) = data.first() {
-            return Err(refuse(
-                &shown,
-                &format!("bind mounts have no option {word:?}"),
-            ));
+            return Err(refuse(&shown, &format!("bind mounts have no option {word:?}")));
         }
         let recursive = words.recursive_bind || kind == "rbind";
-        return Ok(MountSource::Bind {
-            path: path.to_owned(),
-            recursive,
-        });
+        return Ok(MountSource::Bind { path: path.to_owned(), recursive });
     }
     Ok(match kind {
         "proc" => MountSource::Proc { data },
         "sysfs" => MountSource::Sys,
         "cgroup" | "cgroup2" => MountSource::Cgroup,
-        "tmpfs" if destination == Path::new("/dev") => MountSource::Devices {
-            data,
-            nodes: default_nodes(),
-        },
-        kind if NEW_KINDS.contains(&kind) => MountSource::New {
-            kind: kind.to_owned(),
-            source: given.map(|source| source.display().to_string()),
-            data,
-        },
+        "tmpfs" if destination == Path::new("/dev") => MountSource::Devices { data, nodes: default_nodes() },
+        kind if NEW_KINDS.contains(&kind) => {
+            MountSource::New { kind: kind.to_owned(), source: given.map(|source| source.display().to_string()), data }
+        }
         kind => {
-            return Err(refuse(
-                &shown,
-                &format!("mount type {kind:?} is not supported"),
-            ));
+            return Err(refuse(&shown, &format!("mount type {kind:?} is not supported")));
         }
     })
 }
@@ -186,12 +147,7 @@ fn guard_special(destination: &Path, source: &MountSource) -> Result<(), LaunchF
         MountSource::Bind { path, .. } => Some(path.as_path()),
         _ => None,
     };
-    let only = |what: &str| {
-        Err(refuse(
-            &shown.to_string(),
-            &format!("only {what} may be mounted there"),
-        ))
-    };
+    let only = |what: &str| Err(refuse(&shown.to_string(), &format!("only {what} may be mounted there")));
     if destination == Path::new("/") {
         return Err(refuse("/", "a mount cannot replace the root"));
     }
@@ -208,16 +164,10 @@ fn guard_special(destination: &Path, source: &MountSource) -> Result<(), LaunchF
         return if fits { Ok(()) } else { only("tmpfs") };
     }
     if destination.starts_with("/proc") && !may_cover(destination) {
-        return Err(refuse(
-            &shown.to_string(),
-            "nothing may be mounted below /proc",
-        ));
+        return Err(refuse(&shown.to_string(), "nothing may be mounted below /proc"));
     }
     if matches!(source, MountSource::Proc { .. } | MountSource::Sys) {
-        return Err(refuse(
-            &shown.to_string(),
-            "proc and sysfs belong to /proc and /sys",
-        ));
+        return Err(refuse(&shown.to_string(), "proc and sysfs belong to /proc and /sys"));
     }
     Ok(())
 }
@@ -257,23 +207,14 @@ fn default_nodes() -> Vec<DeviceNode> {
 }
 
 /// Gives the container a /dev of its own if it has none (A08), and the devices it asks for.
-pub(super) fn add_devices(
-    steps: &mut Vec<MountStep>,
-    devices: &[LinuxDevice],
-) -> Result<(), LaunchFailure> {
-    if !steps
-        .iter()
-        .any(|step| step.destination == Path::new("/dev"))
-    {
+pub(super) fn add_devices(steps: &mut Vec<MountStep>, devices: &[LinuxDevice]) -> Result<(), LaunchFailure> {
+    if !steps.iter().any(|step| step.destination == Path::new("/dev")) {
         steps.insert(0, own_dev());
     }
     let mut extra = Vec::new();
     for device in devices {
         let node = node(device)?;
-        if !DEFAULT_DEVICES
-            .iter()
-            .any(|(name, _, _)| node.name == Path::new(name))
-        {
+        if !DEFAULT_DEVICES.iter().any(|(name, _, _)| node.name == Path::new(name)) {
             extra.push(node);
         }
     }
@@ -291,23 +232,12 @@ pub(super) fn add_devices(
 }
 
 fn own_dev() -> MountStep {
-    let data = DEV_DATA
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), Some((*value).to_owned())));
+    let data = DEV_DATA.iter().map(|(key, value)| ((*key).to_owned(), Some((*value).to_owned())));
     MountStep {
         destination: PathBuf::from("/dev"),
-        source: MountSource::Devices {
-            data: data.collect(),
-            nodes: default_nodes(),
-        },
-        attr: MountAttr {
-            set: flags::NOSUID | flags::NOEXEC,
-            ..MountAttr::default()
-        },
-        recursive_attr: MountAttr {
-            propagation: flags::PRIVATE,
-            ..MountAttr::default()
-        },
+        source: MountSource::Devices { data: data.collect(), nodes: default_nodes() },
+        attr: MountAttr { set: flags::NOSUID | flags::NOEXEC, ..MountAttr::default() },
+        recursive_attr: MountAttr { propagation: flags::PRIVATE, ..MountAttr::default() },
         copy_up: false,
         plain: true,
     }
@@ -316,27 +246,15 @@ fn own_dev() -> MountStep {
 fn node(device: &LinuxDevice) -> Result<DeviceNode, LaunchFailure> {
     let path = clean(device.path())?;
     let shown = format!("device {}", path.display());
-    let name = path
-        .strip_prefix("/dev")
-        .ok()
-        .filter(|name| !name.as_os_str().is_empty());
-    let name = name
-        .ok_or_else(|| refuse(&shown, "is not below /dev"))?
-        .to_owned();
+    let name = path.strip_prefix("/dev").ok().filter(|name| !name.as_os_str().is_empty());
+    let name = name.ok_or_else(|| refuse(&shown, "is not below /dev"))?.to_owned();
     let character = match device.typ() {
         LinuxDeviceType::C | LinuxDeviceType::U => true,
         LinuxDeviceType::B => false,
         other => return Err(refuse(&shown, &format!("type {other:?} is not supported"))),
     };
-    let number =
-        |value: i64| u32::try_from(value).map_err(|_| refuse(&shown, "has an invalid number"));
-    Ok(DeviceNode {
-        name,
-        character,
-        major: number(device.major())?,
-        minor: number(device.minor())?,
-        optional: false,
-    })
+    let number = |value: i64| u32::try_from(value).map_err(|_| refuse(&shown, "has an invalid number"));
+    Ok(DeviceNode { name, character, major: number(device.major())?, minor: number(device.minor())?, optional: false })
 }
 
 /// Drops `uid=` and `gid=` options that name ids the container does not have; every image and every

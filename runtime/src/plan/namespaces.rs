@@ -36,10 +36,7 @@ pub(super) fn plan(list: &[LinuxNamespace]) -> Result<NamespacePlan, LaunchFailu
     for namespace in list {
         let kind = kind(namespace.typ())?;
         if plan.separates(kind) {
-            return Err(refuse(
-                "linux.namespaces",
-                &format!("names {} twice", namespace.typ()),
-            ));
+            return Err(refuse("linux.namespaces", &format!("names {} twice", namespace.typ())));
         }
         match namespace.path() {
             Some(path) if !path.as_os_str().is_empty() => plan.join.push((kind, path.clone())),

@@ -47,11 +47,7 @@ pub(crate) fn plan(process: &Process, idmap: Option<&IdMap>) -> Result<ProcessPl
     refuse_unsupported(process)?;
     let args = process.args().as_deref().unwrap_or_default();
     if args.is_empty() || args[0].is_empty() {
-        return Err(LaunchFailure::rule(
-            Stage::Plan,
-            "process.args",
-            "names no program",
-        ));
+        return Err(LaunchFailure::rule(Stage::Plan, "process.args", "names no program"));
     }
     let user = process.user();
     check_ids(process, idmap)?;
@@ -62,10 +58,7 @@ pub(crate) fn plan(process: &Process, idmap: Option<&IdMap>) -> Result<ProcessPl
     if let Some(score) = process.oom_score_adj()
         && !OOM_SCORE_ADJ.contains(&score)
     {
-        return Err(refuse(
-            "process.oomScoreAdj",
-            "is not between -1000 and 1000",
-        ));
+        return Err(refuse("process.oomScoreAdj", "is not between -1000 and 1000"));
     }
     Ok(ProcessPlan {
         args: strings(args, "process.args")?,
@@ -90,16 +83,12 @@ pub(crate) fn plan(process: &Process, idmap: Option<&IdMap>) -> Result<ProcessPl
 
 impl ProcessPlan {
     /// Compiles the container's system call filter into the plan.
-    pub(crate) fn add_filter(
-        &mut self,
-        profile: Option<&LinuxSeccomp>,
-    ) -> Result<(), LaunchFailure> {
+    pub(crate) fn add_filter(&mut self, profile: Option<&LinuxSeccomp>) -> Result<(), LaunchFailure> {
         let Some(profile) = profile else {
             return Ok(());
         };
-        self.filters = seccomp::compile(profile).map_err(|error| {
-            LaunchFailure::rule(Stage::Plan, "linux.seccomp", &error.to_string())
-        })?;
+        self.filters = seccomp::compile(profile)
+            .map_err(|error| LaunchFailure::rule(Stage::Plan, "linux.seccomp", &error.to_string()))?;
         for flag in profile.flags().iter().flatten() {
             self.filter_flags |= match flag {
                 // linux/seccomp.h, SECCOMP_FILTER_FLAG_*
@@ -115,26 +104,11 @@ impl ProcessPlan {
 
 fn refuse_unsupported(process: &Process) -> Result<(), LaunchFailure> {
     let asked = [
-        (
-            "process.apparmorProfile",
-            process
-                .apparmor_profile()
-                .as_ref()
-                .is_some_and(|name| !name.is_empty()),
-        ),
-        (
-            "process.selinuxLabel",
-            process
-                .selinux_label()
-                .as_ref()
-                .is_some_and(|label| !label.is_empty()),
-        ),
+        ("process.apparmorProfile", process.apparmor_profile().as_ref().is_some_and(|name| !name.is_empty())),
+        ("process.selinuxLabel", process.selinux_label().as_ref().is_some_and(|label| !label.is_empty())),
         ("process.ioPriority", process.io_priority().is_some()),
         ("process.scheduler", process.scheduler().is_some()),
-        (
-            "process.execCPUAffinity",
-            process.exec_cpu_affinity().is_some(),
-        ),
+        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
     ];
     match asked.iter().find(|(_, asked)| *asked) {
         Some((field, _)) => Err(refuse(field, "is not supported")),
@@ -150,16 +124,10 @@ fn check_ids(process: &Process, idmap: Option<&IdMap>) -> Result<(), LaunchFailu
     }
     let Some(idmap) = idmap else { return Ok(()) };
     if idmap.host_uid(user.uid()).is_none() {
-        return Err(refuse(
-            "process.user",
-            &format!("user {} is not in the container's id map", user.uid()),
-        ));
+        return Err(refuse("process.user", &format!("user {} is not in the container's id map", user.uid())));
     }
     if idmap.host_gid(user.gid()).is_none() {
-        return Err(refuse(
-            "process.user",
-            &format!("group {} is not in the container's id map", user.gid()),
-        ));
+        return Err(refuse("process.user", &format!("group {} is not in the container's id map", user.gid())));
     }
     Ok(())
 }
@@ -172,14 +140,9 @@ fn groups(process: &Process, idmap: Option<&IdMap>) -> Result<Vec<u32>, LaunchFa
     if groups.contains(&u32::MAX) {
         return Err(refuse(field, "4294967295 is not an id"));
     }
-    let strange = groups
-        .iter()
-        .find(|group| idmap.is_some_and(|map| map.host_gid(**group).is_none()));
+    let strange = groups.iter().find(|group| idmap.is_some_and(|map| map.host_gid(**group).is_none()));
     match strange {
-        Some(group) => Err(refuse(
-            field,
-            &format!("group {group} is not in the container's id map"),
-        )),
+        Some(group) => Err(refuse(field, &format!("group {group} is not in the container's id map"))),
         None => Ok(groups),
     }
 }
@@ -199,18 +162,14 @@ fn cwd(process: &Process) -> Result<PathBuf, LaunchFailure> {
 }
 
 fn strings(list: &[String], field: &str) -> Result<Vec<CString>, LaunchFailure> {
-    list.iter()
-        .map(|text| CString::new(text.as_str()).map_err(|_| refuse(field, "contains a NUL byte")))
-        .collect()
+    list.iter().map(|text| CString::new(text.as_str()).map_err(|_| refuse(field, "contains a NUL byte"))).collect()
 }
 
 fn console_size(process: &Process) -> Result<Option<(u16, u16)>, LaunchFailure> {
     let Some(size) = process.console_size() else {
         return Ok(None);
     };
-    let side = |value: u64| {
-        u16::try_from(value).map_err(|_| refuse("process.consoleSize", "is larger than 65535"))
-    };
+    let side = |value: u64| u16::try_from(value).map_err(|_| refuse("process.consoleSize", "is larger than 65535"));
     Ok(Some((side(size.height())?, side(size.width())?)))
 }
 
@@ -223,20 +182,11 @@ fn rlimits(process: &Process) -> Result<Vec<(Resource, Rlimit)>, LaunchFailure> 
             return Err(refuse("process.rlimits", &format!("names {name} twice")));
         }
         if limit.soft() > limit.hard() {
-            return Err(refuse(
-                "process.rlimits",
-                &format!("{name} has a soft limit above its hard limit"),
-            ));
+            return Err(refuse("process.rlimits", &format!("{name} has a soft limit above its hard limit")));
         }
         // The kernel's RLIM_INFINITY is all ones, for rustix the absence of a number.
         let value = |number: u64| (number != u64::MAX).then_some(number);
-        limits.push((
-            resource,
-            Rlimit {
-                current: value(limit.soft()),
-                maximum: value(limit.hard()),
-            },
-        ));
+        limits.push((resource, Rlimit { current: value(limit.soft()), maximum: value(limit.hard()) }));
     }
     Ok(limits)
 }

@@ -58,10 +58,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Refuses with `EDEADLK` when the caller has threads: a copy of a lock held by another thread would
 /// never open. `EPERM` and `ENOSPC` mean that user namespaces are switched off or used up, `EBUSY`
 /// and `EOPNOTSUPP` come from the cgroup.
-pub(crate) fn clone_process(
-    options: &CloneOptions<'_>,
-    child: impl FnOnce() -> i32,
-) -> Result<Cloned, Errno> {
+pub(crate) fn clone_process(options: &CloneOptions<'_>, child: impl FnOnce() -> i32) -> Result<Cloned, Errno> {
     if !is_single_threaded() {
         return Err(Errno::DEADLK);
     }
@@ -77,30 +74,18 @@ pub(crate) fn clone_process(
         child_tid: 0,
         parent_tid: 0,
         // A sibling inherits the signal of the caller's own creation; the kernel wants 0 here.
-        exit_signal: if sibling {
-            0
-        } else {
-            libc::SIGCHLD.unsigned_abs().into()
-        },
+        exit_signal: if sibling { 0 } else { libc::SIGCHLD.unsigned_abs().into() },
         stack: 0,
         stack_size: 0,
         tls: 0,
         set_tid: 0,
         set_tid_size: 0,
-        cgroup: options
-            .cgroup
-            .map_or(0, |fd| fd.as_raw_fd().unsigned_abs().into()),
+        cgroup: options.cgroup.map_or(0, |fd| fd.as_raw_fd().unsigned_abs().into()),
     };
     // SAFETY: without CLONE_VM the child gets a copy of the address space and goes on with this very
     // stack, as after fork(2); `args` and `pidfd` live until the call returns. The process has one
     // thread, so no lock of the allocator is held by anybody else.
-    let pid = unsafe {
-        libc::syscall(
-            libc::SYS_clone3,
-            &raw const args,
-            size_of::<libc::clone_args>(),
-        )
-    };
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
     match pid {
         -1 => Err(last_errno()),
         0 => {
@@ -111,10 +96,7 @@ pub(crate) fn clone_process(
         pid => {
             // SAFETY: the kernel stored a new descriptor that nobody else owns.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Cloned {
-                pid: i32::try_from(pid).map_err(|_| Errno::RANGE)?,
-                pidfd,
-            })
+            Ok(Cloned { pid: i32::try_from(pid).map_err(|_| Errno::RANGE)?, pidfd })
         }
     }
 }

@@ -32,18 +32,12 @@ pub struct SysError {
 impl SysError {
     /// Describes a call that failed.
     pub fn new(op: &'static str, target: impl Into<String>, errno: i32) -> Self {
-        Self {
-            op,
-            target: target.into(),
-            errno,
-        }
+        Self { op, target: target.into(), errno }
     }
 }
 
 /// The errno of a raw call that has just returned -1.
 fn last_errno() -> Errno {
-    let raw = std::io::Error::last_os_error()
-        .raw_os_error()
-        .unwrap_or(libc::EIO);
+    let raw = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
     Errno::from_raw_os_error(raw)
 }

@@ -27,17 +27,8 @@ struct RawMountAttr {
 /// mount_setattr(2), Linux 5.12, on the mount that `fd` is the root of.
 ///
 /// `EPERM` when a flag is to be cleared that the mount's own user namespace locked.
-pub(crate) fn mount_setattr(
-    fd: BorrowedFd<'_>,
-    recursive: bool,
-    attr: &MountAttr,
-) -> Result<(), Errno> {
-    let raw = RawMountAttr {
-        attr_set: attr.set,
-        attr_clr: attr.clear,
-        propagation: attr.propagation,
-        userns_fd: 0,
-    };
+pub(crate) fn mount_setattr(fd: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> Result<(), Errno> {
+    let raw = RawMountAttr { attr_set: attr.set, attr_clr: attr.clear, propagation: attr.propagation, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the empty path is a static C string, and `raw` lives through the call with the size
     // that is passed.
@@ -51,9 +42,5 @@ pub(crate) fn mount_setattr(
             size_of::<RawMountAttr>(),
         )
     };
-    if result == -1 {
-        Err(last_errno())
-    } else {
-        Ok(())
-    }
+    if result == -1 { Err(last_errno()) } else { Ok(()) }
 }

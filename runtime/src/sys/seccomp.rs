@@ -15,17 +15,6 @@ pub(crate) fn load_filter(program: &[sock_filter], flags: u32) -> Result<(), Err
     };
     // SAFETY: both `sock_filter` types are the kernel's struct of the same layout; the kernel only
     // reads `head` and `len` instructions behind `filter`, which live through the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            flags,
-            &raw const head,
-        )
-    };
-    if result == -1 {
-        Err(last_errno())
-    } else {
-        Ok(())
-    }
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const head) };
+    if result == -1 { Err(last_errno()) } else { Ok(()) }
 }

@@ -96,11 +96,7 @@ impl SignalSet {
             if number > 0 {
                 // SAFETY: all zeroes is a valid siginfo, and the kernel has overwritten it.
                 let code = unsafe { info.assume_init() }.si_code;
-                let origin = if code == libc::SI_KERNEL {
-                    Origin::Kernel
-                } else {
-                    Origin::Process
-                };
+                let origin = if code == libc::SI_KERNEL { Origin::Kernel } else { Origin::Process };
                 return (number, origin);
             }
         }

@@ -21,6 +21,7 @@ pub struct Container {
     pub gate: Gate,
     pub init_reaper: bool,
     pub die_with_parent: bool,
+    pub no_pivot: bool,
     pub keep_fds: Vec<i32>,
 }
 
@@ -57,6 +58,7 @@ impl Container {
             gate: Gate::Immediate,
             init_reaper: false,
             die_with_parent: true,
+            no_pivot: false,
             keep_fds: Vec::new(),
         }
     }
@@ -77,6 +79,7 @@ impl Container {
         options.gate = self.gate.clone();
         options.init_reaper = self.init_reaper;
         options.die_with_parent = self.die_with_parent;
+        options.no_pivot = self.no_pivot;
         options.keep_fds = &self.keep_fds;
         launch(options)
     }

@@ -20,6 +20,7 @@ pub const CASES: &[Case] = &[
     Case { name: "host_network_binds_sys", users: ALL, run: host_network },
     Case { name: "overlay_root", users: ALL, run: overlay },
     Case { name: "overlay_with_long_paths_and_many_layers", users: &[User::Alice], run: overlay_long },
+    Case { name: "root_without_pivot", users: ALL, run: no_pivot },
     Case { name: "nothing_is_mounted_on_the_host", users: ALL, run: host_mounts },
 ];
 
@@ -133,10 +134,15 @@ fn masked(place: &Place) {
 
 fn cgroup(place: &Place) {
     let script = "mkdir /sys/fs/cgroup/x; for f in $(find /sys/fs/cgroup -name cgroup.procs); do echo 1 > $f; done; \
-        find /sys/fs/cgroup -writable 2>/dev/null | head -n 3; echo 1 > /sys/kernel/uevent_seqnum; ls /sys/class/net";
+        echo 1 > /sys/kernel/uevent_seqnum; ls /sys/class/net; \
+        grep ' /sys/fs/cgroup ' /proc/self/mountinfo | cut -d' ' -f6,9; cat /proc/self/cgroup | cut -d: -f3 | sort -u";
     let output = Container::new(place, script).run();
-    assert!(output.stderr.contains("Read-only file system"), "{output:?}");
-    assert_eq!(output.stdout, "lo\n", "a sysfs of its own network: {output:?}");
+    let lines: Vec<&str> = output.stdout.lines().collect();
+    assert_eq!(lines[0], "lo", "a sysfs of its own network: {output:?}");
+    assert!(lines[1].starts_with("ro,nosuid,nodev,noexec,"), "{output:?}");
+    assert!(lines[1].ends_with(" cgroup2") || lines[1].ends_with(" tmpfs"), "{output:?}");
+    assert_eq!(lines[2..], ["/"], "a cgroup namespace of its own: {output:?}");
+    assert!(output.stderr.matches("Read-only file system").count() >= 2, "{output:?}");
 }
 
 fn devices(place: &Place) {
@@ -259,4 +265,15 @@ fn host_mounts(place: &Place) {
         container.says();
         assert_eq!(before, mounts(), "{word}");
     }
+}
+
+fn no_pivot(place: &Place) {
+    let mut container = Container::new(
+        place,
+        "ls /; ls /..; cat /etc/passwd | head -n 1; cut -d' ' -f5 /proc/self/mountinfo | head -n 1",
+    );
+    container.no_pivot = true;
+    let said = container.says();
+    let names = "bin\ndev\netc\nhome\nproc\nroot\nsys\ntmp\n";
+    assert_eq!(said, format!("{names}{names}root:x:0:0::/root:/bin/sh\n/"));
 }
