@@ -90,7 +90,8 @@ pub fn keep(arguments: &[OsString]) -> Result<()> {
     let Some(helper) = helper else { return Ok(()) };
     let mut end = Vec::new();
     let _ = std::io::stdin().lock().read_to_end(&mut end);
-    match pidfd_send_signal(&helper, Signal::TERM) {
+    // Not SIGTERM: pasta is the first process of a pid namespace of its own and never sees it.
+    match pidfd_send_signal(&helper, Signal::KILL) {
         Ok(()) | Err(Errno::SRCH) => Ok(()),
         Err(error) => Err(error.into()),
     }
