@@ -12,10 +12,11 @@ pub mod failure;
 pub mod host;
 pub mod idmap;
 pub mod launch;
+pub mod memory;
 mod plan;
 pub mod seal;
-mod subid;
 pub mod seccomp;
+mod subid;
 #[expect(unsafe_code, reason = "the one place for system calls without a safe face")]
 mod sys;
 pub mod userns;
@@ -23,7 +24,5 @@ pub mod userns;
 pub use exec::{ExecOptions, exec};
 pub use failure::{LaunchFailure, Stage};
 pub use idmap::{HostIds, IdMap, IdMapError, IdRange, UserNs};
+pub use launch::{Exit, Gate, LaunchOptions, Namespaces, Rootfs, Running, Stdio, launch, open_gate};
 pub use sys::SysError;
-pub use launch::{
-    Exit, Gate, LaunchOptions, Namespaces, Rootfs, Running, Stdio, launch, open_gate,
-};

@@ -6,10 +6,10 @@
 use std::io::Result;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use coracle_runtime::{Exit, Running};
+use coracle_runtime::{Exit, Running, memory};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::signals::PASSED_ON;
@@ -19,6 +19,9 @@ use crate::terminal::{RawTerminal, copy_size};
 const RELAY_BYTES: usize = 16 * 1024;
 /// How many times SIGINT or SIGTERM must come before the container is killed, as in docker run.
 const IMPATIENCE: u32 = 3;
+
+/// A container that has been quiet for this long is worth giving memory back for.
+const SETTLED: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
 
 /// Is a watch that was prepared before the container exists, so that no signal is lost.
 #[derive(Debug)]
@@ -60,14 +63,11 @@ impl Foreground {
     ///
     /// `interactive` moves the person's input to the container's terminal, if it has one.
     pub fn run(&self, running: &mut Running, interactive: bool) -> Result<Exit> {
-        let mut relay = running
-            .console
-            .take()
-            .map(|master| Relay::new(master, interactive))
-            .transpose()?;
+        let mut relay = running.console.take().map(|master| Relay::new(master, interactive)).transpose()?;
         let mut impatience = 0;
+        let mut patience = Some(SETTLED);
         loop {
-            let ended = self.wait_for_event(running, relay.as_mut())?;
+            let ended = self.wait_for_event(running, relay.as_mut(), &mut patience)?;
             if ended {
                 let exit = running.wait()?;
                 if let Some(relay) = relay.as_mut() {
@@ -80,14 +80,16 @@ impl Foreground {
     }
 
     /// Sleeps until something happens, moves terminal bytes, and says whether the container ended.
-    fn wait_for_event(&self, running: &Running, relay: Option<&mut Relay>) -> Result<bool> {
+    fn wait_for_event(
+        &self,
+        running: &Running,
+        relay: Option<&mut Relay>,
+        patience: &mut Option<Timespec>,
+    ) -> Result<bool> {
         let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
-        let mut fds = vec![
-            PollFd::new(&running.pidfd, PollFlags::IN),
-            PollFd::new(&self.signals, PollFlags::IN),
-        ];
+        let mut fds = vec![PollFd::new(&running.pidfd, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
         let Some(relay) = relay else {
-            wait(&mut fds)?;
+            wait(&mut fds, patience)?;
             return Ok(!fds[0].revents().is_empty());
         };
         // A descriptor nobody wants anything of stays out: poll would report its hang-up for ever.
@@ -98,12 +100,8 @@ impl Foreground {
                 fds.len() - 1
             })
         };
-        let places = [
-            add(stdin.as_fd(), input),
-            add(stdout.as_fd(), output),
-            add(relay.master.as_fd(), master),
-        ];
-        wait(&mut fds)?;
+        let places = [add(stdin.as_fd(), input), add(stdout.as_fd(), output), add(relay.master.as_fd(), master)];
+        wait(&mut fds, patience)?;
         let [input, output, master] =
             places.map(|place| place.map_or(PollFlags::empty(), |place| fds[place].revents()));
         let ended = !fds[0].revents().is_empty();
@@ -112,16 +110,9 @@ impl Foreground {
         Ok(ended)
     }
 
-    fn pass_signals(
-        &self,
-        running: &Running,
-        relay: Option<&Relay>,
-        impatience: &mut u32,
-    ) -> Result<()> {
+    fn pass_signals(&self, running: &Running, relay: Option<&Relay>, impatience: &mut u32) -> Result<()> {
         while let Some(info) = self.signals.read_signal()? {
-            let signal = i32::try_from(info.ssi_signo)
-                .ok()
-                .and_then(|raw| Signal::try_from(raw).ok());
+            let signal = i32::try_from(info.ssi_signo).ok().and_then(|raw| Signal::try_from(raw).ok());
             let Some(signal) = signal else { continue };
             if signal == Signal::SIGWINCH {
                 if let Some(relay) = relay {
@@ -132,11 +123,7 @@ impl Foreground {
             if matches!(signal, Signal::SIGINT | Signal::SIGTERM) {
                 *impatience += 1;
             }
-            let passed = if *impatience >= IMPATIENCE {
-                Signal::SIGKILL
-            } else {
-                signal
-            };
+            let passed = if *impatience >= IMPATIENCE { Signal::SIGKILL } else { signal };
             if let Some(raw) = rustix::process::Signal::from_named_raw(passed as i32) {
                 match running.signal(raw) {
                     Ok(()) | Err(Errno::SRCH) => {}
@@ -148,10 +135,17 @@ impl Foreground {
     }
 }
 
-fn wait(fds: &mut [PollFd<'_>]) -> Result<()> {
-    match poll(fds, None) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
+/// Waits for an event; when there is none for a while for the first time, gives memory back.
+fn wait(fds: &mut [PollFd<'_>], patience: &mut Option<Timespec>) -> Result<()> {
+    loop {
+        match poll(fds, patience.as_ref()) {
+            Ok(0) => {
+                *patience = None;
+                memory::release_program();
+            }
+            Ok(_) | Err(Errno::INTR) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
@@ -161,11 +155,7 @@ impl Relay {
         copy_size(&stdin, &master);
         rustix::io::ioctl_fionbio(&master, true)?;
         Ok(Self {
-            _raw: if interactive {
-                RawTerminal::enter(stdin.as_fd())?
-            } else {
-                None
-            },
+            _raw: if interactive { RawTerminal::enter(stdin.as_fd())? } else { None },
             master,
             to_container: Pending::new(),
             to_person: Pending::new(),
@@ -177,10 +167,7 @@ impl Relay {
     /// Says what to wait for on the person's input, the person's output and the container's terminal.
     fn wanted(&self) -> (PollFlags, PollFlags, PollFlags) {
         let when = |wanted, flag| if wanted { flag } else { PollFlags::empty() };
-        let input = when(
-            self.input_open && self.to_container.is_empty(),
-            PollFlags::IN,
-        );
+        let input = when(self.input_open && self.to_container.is_empty(), PollFlags::IN);
         let output = when(!self.to_person.is_empty(), PollFlags::OUT);
         let master = when(self.output_open && self.to_person.is_empty(), PollFlags::IN)
             | when(!self.to_container.is_empty(), PollFlags::OUT);
@@ -203,9 +190,7 @@ impl Relay {
         if !self.to_container.is_empty() && master.intersects(PollFlags::OUT) {
             self.to_container.write(self.master.as_fd());
         }
-        if !self.to_person.is_empty()
-            && output.intersects(PollFlags::OUT | PollFlags::ERR | PollFlags::HUP)
-        {
+        if !self.to_person.is_empty() && output.intersects(PollFlags::OUT | PollFlags::ERR | PollFlags::HUP) {
             self.to_person.write(stdout);
         }
     }
@@ -217,10 +202,7 @@ impl Relay {
             while !self.to_person.is_empty() {
                 self.to_person.write(stdout.as_fd());
             }
-            if !self.output_open
-                || !self.to_person.fill(self.master.as_fd())
-                || self.to_person.is_empty()
-            {
+            if !self.output_open || !self.to_person.fill(self.master.as_fd()) || self.to_person.is_empty() {
                 return;
             }
         }
@@ -229,10 +211,7 @@ impl Relay {
 
 impl Pending {
     fn new() -> Self {
-        Self {
-            bytes: Vec::with_capacity(RELAY_BYTES),
-            start: 0,
-        }
+        Self { bytes: Vec::with_capacity(RELAY_BYTES), start: 0 }
     }
 
     fn is_empty(&self) -> bool {

@@ -34,11 +34,7 @@ impl Keeper {
     /// Starts a helper under a keeper and returns when it works; else gives the helper's complaint.
     ///
     /// The helper puts itself into the background and its process id into `pid_file`.
-    pub fn start(
-        pid_file: &Path,
-        program: &Path,
-        arguments: &[String],
-    ) -> Result<std::result::Result<Self, String>> {
+    pub fn start(pid_file: &Path, program: &Path, arguments: &[String]) -> Result<std::result::Result<Self, String>> {
         let mut process = Command::new("/proc/self/exe")
             .arg(KEEPER_ARGUMENT)
             .arg(pid_file)
@@ -100,33 +96,22 @@ pub fn keep(arguments: &[OsString]) -> Result<()> {
 /// Runs the helper until it is in the background; gives its complaint when it fails.
 fn start(program: &OsStr, arguments: &[OsString]) -> Result<Option<Vec<u8>>> {
     let mut command = Command::new(program);
-    let mut child = command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()?;
+    let mut child =
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     let timeout = Timespec::try_from(START_TIMEOUT).map_err(|_| Errno::INVAL)?;
-    let pid = i32::try_from(child.id())
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or(Errno::SRCH)?;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
     let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
     if poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))? == 0 {
         child.kill()?;
         child.wait()?;
-        return Ok(Some(
-            format!("no answer within {} s", START_TIMEOUT.as_secs()).into_bytes(),
-        ));
+        return Ok(Some(format!("no answer within {} s", START_TIMEOUT.as_secs()).into_bytes()));
     }
     if child.wait()?.success() {
         return Ok(None);
     }
     let mut complaint = Vec::new();
     if let Some(stderr) = child.stderr.take() {
-        stderr
-            .take(COMPLAINT_BYTES_MAX)
-            .read_to_end(&mut complaint)?;
+        stderr.take(COMPLAINT_BYTES_MAX).read_to_end(&mut complaint)?;
     }
     Ok(Some(complaint))
 }

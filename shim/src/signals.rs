@@ -11,15 +11,9 @@ pub fn parse_signal(text: &str) -> Option<i32> {
     }
     let real_time = |prefix, base: i32, sign: i32| {
         let rest = name.strip_prefix(prefix)?;
-        let offset: i32 = if rest.is_empty() {
-            0
-        } else {
-            rest.get(1..)?.parse().ok()?
-        };
+        let offset: i32 = if rest.is_empty() { 0 } else { rest.get(1..)?.parse().ok()? };
         let number = base + sign * offset;
-        (real_time_min()..=real_time_max())
-            .contains(&number)
-            .then_some(number)
+        (real_time_min()..=real_time_max()).contains(&number).then_some(number)
     };
     if name.starts_with("RTMIN") {
         return real_time("RTMIN", real_time_min(), 1);
@@ -27,10 +21,7 @@ pub fn parse_signal(text: &str) -> Option<i32> {
     if name.starts_with("RTMAX") {
         return real_time("RTMAX", real_time_max(), -1);
     }
-    format!("SIG{name}")
-        .parse::<Signal>()
-        .ok()
-        .map(|signal| signal as i32)
+    format!("SIG{name}").parse::<Signal>().ok().map(|signal| signal as i32)
 }
 
 /// The first real-time signal that programs may use; the C library keeps 32 and 33 (signal(7)).

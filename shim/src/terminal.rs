@@ -21,12 +21,7 @@ impl RawTerminal {
         let mut raw = before.clone();
         raw.make_raw();
         tcsetattr(fd, OptionalActions::Now, &raw)?;
-        Ok(Some(Self {
-            terminal: fd
-                .try_clone_to_owned()
-                .map_err(|_| rustix::io::Errno::MFILE)?,
-            before,
-        }))
+        Ok(Some(Self { terminal: fd.try_clone_to_owned().map_err(|_| rustix::io::Errno::MFILE)?, before }))
     }
 }
 

@@ -95,6 +95,7 @@ pub struct ContainerDir {
     pub path: PathBuf,
     state: PathBuf,
     name: Option<String>,
+    auto_remove: bool,
     _lock: File,
 }
 
@@ -146,6 +147,7 @@ impl ContainerDir {
             path,
             state: state.to_owned(),
             name: None,
+            auto_remove,
             _lock: lock,
         };
         if let Some(name) = name
@@ -197,6 +199,9 @@ impl ContainerDir {
     }
 
     /// Publishes a JSON file whole or not at all.
+    ///
+    /// Of a `--rm` container nothing is worth waiting for the disk: after a crash of the machine it is
+    /// rubbish, whatever its record says.
     pub fn publish<T: Serialize>(&self, name: &str, value: &T) -> Result<(), ContainerError> {
         let path = self.path.join(name);
         let text = serde_json::to_vec(value).map_err(|source| ContainerError::Encode {
@@ -211,7 +216,9 @@ impl ContainerDir {
             .mode(0o600)
             .open(&draft)?;
         file.write_all(&text)?;
-        file.sync_all()?;
+        if !self.auto_remove {
+            file.sync_all()?;
+        }
         drop(file);
         fs_err::rename(&draft, &path)?;
         Ok(())

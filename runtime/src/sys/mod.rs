@@ -5,12 +5,14 @@
 
 mod clone;
 mod descriptor;
+mod memory;
 mod mount;
 mod seccomp;
 mod signal;
 
 pub(crate) use clone::{CloneFlags, CloneOptions, Cloned, clone_process, exit_now, fork_process};
 pub(crate) use descriptor::{close_from, set_inheritable};
+pub(crate) use memory::forget;
 pub(crate) use mount::{MountAttr, mount_setattr};
 pub(crate) use seccomp::load_filter;
 pub(crate) use signal::{Origin, SignalSet, default_child_signal, reset_signals, send_signal};

@@ -1,0 +1,73 @@
+//! Gives memory back while there is nothing to do but wait.
+
+use std::ops::Range;
+
+use crate::sys;
+
+/// Drops this program's clean pages from memory; those that are needed again come back from the page
+/// cache. What stays is what the process has written.
+///
+/// Meant for a process that has started its container and now only waits for its end. Does nothing in
+/// a process with threads.
+pub fn release_program() {
+    let threads = fs_err::read_dir("/proc/self/task").map_or(0, Iterator::count);
+    if threads != 1 {
+        return;
+    }
+    let Ok(program) = fs_err::read_link("/proc/self/exe") else { return };
+    let Ok(smaps) = fs_err::read_to_string("/proc/self/smaps") else { return };
+    for pages in clean_mappings(&smaps, &program.to_string_lossy()) {
+        sys::forget(&pages);
+    }
+}
+
+/// Lists the mappings of a file that hold no page of this process's own (proc_pid_smaps(5)).
+fn clean_mappings(smaps: &str, file: &str) -> Vec<Range<usize>> {
+    let mut found: Vec<Range<usize>> = Vec::new();
+    for line in smaps.lines() {
+        if let Some((range, rest)) = mapping(line) {
+            if rest.ends_with(file) && rest.starts_with("r-") {
+                found.push(range);
+            } else {
+                // An empty range stands for a mapping that is not looked at.
+                found.push(0..0);
+            }
+        } else if let Some(size) = line.strip_prefix("Anonymous:")
+            && size.trim() != "0 kB"
+            && let Some(last) = found.last_mut()
+        {
+            *last = 0..0;
+        }
+    }
+    found.retain(|range| !range.is_empty());
+    found
+}
+
+/// Reads the head line of a mapping: `start-end perms offset device inode path`.
+fn mapping(line: &str) -> Option<(Range<usize>, &str)> {
+    let (range, rest) = line.split_once(' ')?;
+    let (start, end) = range.split_once('-')?;
+    let number = |text| usize::from_str_radix(text, 16).ok();
+    Some((number(start)?..number(end)?, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_read_only_mappings_without_copies() {
+        let smaps = "1000-2000 r--p 0 08:01 7 /bin/x\nAnonymous: 0 kB\n\
+                     2000-5000 r-xp 1000 08:01 7 /bin/x\nRss: 4 kB\nAnonymous:             0 kB\n\
+                     5000-6000 r--p 4000 08:01 7 /bin/x\nAnonymous:             4 kB\n\
+                     6000-7000 rw-p 5000 08:01 7 /bin/x\nAnonymous: 0 kB\n\
+                     8000-9000 r-xp 0 08:01 9 /bin/other\nAnonymous: 0 kB\n";
+        assert_eq!(clean_mappings(smaps, "/bin/x"), [0x1000..0x2000, 0x2000..0x5000]);
+    }
+
+    #[test]
+    fn the_program_goes_on() {
+        release_program();
+        assert!(std::env::args().count() > 0);
+    }
+}
