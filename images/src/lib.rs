@@ -3,13 +3,16 @@
 //! This crate knows nothing about containers and starts none. It prints nothing. tokio stays in
 //! `registry`; everything else is plain blocking code on a few threads.
 
+mod contents;
 pub mod credentials;
 mod decompression;
 pub mod digest;
+pub mod flatten;
 pub mod layer;
 pub mod limits;
 pub mod load;
 pub mod lookup;
+mod metadata;
 pub mod platform;
 pub mod progress;
 pub mod pull;
@@ -21,6 +24,7 @@ pub mod store;
 pub mod unpack;
 
 pub use digest::{Digest, DigestError};
+pub use flatten::{FlattenError, flatten};
 pub use layer::{Compression, Layer, LayerSpace, Ownership};
 pub use load::{LoadError, LoadOptions, load};
 pub use lookup::{LookupError, open_in_layers};

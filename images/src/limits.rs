@@ -39,6 +39,8 @@ pub const XATTRS_PER_FILE_MAX: usize = 64;
 pub const XATTR_NAME_BYTES_MAX: usize = 255;
 /// Longest value of an extended attribute, XATTR_SIZE_MAX of the kernel.
 pub const XATTR_VALUE_BYTES_MAX: usize = 64 << 10;
+/// Longest list of names of extended attributes, XATTR_LIST_MAX of the kernel.
+pub const XATTR_LIST_BYTES_MAX: usize = 64 << 10;
 /// What may be remembered about directories until their modes and times are set at the end of a
 /// layer; 24 MiB is about 300,000 directories, the largest images have 50,000.
 pub const DIRECTORY_NOTES_BYTES_MAX: usize = 24 << 20;

@@ -69,7 +69,11 @@ struct Level {
 
 /// Removes what is in `top`; leaves directories there that were moved up from below.
 fn empty(top: &OwnedFd, moved: &mut u64) -> Result<(), Errno> {
-    let mut levels = vec![Level { fd: rustix::io::fcntl_dupfd_cloexec(top, 0)?, entries: Dir::read_from(top)?, name: CString::default() }];
+    let mut levels = vec![Level {
+        fd: rustix::io::fcntl_dupfd_cloexec(top, 0)?,
+        entries: Dir::read_from(top)?,
+        name: CString::default(),
+    }];
     loop {
         let depth = levels.len();
         let Some(level) = levels.last_mut() else { return Ok(()) };
@@ -119,8 +123,8 @@ fn move_up(from: BorrowedFd<'_>, name: &CString, top: BorrowedFd<'_>, moved: &mu
     }
 }
 
-/// Opens a directory so that its entries can be removed; `None` when it is gone or something else.
-fn open_writable(parent: BorrowedFd<'_>, name: &[u8]) -> Result<Option<OwnedFd>, Errno> {
+/// Opens a directory so that its entries can be changed; `None` when it is gone or something else.
+pub(crate) fn open_writable(parent: BorrowedFd<'_>, name: &[u8]) -> Result<Option<OwnedFd>, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let open = || fs::openat(parent, name, flags, Mode::empty());
     let fd = match open() {

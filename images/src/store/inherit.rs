@@ -10,16 +10,15 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{self, CWD, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid};
+use rustix::fs::{self, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::target::implicit_path;
 use super::{Image, Store, StoreError};
-use crate::limits;
-use crate::unpack::{copy_xattrs, is_opaque};
+use crate::unpack::is_opaque;
+use crate::{limits, metadata};
 
-const DIRECTORY_FLAGS: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 impl Store {
     /// Completes the directories of an image's layers in every space where all of them are.
@@ -67,16 +66,12 @@ fn read_list(path: &Path) -> Result<Vec<u8>, StoreError> {
     Ok(list)
 }
 
-fn inherit_directory(
-    target: &Path,
-    below: impl Iterator<Item = impl AsRef<Path>>,
-    path: &[u8],
-) -> Result<(), Errno> {
+fn inherit_directory(target: &Path, below: impl Iterator<Item = impl AsRef<Path>>, path: &[u8]) -> Result<(), Errno> {
     let Seen { found: Some(target), hides_below: false } = look(target, path)? else { return Ok(()) };
     for layer in below {
         let seen = look(layer.as_ref(), path)?;
         if let Some(source) = seen.found {
-            return copy_metadata(source.as_fd(), target.as_fd());
+            return metadata::copy(source.as_fd(), target.as_fd());
         }
         if seen.hides_below {
             return Ok(());
@@ -111,24 +106,4 @@ fn look(layer: &Path, path: &[u8]) -> Result<Seen, Errno> {
 
 fn is_opaque_directory(directory: BorrowedFd<'_>) -> Result<bool, Errno> {
     is_opaque(directory).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
-}
-
-fn copy_metadata(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
-    let (wanted, present) = (fs::fstat(from)?, fs::fstat(to)?);
-    copy_xattrs(from, to)?;
-    if essence(&wanted) == essence(&present) {
-        return Ok(());
-    }
-    if (wanted.st_uid, wanted.st_gid) != (present.st_uid, present.st_gid) {
-        fs::fchown(to, Some(Uid::from_raw(wanted.st_uid)), Some(Gid::from_raw(wanted.st_gid)))?;
-    }
-    fs::fchmod(to, Mode::from_raw_mode(wanted.st_mode))?;
-    fs::futimens(to, &Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: wanted.st_mtime, tv_nsec: i64::try_from(wanted.st_mtime_nsec).unwrap_or(0) },
-    })
-}
-
-fn essence(stat: &Stat) -> (u32, u32, u32, i64, u64) {
-    (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_mtime, stat.st_mtime_nsec)
 }

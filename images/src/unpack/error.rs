@@ -12,11 +12,19 @@ pub enum UnpackError {
     #[error("layer archive is damaged at byte {offset}: {problem}")]
     Archive { offset: u64, problem: ArchiveProblem },
     #[error("cannot read the layer archive")]
-    Read { #[source] source: io::Error },
+    Read {
+        #[source]
+        source: io::Error,
+    },
     #[error("layer entry {path} is refused: {problem}")]
     Entry { path: String, problem: EntryProblem },
     #[error("cannot {op} {path} of the layer")]
-    Io { op: &'static str, path: String, #[source] source: io::Error },
+    Io {
+        op: &'static str,
+        path: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("image needs {kind} {id}, have {available} ids")]
     UnmappedId { kind: &'static str, id: u64, available: u64 },
     #[error("layer has more than {max} entries")]
@@ -26,7 +34,10 @@ pub enum UnpackError {
     #[error("layer has too many directories")]
     TooManyDirectories,
     #[error("cannot learn which ids are mapped")]
-    IdMap { #[source] source: io::Error },
+    IdMap {
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// What is wrong with the bytes of an archive.
@@ -95,8 +106,8 @@ pub enum EntryProblem {
     OtherFilesystem,
 }
 
-/// A name from an archive, safe to print.
-pub(super) fn quote(name: &[u8]) -> String {
+/// A name from an image, safe to print.
+pub(crate) fn quote(name: &[u8]) -> String {
     let shown = &name[..name.len().min(QUOTED_BYTES_MAX)];
     let mut text: String = String::from_utf8_lossy(shown).chars().flat_map(char::escape_debug).collect();
     if text.is_empty() {

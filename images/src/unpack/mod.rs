@@ -20,20 +20,21 @@ mod xattrs;
 use std::io::{self, BufRead};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid};
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timestamps, Uid};
 use rustix::io::Errno;
 
 pub use error::{ArchiveProblem, EntryProblem, UnpackError};
 pub(crate) use archive::{Archive, drain};
 pub(crate) use header::Kind;
 pub(crate) use tree::OPAQUE_XATTR;
-pub(crate) use xattrs::copy as copy_xattrs;
+pub(crate) use error::quote;
+pub(crate) use xattrs::{clear as clear_xattrs, copy as copy_xattrs};
 
 use crate::layer::Ownership;
 use crate::limits::{self, Limits};
+use crate::metadata;
 use archive::Entry;
 use directories::{Metadata, Notes};
-use error::quote;
 use ids::Ids;
 use pax::Timestamp;
 use place::{Place, Target};
@@ -204,7 +205,7 @@ impl Extractor<'_> {
         // Attributes of links are neither user.* nor capabilities, by the kernel's rules.
         self.report.xattrs_dropped += entry.xattrs.len() as u64;
         let parent = self.tree.directory(&place.directory)?;
-        set_by_name(parent, &place.name, owner, entry.mtime)
+        metadata::set_by_name(parent, place.name.as_slice(), owner, &times(entry.mtime))
             .map_err(|errno| failure("set the owner and time of", &entry.path, errno))
     }
 
@@ -298,13 +299,6 @@ fn set_directory(fd: BorrowedFd<'_>, metadata: &Metadata) -> Result<(), Errno> {
     fs::futimens(fd, &times(metadata.mtime))
 }
 
-fn set_by_name(parent: BorrowedFd<'_>, name: &[u8], owner: Option<(u32, u32)>, mtime: Timestamp) -> Result<(), Errno> {
-    if let Some((uid, gid)) = owner {
-        fs::chownat(parent, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW)?;
-    }
-    fs::utimensat(parent, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW)
-}
-
 fn write_body<R: BufRead>(archive: &mut Archive<R>, file: &OwnedFd, entry: &Entry) -> Result<(), UnpackError> {
     let describe = |errno| failure("write", &entry.path, errno);
     let Some(map) = &entry.sparse else {
@@ -334,12 +328,8 @@ fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Only the modification time; the kernel cuts it to what the filesystem can hold.
 fn times(mtime: Timestamp) -> Timestamps {
-    Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanoseconds.into() },
-    }
+    metadata::modified_at(mtime.seconds, mtime.nanoseconds.into())
 }
 
 /// Whether the root of an unpacked layer hides all layers below. overlayfs itself does not look at

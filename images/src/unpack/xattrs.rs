@@ -27,29 +27,48 @@ pub(super) fn set(file: BorrowedFd<'_>, xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result
             Ok(()) => {}
             // The filesystem has no attributes or no room for this one, or it is a capability
             // that is malformed or belongs to another user namespace (T23).
-            Err(Errno::NOTSUP | Errno::PERM | Errno::INVAL | Errno::RANGE | Errno::TOOBIG | Errno::NOSPC) => dropped += 1,
+            Err(Errno::NOTSUP | Errno::PERM | Errno::INVAL | Errno::RANGE | Errno::TOOBIG | Errno::NOSPC) => {
+                dropped += 1
+            }
             Err(errno) => return Err(errno),
         }
     }
     Ok(dropped)
 }
 
-/// Copies what [`set`] may set from one directory to another.
+/// Copies what [`set`] may set from one file or directory to another.
 pub(crate) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
-    // Names of 64 attributes; more than fit are not worth having on a directory.
-    let mut names = [0u8; 4096];
-    let length = match fs::flistxattr(from, &mut names) {
-        Ok(length) => length,
-        Err(Errno::NOTSUP | Errno::RANGE) => return Ok(()),
-        Err(errno) => return Err(errno),
-    };
-    for name in names[..length].split(|byte| *byte == 0).filter(|name| is_allowed(name)) {
+    for name in names(from)?.split(|byte| *byte == 0).filter(|name| is_allowed(name)) {
         let mut value = vec![0u8; limits::XATTR_VALUE_BYTES_MAX];
         let length = fs::fgetxattr(from, name, &mut value)?;
         value.truncate(length);
         set(to, &[(name.to_vec(), value)])?;
     }
     Ok(())
+}
+
+/// Removes what [`set`] may have set.
+pub(crate) fn clear(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    for name in names(file)?.split(|byte| *byte == 0).filter(|name| is_allowed(name)) {
+        fs::fremovexattr(file, name)?;
+    }
+    Ok(())
+}
+
+/// The names of all attributes, each followed by a NUL.
+fn names(file: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    // Most files have none or one, and this is asked for every file of an image.
+    let mut few = [0u8; 256];
+    match fs::flistxattr(file, &mut few) {
+        Ok(length) => return Ok(few[..length].to_vec()),
+        Err(Errno::NOTSUP) => return Ok(Vec::new()),
+        Err(Errno::RANGE) => {}
+        Err(errno) => return Err(errno),
+    }
+    let mut names = vec![0u8; limits::XATTR_LIST_BYTES_MAX];
+    let length = fs::flistxattr(file, &mut names)?;
+    names.truncate(length);
+    Ok(names)
 }
 
 fn is_allowed(name: &[u8]) -> bool {
