@@ -57,6 +57,7 @@ fn parse(text: &str) -> Option<Armed> {
     known.then_some(Armed { point: point.to_owned(), effect, after: after.parse().ok()?, passed: AtomicU64::new(0) })
 }
 
+#[expect(clippy::disallowed_methods, reason = "the one variable of this crate, for tests that kill it")]
 fn armed() -> Option<&'static Armed> {
     static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
     ARMED.get_or_init(|| std::env::var("CORACLE_FAIL").ok().as_deref().and_then(parse)).as_ref()

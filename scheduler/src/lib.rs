@@ -1,8 +1,21 @@
 //! The pool: one place to ask for instances on machines that many people lend.
 //!
-//! - `model`: the nouns, as they are stored and as they travel.
-//! - `expr`: placement expressions, Swarm's and ours.
-//! - `core`: the pure state machine. It knows neither time nor network; the server and the simulator drive it.
+//! - `model`: the nouns, as they are stored and as they travel; bounds on everything that comes from outside.
+//! - `expr`: placement expressions, Swarm's quirk by quirk and a superset with numbers, versions, sets and weights.
+//! - `core`: the pure state machine `step(state, now, event) -> actions`. It knows neither time nor network. What must
+//!   survive leaves as writes; everything else it keeps is derived and can be rebuilt from the records.
+//! - `store`: one transaction for what one or many steps wrote: SQLite by default, PostgreSQL for several schedulers of
+//!   which one leads.
+//! - `server`: a thread that owns state and store (`desk`), and a table of routes with a policy each around it.
+//! - `agent`: the provider's side: a pure session machine, the `Engine` it drives, a client over HTTP.
+//!
+//! The life of an instance: a request becomes a [`core::Wish`], the core checks scope and quota and puts it in line;
+//! the queue takes it in its turn, `place` walks the index, the choice is written with its explanation, and only then
+//! the provider's held sync is answered with `Start`. Reports come back by sync; silence turns `running` into
+//! `unknown` and, by the instance's own policy, into `lost` or a replacement. Nothing is killed because somebody is
+//! silent.
+//!
+//! The simulator (`tests/sim.rs`) and the server drive the same core and the same agent machine.
 #![forbid(unsafe_code)]
 
 pub mod agent;

@@ -5,6 +5,10 @@
 //! `CORACLE_SIM_SEEDS=<n>` asks for another number of seeds. Without optimisation (`OPT_LEVEL` 0, see `build.rs`) the
 //! defaults are smaller, so that the suite stays within minutes.
 
+#![expect(clippy::disallowed_methods, reason = "a failing seed is replayed by the environment")]
+#![expect(clippy::cast_possible_truncation, reason = "dice are cut to small numbers")]
+#![expect(clippy::print_stderr, reason = "a person asks for what a world did")]
+
 mod world;
 
 use world::{Options, World};
@@ -17,7 +21,9 @@ fn from_env(name: &str) -> Option<u64> {
 fn run(seed: u64, options: &Options) {
     let outcome = std::panic::catch_unwind(|| World::new(seed, options.clone()).run());
     if outcome.is_err() {
-        panic!("seed {seed} fails; replay: CORACLE_SIM_SEED={seed} cargo nextest run -p coracle-scheduler one_seed --no-capture");
+        panic!(
+            "seed {seed} fails; replay: CORACLE_SIM_SEED={seed} cargo nextest run -p coracle-scheduler one_seed --no-capture"
+        );
     }
 }
 

@@ -98,7 +98,12 @@ impl Client {
         Self { http, base: base.into(), token: token.into() }
     }
 
-    async fn post<T: DeserializeOwned>(&self, op: &'static str, path: &str, body: &impl serde::Serialize) -> Result<T, ClientError> {
+    async fn post<T: DeserializeOwned>(
+        &self,
+        op: &'static str,
+        path: &str,
+        body: &impl serde::Serialize,
+    ) -> Result<T, ClientError> {
         let send = |source| ClientError::Send { op, source };
         let request = self.http.post(format!("{}{path}", self.base)).bearer_auth(&self.token);
         let request = request.timeout(Duration::from_millis(REPLY_MAX_MS)).json(body);
@@ -157,7 +162,9 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
             match outcome {
                 Ok(()) => self.failures = 0,
                 Err(error) if is_hello_needed(&error) => {}
-                Err(error @ (ClientError::Refused { status: 401 | 403, .. } | ClientError::Incarnation(_))) => return Err(error),
+                Err(error @ (ClientError::Refused { status: 401 | 403, .. } | ClientError::Incarnation(_))) => {
+                    return Err(error);
+                }
                 Err(_) => self.pause().await,
             }
         }

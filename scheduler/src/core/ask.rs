@@ -76,11 +76,13 @@ pub(super) enum Softness {
 impl Ask {
     /// Compiles a request.
     pub(super) fn of(state: &mut State, instance: &Instance) -> Self {
+        // Whoever waits has a shape already; it costs a digest to make one.
+        let shape = state.live.queue.shape(instance.id).unwrap_or_else(|| super::queue::shape_of(instance));
         let spec = instance.spec.clone();
         let mut compile = |texts: &[String]| texts.iter().filter_map(|text| state.live.expression(text)).collect();
         Self {
             instance: instance.id,
-            shape: super::queue::shape_of(instance),
+            shape,
             group: instance.group,
             owner: instance.owner,
             pinned: instance.pinned,

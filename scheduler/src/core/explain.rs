@@ -1,22 +1,59 @@
-//! The complete look at the pool, for what the index did not find.
+//! The long look at the pool, for what the index did not find.
+//!
+//! It is complete when nothing matches, so that the explanation is. When something does, it ends with enough of it and
+//! goes on from there for the next instance of the same shape: a thousand equal instances pass each provider once.
 
 use std::collections::BTreeMap;
 
 use super::ask::{Ask, Filter, Softness};
+use super::place::candidates_wanted;
 use super::state::State;
 use crate::model::*;
 
 /// Hints that are kept, the most helpful first.
 const HINTS_KEPT: usize = 4;
 
-/// Looks at every provider; returns those that match and says why the others do not.
+/// Shapes for which it is remembered where the look ended.
+const PLACES_KEPT: usize = 4096;
+
+/// Looks at providers until enough match; says why the others do not.
 pub(super) fn all(state: &mut State, ask: &Ask, soft: Softness, explanation: &mut Explanation) -> Vec<ProviderId> {
     state.count("placements_scanned");
-    let state = &*state;
-    let mut found = Vec::new();
-    let mut near: BTreeMap<String, (u32, u64)> = BTreeMap::new();
+    let wanted = candidates_wanted(state.providers.len());
+    let from = state.live.looked.get(&ask.shape).copied().unwrap_or(ProviderId::new(0));
+    let (found, near, last) = look(state, ask, soft, from, wanted, explanation);
+    if let Some(last) = last.filter(|_| ask.shape != 0) {
+        if state.live.looked.len() >= PLACES_KEPT {
+            state.live.looked.clear();
+        }
+        state.live.looked.insert(ask.shape, last);
+    }
+    explanation.matched = u32::try_from(found.len()).unwrap_or(u32::MAX);
+    explanation.hints = if found.is_empty() { hints(state, near) } else { Vec::new() };
+    found
+}
+
+type Near = BTreeMap<String, (u32, u64)>;
+
+fn look(
+    state: &State,
+    ask: &Ask,
+    soft: Softness,
+    from: ProviderId,
+    wanted: usize,
+    explanation: &mut Explanation,
+) -> (Vec<ProviderId>, Near, Option<ProviderId>) {
+    let (mut found, mut near, mut examined) = (Vec::new(), Near::new(), 0);
     explanation.filtered.clear();
-    for provider in state.providers.values() {
+    let providers = state.providers.range(from..).chain(state.providers.range(..from));
+    let mut last = None;
+    for (_, provider) in providers {
+        // A look ahead of nobody's is complete: its count is what was asked for.
+        if found.len() >= wanted && ask.shape != 0 {
+            break;
+        }
+        examined += 1;
+        last = Some(provider.id);
         let refusals = ask.refusals(state, provider, soft, 2);
         match refusals.as_slice() {
             [] => found.push(provider.id),
@@ -33,10 +70,8 @@ pub(super) fn all(state: &mut State, ask: &Ask, soft: Softness, explanation: &mu
             }
         }
     }
-    explanation.examined = explanation.pool;
-    explanation.matched = u32::try_from(found.len()).unwrap_or(u32::MAX);
-    explanation.hints = if found.is_empty() { hints(state, near) } else { Vec::new() };
-    found
+    explanation.examined = examined;
+    (found, near, last)
 }
 
 fn hints(state: &State, near: BTreeMap<String, (u32, u64)>) -> Vec<String> {

@@ -66,7 +66,7 @@ fn class(resources: &Resources) -> Class5 {
 
 fn shuffle(provider: ProviderId) -> u64 {
     // A fixed permutation of the random part; any odd multiplier does.
-    (provider.get() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    u64::try_from(provider.get() & u128::from(u64::MAX)).unwrap_or(0).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 impl Index {

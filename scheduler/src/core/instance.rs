@@ -216,7 +216,11 @@ fn adopt_again(state: &mut State, now: u64, status: &AllocStatus, gone: OldAlloc
             started_at_ms: None,
             healthy: false,
             usage: Usage::default(),
-            explanation: Explanation { at_ms: now, hints: vec!["its provider came back in time".to_owned()], ..Explanation::default() },
+            explanation: Explanation {
+                at_ms: now,
+                hints: vec!["its provider came back in time".to_owned()],
+                ..Explanation::default()
+            },
         });
         found.state = InstanceState::Unknown;
     }
@@ -247,7 +251,8 @@ fn current_status(state: &mut State, now: u64, status: AllocStatus) {
         found.reason = String::new();
     }
     let limit = found.time_limit_ms;
-    let first = after.0 == InstanceState::Running && found.alloc.as_ref().is_some_and(|alloc| alloc.started_at_ms.is_none());
+    let first =
+        after.0 == InstanceState::Running && found.alloc.as_ref().is_some_and(|alloc| alloc.started_at_ms.is_none());
     if let Some(alloc) = &mut found.alloc {
         alloc.healthy = after.1;
         if first {
@@ -274,8 +279,9 @@ fn note_usage(state: &mut State, now: u64, id: InstanceId, reported: &Usage) {
     let resources = found.spec.resources;
     let Some(alloc) = &mut found.alloc else { return };
     let elapsed = now.saturating_sub(alloc.placed_at_ms);
-    let cpu_most = (u128::from(elapsed) * u128::from(resources.cpu_millis) / 1000).min(u128::from(u64::MAX)) as u64;
-    let area = |bytes: u64| (u128::from(bytes >> 20) * u128::from(elapsed) / 1000).min(u128::from(u64::MAX)) as u64;
+    let whole = |product: u128| u64::try_from(product).unwrap_or(u64::MAX);
+    let cpu_most = whole(u128::from(elapsed) * u128::from(resources.cpu_millis) / 1000);
+    let area = |bytes: u64| whole(u128::from(bytes >> 20) * u128::from(elapsed) / 1000);
     alloc.usage = Usage {
         cpu_ms: reported.cpu_ms.min(cpu_most).max(alloc.usage.cpu_ms),
         memory_mib_s: area(resources.memory_bytes),

@@ -60,7 +60,11 @@ pub(super) fn fill(state: &mut State, now: u64, id: JobId) {
         let gang = spec.gang.then(|| Gang { job: id, size: spec.count() });
         let owner = Owner::Job { job: id, index };
         let limit = spec.time_limit_ms;
-        instance::create(state, now, New { group, user, owner, name, spec: template, pinned: None, gang, time_limit_ms: limit });
+        instance::create(
+            state,
+            now,
+            New { group, user, owner, name, spec: template, pinned: None, gang, time_limit_ms: limit },
+        );
     }
     if room > STEP_MEMBERS {
         state.live.arm(now, Timer::Job(id));

@@ -83,6 +83,8 @@ pub(super) struct Live {
     pub image_failures: BTreeMap<String, BTreeMap<ProviderId, u64>>,
     /// Until when a shape is placed without its soft expressions.
     pub soft_unmet: BTreeMap<u128, u64>,
+    /// Where the last long look for a shape ended.
+    pub looked: BTreeMap<u128, ProviderId>,
     /// Parsed expressions by text.
     pub expressions: BTreeMap<String, Arc<Expr>>,
     pub counters: BTreeMap<&'static str, u64>,
@@ -195,7 +197,8 @@ pub(super) fn rebuild(state: &mut State, now: u64) {
     live.user_names = state.users.values().map(|user| ((user.group, user.name.clone()), user.id)).collect();
     live.token_hashes = state.tokens.values().map(|token| (token.hash.clone(), token.id)).collect();
     live.join_hashes = state.joins.values().map(|join| (join.hash.clone(), join.id)).collect();
-    live.service_names = state.services.values().map(|found| ((found.group, found.spec.name.clone()), found.id)).collect();
+    live.service_names =
+        state.services.values().map(|found| ((found.group, found.spec.name.clone()), found.id)).collect();
     let jobs = state.jobs.values().filter(|job| job.ended_at_ms.is_none());
     live.job_names = jobs.map(|job| ((job.group, job.spec.name.clone()), job.id)).collect();
     live.volume_names = state.volumes.values().map(|found| ((found.group, found.name.clone()), found.id)).collect();
@@ -230,7 +233,8 @@ pub(super) fn rebuild(state: &mut State, now: u64) {
 fn rebuild_instance(state: &mut State, now: u64, id: InstanceId) {
     let Some(instance) = state.instances.get(&id) else { return };
     let (alloc, old) = (instance.alloc.clone(), instance.old.clone());
-    let (group, is_final, pending) = (instance.group, instance.state.is_final(), instance.state == InstanceState::Pending);
+    let (group, is_final, pending) =
+        (instance.group, instance.state.is_final(), instance.state == InstanceState::Pending);
     register(state, id);
     for gone in old {
         reserve(state, id, gone.provider, gone.epoch);

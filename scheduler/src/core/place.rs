@@ -89,9 +89,9 @@ fn sample(state: &mut State, ask: &Ask, soft: Softness, explanation: &mut Explan
     let state = &*state;
     let listed = known_places(state, ask);
     let mut walk = state.live.index.walk(&ask.spec.resources, ask.spec.strategy, start);
+    let listed_only = listed.is_some();
     let mut from_list = listed.into_iter().flatten();
     let (mut found, mut doubtful, mut probes) = (Vec::new(), 0, 0);
-    let listed_only = from_list.size_hint().0 > 0;
     let (mut matched, mut filtered) = (0, BTreeMap::<String, u32>::new());
     while found.len() < wanted && probes < wanted * PROBES_PER_CANDIDATE {
         let next = if listed_only { from_list.next().map(|id| (id, true)) } else { walk.next() };

@@ -84,9 +84,13 @@ fn check_facts(facts: &BTreeMap<String, FactReport>) -> Result<(), Refusal> {
         return refuse(format!("more than {FACTS_MAX}"));
     }
     for (key, fact) in facts {
-        let plain = key.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte));
+        let plain =
+            key.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte));
         if key.is_empty() || key.len() > FACT_KEY_BYTES || !plain {
-            return refuse(format!("{:?} is not a key in a-z0-9._-", key.chars().take(FACT_KEY_BYTES).collect::<String>()));
+            return refuse(format!(
+                "{:?} is not a key in a-z0-9._-",
+                key.chars().take(FACT_KEY_BYTES).collect::<String>()
+            ));
         }
         let words = fact.value.words();
         let long = words.iter().any(|word| word.len() > FACT_WORD_BYTES || word.chars().any(char::is_control));
@@ -435,7 +439,11 @@ pub(super) fn remove(state: &mut State, now: u64, id: ProviderId) {
     let allocs: Vec<(InstanceId, u64)> =
         state.live.providers.get(&id).map(|live| live.allocs.iter().copied().collect()).unwrap_or_default();
     for (instance, epoch) in allocs {
-        let current = state.instances.get(&instance).and_then(|found| found.alloc.as_ref()).is_some_and(|alloc| alloc.epoch == epoch);
+        let current = state
+            .instances
+            .get(&instance)
+            .and_then(|found| found.alloc.as_ref())
+            .is_some_and(|alloc| alloc.epoch == epoch);
         if current {
             instance::give_up(state, now, instance, epoch);
         }

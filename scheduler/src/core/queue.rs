@@ -78,6 +78,10 @@ impl Queue {
         self.entries.len()
     }
 
+    pub(super) fn shape(&self, id: InstanceId) -> Option<Shape> {
+        self.entries.get(&id).map(|entry| entry.shape)
+    }
+
     pub(super) fn contains(&self, id: InstanceId) -> bool {
         self.entries.contains_key(&id)
     }
@@ -328,7 +332,9 @@ fn attempt(state: &mut State, now: u64, id: InstanceId, how: Try) {
 }
 
 fn block(state: &mut State, id: InstanceId, explanation: Explanation) {
-    let Some((group, shape)) = state.live.queue.entries.get(&id).map(|entry| (entry.group, entry.shape)) else { return };
+    let Some((group, shape)) = state.live.queue.entries.get(&id).map(|entry| (entry.group, entry.shape)) else {
+        return;
+    };
     state.count("placements_blocked");
     state.live.queue.set_spot(id, Spot::Blocked);
     if let Some(blocked) = state.live.queue.blocked.get_mut(&shape) {
@@ -372,8 +378,7 @@ fn offer_gain(state: &mut State, now: u64) -> Option<(InstanceId, ProviderId)> {
         if !state.live.queue.gang_explanations.is_empty() {
             state.live.arm(now + GANGS_MS, Timer::Gangs);
         }
-        let heads: Vec<Order> =
-            state.live.queue.heads.iter().take(SHAPES_PER_GAIN).map(|(order, _)| *order).collect();
+        let heads: Vec<Order> = state.live.queue.heads.iter().take(SHAPES_PER_GAIN).map(|(order, _)| *order).collect();
         let room = state.providers.contains_key(&provider);
         for (_, _, id) in heads.into_iter().filter(|_| room) {
             let Some(found) = state.instances.get(&id).cloned() else { continue };

@@ -32,33 +32,113 @@ pub struct Request {
 #[expect(missing_docs, reason = "each field is the one of the record it makes or names")]
 pub enum Wish {
     /// The first group and its administrator, in an empty pool.
-    Bootstrap { group: Name, user: Name, hash: String },
-    CreateGroup { name: Name, quota: Quota, weight: u32 },
-    UpdateGroup { id: GroupId, quota: Quota, weight: u32 },
-    DeleteGroup { id: GroupId },
-    CreateUser { group: GroupId, name: Name, role: Role },
-    SetKeys { id: UserId, keys: Vec<String> },
-    DeleteUser { id: UserId },
-    CreateToken { user: UserId, role: Role, ttl_ms: u64, hash: String },
-    DeleteToken { id: TokenId },
-    CreateJoin { group: GroupId, name: Name, tier: Tier, ttl_ms: u64, hash: String },
-    DeleteJoin { id: JoinId },
+    Bootstrap {
+        group: Name,
+        user: Name,
+        hash: String,
+    },
+    CreateGroup {
+        name: Name,
+        quota: Quota,
+        weight: u32,
+    },
+    UpdateGroup {
+        id: GroupId,
+        quota: Quota,
+        weight: u32,
+    },
+    DeleteGroup {
+        id: GroupId,
+    },
+    CreateUser {
+        group: GroupId,
+        name: Name,
+        role: Role,
+    },
+    SetKeys {
+        id: UserId,
+        keys: Vec<String>,
+    },
+    DeleteUser {
+        id: UserId,
+    },
+    CreateToken {
+        user: UserId,
+        role: Role,
+        ttl_ms: u64,
+        hash: String,
+    },
+    DeleteToken {
+        id: TokenId,
+    },
+    CreateJoin {
+        group: GroupId,
+        name: Name,
+        tier: Tier,
+        ttl_ms: u64,
+        hash: String,
+    },
+    DeleteJoin {
+        id: JoinId,
+    },
     /// A machine joins by a join token's hash.
-    Join { join_hash: String, name: Name, hash: String },
-    SetTier { id: ProviderId, tier: Tier },
-    Drain { id: ProviderId, within_ms: u64 },
-    Undrain { id: ProviderId },
-    DeleteProvider { id: ProviderId },
-    CreateInstance { group: GroupId, name: Option<Name>, spec: Box<InstanceSpec> },
-    DeleteInstance { id: InstanceId },
-    DryRun { group: GroupId, spec: Box<InstanceSpec> },
-    CreateService { group: GroupId, spec: Box<ServiceSpec> },
-    UpdateService { id: ServiceId, spec: Box<ServiceSpec> },
-    DeleteService { id: ServiceId },
-    CreateJob { group: GroupId, spec: Box<JobSpec> },
-    CancelJob { id: JobId },
-    CreateVolume { group: GroupId, name: Name, size_bytes: u64 },
-    DeleteVolume { id: VolumeId },
+    Join {
+        join_hash: String,
+        name: Name,
+        hash: String,
+    },
+    SetTier {
+        id: ProviderId,
+        tier: Tier,
+    },
+    Drain {
+        id: ProviderId,
+        within_ms: u64,
+    },
+    Undrain {
+        id: ProviderId,
+    },
+    DeleteProvider {
+        id: ProviderId,
+    },
+    CreateInstance {
+        group: GroupId,
+        name: Option<Name>,
+        spec: Box<InstanceSpec>,
+    },
+    DeleteInstance {
+        id: InstanceId,
+    },
+    DryRun {
+        group: GroupId,
+        spec: Box<InstanceSpec>,
+    },
+    CreateService {
+        group: GroupId,
+        spec: Box<ServiceSpec>,
+    },
+    UpdateService {
+        id: ServiceId,
+        spec: Box<ServiceSpec>,
+    },
+    DeleteService {
+        id: ServiceId,
+    },
+    CreateJob {
+        group: GroupId,
+        spec: Box<JobSpec>,
+    },
+    CancelJob {
+        id: JobId,
+    },
+    CreateVolume {
+        group: GroupId,
+        name: Name,
+        size_bytes: u64,
+    },
+    DeleteVolume {
+        id: VolumeId,
+    },
 }
 
 impl Wish {
@@ -140,7 +220,10 @@ pub(super) fn handle(state: &mut State, now: u64, request: Request) -> Result<An
     if let (Some(user), Some(key)) = (user, &request.key) {
         let plain = key.bytes().all(|byte| byte.is_ascii_graphic());
         if key.is_empty() || key.len() > IDEMPOTENCY_KEY_BYTES || !plain {
-            return Err(Refusal::Invalid { field: "idempotency-key", reason: "1 to 128 visible ASCII characters".to_owned() });
+            return Err(Refusal::Invalid {
+                field: "idempotency-key",
+                reason: "1 to 128 visible ASCII characters".to_owned(),
+            });
         }
         if let Some(found) = state.remembered.get(&(user, key.clone())) {
             let same = found.digest == request.digest;
@@ -182,7 +265,10 @@ fn group_of(record: Option<&Record>) -> Option<GroupId> {
 }
 
 fn digest(record: Option<&Record>) -> String {
-    record.and_then(|record| serde_json::to_vec(record).ok()).map(|json| hex(&Sha256::digest(&json))).unwrap_or_default()
+    record
+        .and_then(|record| serde_json::to_vec(record).ok())
+        .map(|json| hex(&Sha256::digest(&json)))
+        .unwrap_or_default()
 }
 
 /// Writes bytes as lower-case hex.
@@ -381,7 +467,13 @@ fn grant_user(state: &mut State, now: u64, actor: Option<Actor>, wish: Wish) -> 
             }
             let plain = |key: &String| {
                 let kind = key.split(' ').next().unwrap_or_default();
-                let known = ["ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "sk-ssh-ed25519@openssh.com"];
+                let known = [
+                    "ssh-ed25519",
+                    "ssh-rsa",
+                    "ecdsa-sha2-nistp256",
+                    "ecdsa-sha2-nistp384",
+                    "sk-ssh-ed25519@openssh.com",
+                ];
                 key.len() <= KEY_BYTES && known.contains(&kind) && !key.chars().any(char::is_control)
             };
             if keys.len() > KEYS_MAX || !keys.iter().all(plain) {
@@ -428,9 +520,9 @@ fn grant_token(state: &mut State, now: u64, actor: Option<Actor>, wish: Wish) ->
         Wish::DeleteToken { id } => {
             let token = state.tokens.get(&id);
             seen(actor, token.map(|token| token.group), "token")?;
-            let own = token.is_some_and(|token| {
-                matches!(token.stands_for, TokenKind::User { user, .. } if Some(user) == actor.user)
-            });
+            let own = token.is_some_and(
+                |token| matches!(token.stands_for, TokenKind::User { user, .. } if Some(user) == actor.user),
+            );
             if actor.role != Role::Admin && !own {
                 return Err(Refusal::Forbidden);
             }
@@ -581,7 +673,16 @@ fn grant_instance(state: &mut State, now: u64, actor: Option<Actor>, wish: Wish)
                 return Err(taken("instance", &name));
             }
             let user = actor.user.ok_or(Refusal::Forbidden)?;
-            let new = New { group, user, owner: Owner::User, name, spec: *spec, pinned: None, gang: None, time_limit_ms: None };
+            let new = New {
+                group,
+                user,
+                owner: Owner::User,
+                name,
+                spec: *spec,
+                pinned: None,
+                gang: None,
+                time_limit_ms: None,
+            };
             Ok(Answer::Object(Key::Instance(instance::create(state, now, new))))
         }
         Wish::DeleteInstance { id } => {
@@ -613,7 +714,10 @@ fn count_quota(state: &State, group: GroupId, more: usize) -> Result<(), Refusal
     let most = state.groups.get(&group).and_then(|group| group.quota.instances);
     let held = state.live.used.get(&group).map_or(0, |used| used.instances) as usize;
     if most.is_some_and(|most| held + more > most as usize) {
-        return Err(Refusal::Quota(format!("the group has {held} unfinished instances and may have {}", most.unwrap_or(0))));
+        return Err(Refusal::Quota(format!(
+            "the group has {held} unfinished instances and may have {}",
+            most.unwrap_or(0)
+        )));
     }
     Ok(())
 }

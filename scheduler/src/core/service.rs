@@ -20,7 +20,8 @@ pub(super) fn changed(state: &mut State, now: u64, id: ServiceId) {
 
 /// Offers a provider that changed to every global service.
 pub(super) fn provider_changed(state: &mut State, now: u64, _provider: ProviderId) {
-    let global: Vec<ServiceId> = state.services.values().filter(|found| found.spec.global).map(|found| found.id).collect();
+    let global: Vec<ServiceId> =
+        state.services.values().filter(|found| found.spec.global).map(|found| found.id).collect();
     for id in global {
         changed(state, now, id);
     }

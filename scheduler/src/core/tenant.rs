@@ -44,7 +44,8 @@ pub(super) fn forget_join(state: &mut State, id: JoinId) {
 
 /// Removes a user and its tokens.
 pub(super) fn forget_user(state: &mut State, id: UserId) {
-    let tokens = state.tokens.values().filter(|token| matches!(token.stands_for, TokenKind::User { user, .. } if user == id));
+    let tokens =
+        state.tokens.values().filter(|token| matches!(token.stands_for, TokenKind::User { user, .. } if user == id));
     let tokens: Vec<TokenId> = tokens.map(|token| token.id).collect();
     tokens.into_iter().for_each(|token| revoke(state, token));
     let joins: Vec<JoinId> = state.joins.values().filter(|join| join.user == id).map(|join| join.id).collect();

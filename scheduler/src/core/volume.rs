@@ -6,7 +6,8 @@ use crate::model::*;
 
 /// Gives a volume its place when its first user gets one.
 pub(super) fn bind(state: &mut State, id: VolumeId, provider: ProviderId) {
-    let Some(size) = state.volumes.get(&id).filter(|volume| volume.provider.is_none()).map(|volume| volume.size_bytes) else {
+    let Some(size) = state.volumes.get(&id).filter(|volume| volume.provider.is_none()).map(|volume| volume.size_bytes)
+    else {
         return;
     };
     if let Some(volume) = state.volume_mut(id) {

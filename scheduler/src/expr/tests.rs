@@ -126,7 +126,9 @@ fn extended_operators_by_table() {
     ] {
         check(name, text, words, expect);
     }
-    for text in ["cores>", "cores>x", "cores>=1e9999", "os=~(", "os=~(a{1000}){1000}", "x in a", "zone in a||b", "kernel v< x"] {
+    for text in
+        ["cores>", "cores>x", "cores>=1e9999", "os=~(", "os=~(a{1000}){1000}", "x in a", "zone in a||b", "kernel v< x"]
+    {
         assert!(Expr::parse(text).is_err(), "{text}");
     }
 }
@@ -141,9 +143,14 @@ fn a_stale_fact_is_unknown_whatever_the_operator() {
 
 #[test]
 fn only_hard_plain_equality_is_answered_from_the_index() {
-    for (text, literal) in
-        [("node==a-1", Some("a-1")), ("node==a.1", None), ("node==~a", None), ("node!=a", None), ("node==a*", None), ("node==/a/", None)]
-    {
+    for (text, literal) in [
+        ("node==a-1", Some("a-1")),
+        ("node==a.1", None),
+        ("node==~a", None),
+        ("node!=a", None),
+        ("node==a*", None),
+        ("node==/a/", None),
+    ] {
         let expr = Expr::parse(text).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(expr.literal(), literal, "{text}");
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Explanation, Fact, Group, GroupId, InstanceId, InstanceSpec, Join, JoinId, JobId, JobSpec, Name, ProviderId,
+    Explanation, Fact, Group, GroupId, InstanceId, InstanceSpec, JobId, JobSpec, Join, JoinId, Name, ProviderId,
     Resources, ServiceId, ServiceSpec, Tier, Token, TokenId, Usage, User, UserId, VolumeId,
 };
 

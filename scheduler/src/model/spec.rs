@@ -303,7 +303,8 @@ impl InstanceSpec {
         if self.ports.len() > limits::ENTRIES {
             return refuse("ports", format!("more than {} entries", limits::ENTRIES));
         }
-        if let Some(entry) = self.env.iter().find(|entry| entry.split_once('=').is_none_or(|(name, _)| name.is_empty())) {
+        if let Some(entry) = self.env.iter().find(|entry| entry.split_once('=').is_none_or(|(name, _)| name.is_empty()))
+        {
             return refuse("env", format!("{:?} is not NAME=value", entry.chars().take(40).collect::<String>()));
         }
         if total > limits::SPEC_BYTES { refuse("spec", "more than 128 KiB of text") } else { Ok(()) }

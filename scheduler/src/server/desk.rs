@@ -101,7 +101,11 @@ pub struct Desk {
 
 impl Desk {
     /// Reads the store and starts the thread.
-    pub fn open(mut store: Box<dyn Store>, options: Options, clock: Clock) -> Result<(Self, std::thread::JoinHandle<()>), StoreError> {
+    pub fn open(
+        mut store: Box<dyn Store>,
+        options: Options,
+        clock: Clock,
+    ) -> Result<(Self, std::thread::JoinHandle<()>), StoreError> {
         let options = Options { leader: store.lead()?, ..options };
         let state = State::load(options, seed(), clock.now_ms(), store.load()?);
         let shared = Arc::new(Shared {
@@ -115,7 +119,8 @@ impl Desk {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let mut thread = Thread { state, store, clock, shared: Arc::clone(&shared), ticket: 0, options };
         let spawned = std::thread::Builder::new().name("desk".to_owned()).spawn(move || thread.run(receiver));
-        let spawned = spawned.map_err(|source| StoreError::File { op: "start the thread for", path: "desk".into(), source })?;
+        let spawned =
+            spawned.map_err(|source| StoreError::File { op: "start the thread for", path: "desk".into(), source })?;
         Ok((Self { sender, shared }, spawned))
     }
 

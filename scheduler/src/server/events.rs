@@ -30,6 +30,12 @@ fn number(call: &Call, name: &'static str) -> Result<Option<u64>, Problem> {
     call.query(name).map(read).transpose()
 }
 
+/// Reads how many rows are wanted.
+fn limit(call: &Call) -> Result<usize, Problem> {
+    let asked = number(call, "limit")?.unwrap_or(100);
+    Ok(usize::try_from(asked).unwrap_or(ROWS_MAX).clamp(1, ROWS_MAX))
+}
+
 /// An administrator sees every group's events, everybody else the own group's.
 fn scope(actor: &Actor) -> Option<GroupId> {
     (actor.role != Role::Admin).then_some(actor.group)
@@ -45,10 +51,11 @@ pub async fn events(call: Call) -> Result<Response, Problem> {
     if stream {
         return Ok(streamed(call, actor, after));
     }
-    let limit = number(&call, "limit")?.unwrap_or(100).clamp(1, ROWS_MAX as u64) as usize;
+    let limit = limit(&call)?;
     let (group, after) = (scope(&actor), after.unwrap_or(0));
     let rows = call.site.desk.look(move |_, store, _| store.notices(after, group, limit)).await?;
-    let rows = rows.map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", "the event log cannot be read"))?;
+    let rows =
+        rows.map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", "the event log cannot be read"))?;
     let next = rows.last().filter(|_| rows.len() == limit).map(|row| row.seq.to_string());
     page(rows.iter().map(|row| json!(row)).collect(), next)
 }
@@ -56,13 +63,14 @@ pub async fn events(call: Call) -> Result<Response, Problem> {
 /// Lists audit rows.
 pub async fn audit(call: Call) -> Result<Response, Problem> {
     let after = number(&call, "after")?.unwrap_or(0);
-    let limit = number(&call, "limit")?.unwrap_or(100).clamp(1, ROWS_MAX as u64) as usize;
+    let limit = limit(&call)?;
     let group = match call.query("group") {
         None => None,
         Some(text) => Some(text.parse::<GroupId>().map_err(|_| Problem::not_found("group"))?),
     };
     let rows = call.site.desk.look(move |_, store, _| store.audits(after, group, limit)).await?;
-    let rows = rows.map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", "the audit log cannot be read"))?;
+    let rows =
+        rows.map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", "the audit log cannot be read"))?;
     let next = rows.last().filter(|_| rows.len() == limit).map(|row| row.seq.to_string());
     page(rows.iter().map(|row| json!(row)).collect(), next)
 }

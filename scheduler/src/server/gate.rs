@@ -111,7 +111,13 @@ fn depth(body: &[u8]) -> usize {
 }
 
 /// Lets a request through to its handler, or answers it.
-pub async fn pass(site: Arc<Site>, route: &'static Route, peer: IpAddr, id: String, request: Request<Body>) -> Response {
+pub async fn pass(
+    site: Arc<Site>,
+    route: &'static Route,
+    peer: IpAddr,
+    id: String,
+    request: Request<Body>,
+) -> Response {
     let number = site.number();
     let chosen = request.headers().get("x-request-id").and_then(|value| value.to_str().ok());
     let plain = |text: &&str| text.len() <= REQUEST_ID_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic());
@@ -143,7 +149,11 @@ async fn admit(
     name: String,
 ) -> Result<Call, Problem> {
     let now = site.clock.now_ms();
-    limited(if route.policy == Policy::Join { site.join_limit.take(peer, now) } else { site.peer_limit.take(peer, now) })?;
+    limited(if route.policy == Policy::Join {
+        site.join_limit.take(peer, now)
+    } else {
+        site.peer_limit.take(peer, now)
+    })?;
     let (parts, body) = request.into_parts();
     let query = parse_query(&parts.uri)?;
     if parts.headers.contains_key(header::CONTENT_ENCODING) {
@@ -160,7 +170,11 @@ async fn admit(
     let body = match read.await {
         Err(_) => return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "slow", "the body took too long")),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body", format!("a body has at most {most} bytes")));
+            return Err(Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "body",
+                format!("a body has at most {most} bytes"),
+            ));
         }
         Ok(Err(_)) => return Err(Problem::new(StatusCode::BAD_REQUEST, "body", "the body ended early")),
         Ok(Ok(body)) => body.to_bytes().to_vec(),
@@ -203,13 +217,18 @@ async fn authenticate(site: &Arc<Site>, route: &Route, headers: &HeaderMap) -> R
     }
     let refused = || Problem::new(StatusCode::UNAUTHORIZED, "token", "a valid bearer token is needed");
     let hash = bearer(headers).ok_or_else(refused)?.hash();
-    let actor = site.desk.look(move |state, _, now| core::authenticate(state, now, &hash)).await?.ok_or_else(refused)?;
+    let actor =
+        site.desk.look(move |state, _, now| core::authenticate(state, now, &hash)).await?.ok_or_else(refused)?;
     let allowed = match route.policy {
         Policy::Agent => actor.provider.is_some(),
         Policy::User(role) => actor.user.is_some() && actor.role >= role,
         Policy::Open | Policy::Join => true,
     };
-    if allowed { Ok(Some(actor)) } else { Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", "this token may not do that")) }
+    if allowed {
+        Ok(Some(actor))
+    } else {
+        Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", "this token may not do that"))
+    }
 }
 
 /// Answers with JSON.
@@ -230,7 +249,9 @@ mod tests {
 
     #[test]
     fn s13_depth_is_counted_outside_strings_only() {
-        for (text, expect) in [("", 0), ("1", 0), ("[[]]", 2), (r#"{"a":[{"b":1}]}"#, 3), (r#"["[[[[","\"[["]"#, 1), ("]]][", 1)] {
+        for (text, expect) in
+            [("", 0), ("1", 0), ("[[]]", 2), (r#"{"a":[{"b":1}]}"#, 3), (r#"["[[[[","\"[["]"#, 1), ("]]][", 1)]
+        {
             assert_eq!(depth(text.as_bytes()), expect, "{text}");
         }
     }

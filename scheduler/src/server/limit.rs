@@ -34,7 +34,7 @@ impl Limiter {
 
     /// Takes one from the bucket of a key, or tells in how many seconds there will be one.
     pub fn take(&self, key: impl Hash, now_ms: u64) -> Result<(), u64> {
-        let place = (self.hasher.hash_one(key) % BUCKETS as u64) as usize;
+        let place = usize::try_from(self.hasher.hash_one(key) % BUCKETS as u64).unwrap_or(0);
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let (level, at) = &mut buckets[place];
         let elapsed = now_ms.saturating_sub(*at) as f64 / 1000.0;
@@ -44,7 +44,8 @@ impl Limiter {
             *level -= 1.0;
             return Ok(());
         }
-        Err(((1.0 - *level) / self.rate.per_s).ceil().max(1.0) as u64)
+        let wait = std::time::Duration::try_from_secs_f64((1.0 - *level) / self.rate.per_s);
+        Err(wait.map_or(u64::MAX, |wait| wait.as_secs() + 1))
     }
 }
 

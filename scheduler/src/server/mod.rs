@@ -193,9 +193,11 @@ fn router(site: &Arc<Site>) -> Router {
         };
         router = router.route(route.path, axum::routing::on(filter(&route.method), handler));
     }
-    let not_found = || async { Problem::new(StatusCode::NOT_FOUND, "not-found", "there is no such route").into_response() };
-    let not_allowed =
-        || async { Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this route has other methods").into_response() };
+    let not_found =
+        || async { Problem::new(StatusCode::NOT_FOUND, "not-found", "there is no such route").into_response() };
+    let not_allowed = || async {
+        Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this route has other methods").into_response()
+    };
     router.fallback(not_found).method_not_allowed_fallback(not_allowed)
 }
 
@@ -223,7 +225,7 @@ pub async fn start(options: Options) -> Result<Running, ServerError> {
 
 /// Opens the store and takes the lead, on a thread that may wait for it.
 async fn open(options: Options, clock: Clock) -> Result<Desk, ServerError> {
-    let path = options.postgres.is_none().then(|| options.database.clone()).unwrap_or_else(|| "(PostgreSQL)".into());
+    let path = if options.postgres.is_none() { options.database.clone() } else { "(PostgreSQL)".into() };
     let opened = tokio::task::spawn_blocking(move || {
         let store: Box<dyn Store> = match &options.postgres {
             Some(url) => Box::new(PostgresStore::open(url, options.lease)?),

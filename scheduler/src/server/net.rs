@@ -83,9 +83,8 @@ pub fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, TlsError> {
         let path = path.to_owned();
         move |source| TlsError::Pem { path, source }
     };
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&files.certificates)
-        .map_err(pem(&files.certificates))?
-        .collect();
+    let certificates: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(&files.certificates).map_err(pem(&files.certificates))?.collect();
     let certificates = certificates.map_err(pem(&files.certificates))?;
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(pem(&files.key))?;
     let unusable = |source| TlsError::Use { path: files.certificates.clone(), source };
@@ -175,7 +174,12 @@ fn head_bytes(headers: &axum::http::HeaderMap) -> usize {
     headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum()
 }
 
-async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: SocketAddr, router: Router, limits: Limits) {
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: SocketAddr,
+    router: Router,
+    limits: Limits,
+) {
     let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(peer);
         let router = router.clone();
@@ -183,7 +187,8 @@ async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, pee
             // The read buffer is larger than what it was asked to hold, so the head is measured here as well.
             if head_bytes(request.headers()) > HEAD_BYTES {
                 let status = axum::http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-                let problem = super::Problem::new(status, "headers", format!("headers have at most {HEAD_BYTES} bytes"));
+                let problem =
+                    super::Problem::new(status, "headers", format!("headers have at most {HEAD_BYTES} bytes"));
                 return Ok(axum::response::IntoResponse::into_response(problem));
             }
             router.oneshot(request.map(axum::body::Body::new)).await

@@ -94,9 +94,11 @@ fn ask(call: &Call) -> Result<Ask, Problem> {
     let actor = actor(call)?;
     let limit = match call.query("limit") {
         None => PAGE,
-        Some(text) => text.parse().ok().filter(|limit| (1..=PAGE_MAX).contains(limit)).ok_or_else(|| {
-            Problem::invalid("limit", format!("not a number between 1 and {PAGE_MAX}"))
-        })?,
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|limit| (1..=PAGE_MAX).contains(limit))
+            .ok_or_else(|| Problem::invalid("limit", format!("not a number between 1 and {PAGE_MAX}")))?,
     };
     let after = match call.query("after") {
         None => 0,
@@ -125,7 +127,11 @@ fn ask(call: &Call) -> Result<Ask, Problem> {
 }
 
 /// Takes a page out of an ordered list of ids.
-fn take(state: &State, ask: &Ask, keys: impl Iterator<Item = (u128, Key, Option<GroupId>)>) -> (Vec<Value>, Option<String>) {
+fn take(
+    state: &State,
+    ask: &Ask,
+    keys: impl Iterator<Item = (u128, Key, Option<GroupId>)>,
+) -> (Vec<Value>, Option<String>) {
     let seen = keys.filter(|(_, _, group)| match (group, ask.group) {
         (None, _) => true,
         (Some(group), Some(wanted)) => *group == wanted && ask.actor.sees(*group),
@@ -179,7 +185,8 @@ pub async fn instances(call: Call) -> Result<Response, Problem> {
     let ask = ask(&call)?;
     let look = call.site.desk.look(move |state, _, _| {
         let from = (std::ops::Bound::Excluded(InstanceId::new(ask.after)), std::ops::Bound::Unbounded);
-        let wanted = state.instances.range(from).filter(|(_, found)| ask.state.is_none_or(|state| state == found.state));
+        let wanted =
+            state.instances.range(from).filter(|(_, found)| ask.state.is_none_or(|state| state == found.state));
         let keys = wanted.map(|(id, found)| (id.get(), Key::Instance(*id), Some(found.group)));
         take(state, &ask, keys)
     });

@@ -41,7 +41,10 @@ fn text() -> utoipa::openapi::schema::Object {
     ObjectBuilder::new().schema_type(Type::String).build()
 }
 
-fn operation(route: &Route, all: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)>) -> utoipa::openapi::path::Operation {
+fn operation(
+    route: &Route,
+    all: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)>,
+) -> utoipa::openapi::path::Operation {
     let mut operation = OperationBuilder::new().summary(Some(route.summary)).operation_id(Some(name(route)));
     if route.path.contains("{id}") {
         let id = ParameterBuilder::new().name("id").parameter_in(ParameterIn::Path).required(Required::True);

@@ -20,7 +20,8 @@ async fn done(call: &Call, wish: Wish, what: &'static str, status: StatusCode) -
 }
 
 fn own(call: &Call, group: Option<GroupId>) -> Result<GroupId, Problem> {
-    let actor = call.actor.ok_or_else(|| Problem::new(StatusCode::UNAUTHORIZED, "token", "a valid bearer token is needed"))?;
+    let actor =
+        call.actor.ok_or_else(|| Problem::new(StatusCode::UNAUTHORIZED, "token", "a valid bearer token is needed"))?;
     Ok(group.unwrap_or(actor.group))
 }
 
@@ -96,7 +97,8 @@ writes! {
 }
 
 fn generate(prefix: &'static str) -> Result<Secret, Problem> {
-    Secret::generate(prefix).map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "entropy", "the kernel gives no random bytes"))
+    Secret::generate(prefix)
+        .map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "entropy", "the kernel gives no random bytes"))
 }
 
 /// Shows a secret, unless the core answered with an object that an earlier request made.

@@ -62,7 +62,11 @@ impl PostgresStore {
     /// Connects and makes the schema when it is missing.
     pub fn open(url: &str, lease: Duration) -> Result<Self, StoreError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|source| StoreError::File { op: "start a runtime for", path: "postgres".into(), source })?;
+        let runtime = runtime.map_err(|source| StoreError::File {
+            op: "start a runtime for",
+            path: "postgres".into(),
+            source,
+        })?;
         let mut store = Self { url: url.to_owned(), runtime, client: None, epoch: 0, lease, renewed: None };
         store.with("make the schema", async |client| {
             let transaction = client.transaction().await?;

@@ -78,10 +78,13 @@ impl SqliteStore {
         if report != "ok" {
             return Err(damaged(report));
         }
-        let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA mmap_size = 0; PRAGMA trusted_schema = OFF;";
+        let pragmas =
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA mmap_size = 0; PRAGMA trusted_schema = OFF;";
         self.connection.execute_batch(pragmas).map_err(sql("set the journal"))?;
-        let mode: String =
-            self.connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(sql("read the journal mode"))?;
+        let mode: String = self
+            .connection
+            .query_row("PRAGMA journal_mode", [], |row| row.get(0))
+            .map_err(sql("read the journal mode"))?;
         if mode != "wal" {
             return Err(damaged(format!("journal mode is {mode}")));
         }
@@ -89,8 +92,10 @@ impl SqliteStore {
     }
 
     fn migrate(&mut self) -> Result<(), StoreError> {
-        let application: i32 =
-            self.connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(sql("read the application"))?;
+        let application: i32 = self
+            .connection
+            .query_row("PRAGMA application_id", [], |row| row.get(0))
+            .map_err(sql("read the application"))?;
         let mut version = self.version()?;
         if application != APPLICATION && (application != 0 || version != 0 || self.has_tables()?) {
             let report = "it is a database of something else".to_owned();
@@ -253,8 +258,10 @@ impl Store for SqliteStore {
             .map_err(sql("begin a transaction"))?;
         failpoint::hit("txn_begun")?;
         // The lock file says the same; a copied or restored file does not.
-        let epoch: Option<i64> =
-            transaction.query_row("SELECT epoch FROM leader", [], |row| row.get(0)).optional().map_err(sql("read the epoch"))?;
+        let epoch: Option<i64> = transaction
+            .query_row("SELECT epoch FROM leader", [], |row| row.get(0))
+            .optional()
+            .map_err(sql("read the epoch"))?;
         let epoch = epoch.unwrap_or(0).cast_unsigned();
         if epoch != self.epoch {
             return Err(StoreError::Deposed(epoch));

@@ -44,7 +44,8 @@ pub fn run(env: &Env, name: &str, token: &str, engine: Arc<Mutex<SimulatedEngine
 
 pub fn engine() -> Arc<Mutex<SimulatedEngine>> {
     let mut engine = SimulatedEngine::default();
-    engine.capacity = Resources { cpu_millis: 4_000, memory_bytes: 8 << 30, disk_bytes: 1 << 40, ..Resources::default() };
+    engine.capacity =
+        Resources { cpu_millis: 4_000, memory_bytes: 8 << 30, disk_bytes: 1 << 40, ..Resources::default() };
     Arc::new(Mutex::new(engine))
 }
 
@@ -82,7 +83,9 @@ async fn a_restart_of_the_scheduler_disturbs_nothing() {
     let machine = run(&env, "p1", &token, engine());
     let mut ids = Vec::new();
     for number in 0..10 {
-        ids.push(env.post(&env.admin, "/v1/instances", instance(&format!("i{number}"))).await.expect(201)["id"].clone());
+        ids.push(
+            env.post(&env.admin, "/v1/instances", instance(&format!("i{number}"))).await.expect(201)["id"].clone(),
+        );
     }
     for id in &ids {
         reaches(&env, id, "running").await;
@@ -95,10 +98,9 @@ async fn a_restart_of_the_scheduler_disturbs_nothing() {
         (provider["session"].as_u64() >= Some(2)).then_some(())
     })
     .await;
-    let engine = machine.engine.lock().expect("engine");
-    assert_eq!(engine.running(), before);
-    assert!(engine.starts.values().all(|starts| *starts == 1));
-    drop(engine);
+    let after = machine.engine.lock().expect("engine").clone();
+    assert_eq!(after.running(), before);
+    assert!(after.starts.values().all(|starts| *starts == 1));
     for id in &ids {
         reaches(&env, id, "running").await;
     }
@@ -112,7 +114,12 @@ async fn heartbeats_that_say_nothing_new_write_nothing() {
     let id = env.post(&env.admin, "/v1/instances", instance("web")).await.expect(201)["id"].clone();
     reaches(&env, &id, "running").await;
     let shared = &env.running.as_ref().expect("running").site.desk.shared;
-    let read = || (shared.commits.load(std::sync::atomic::Ordering::Relaxed), shared.steps.load(std::sync::atomic::Ordering::Relaxed));
+    let read = || {
+        (
+            shared.commits.load(std::sync::atomic::Ordering::Relaxed),
+            shared.steps.load(std::sync::atomic::Ordering::Relaxed),
+        )
+    };
     // The report that it runs may just be on its way to the disk.
     let before = until("calm", async || {
         let first = read();
@@ -149,7 +156,8 @@ async fn s05_a_lying_provider_harms_only_its_own_instances() {
     }
     // It claims the honest provider's instance, and its name.
     let epoch = state(&env, &id).await["epoch"].clone();
-    let claim = json!([{ "instance": id, "epoch": epoch, "phase": "exited", "code": 1, "reason": "<script>\u{1b}[31m" }]);
+    let claim =
+        json!([{ "instance": id, "epoch": epoch, "phase": "exited", "code": 1, "reason": "<script>\u{1b}[31m" }]);
     let facts = json!({ "facts": { "node": { "value": "honest" }, "tier": { "value": "org" } }, "running": claim });
     let session = env.post(&liar, "/v1/agent/hello", hello(2, facts)).await.expect(200)["session"].clone();
     let sync = json!({ "session": session, "seq": 1, "applied": 0, "accepting": true, "statuses": claim });
@@ -181,7 +189,8 @@ async fn an_order_reaches_its_agent_at_once() {
     for number in 0..20 {
         let start = Instant::now();
         env.post(&env.admin, "/v1/instances", instance(&format!("i{number}"))).await.expect(201);
-        until("the order", async || (machine.engine.lock().expect("engine").starts.len() == number + 2).then_some(())).await;
+        until("the order", async || (machine.engine.lock().expect("engine").starts.len() == number + 2).then_some(()))
+            .await;
         times.push(start.elapsed());
     }
     times.sort();

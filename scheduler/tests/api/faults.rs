@@ -108,8 +108,16 @@ impl Process {
     }
 }
 
-pub async fn call(address: SocketAddr, token: &str, method: Method, path: &str, body: Option<Value>, key: &str) -> Option<(u16, Value)> {
-    let mut request = http().request(method, format!("http://{address}{path}")).bearer_auth(token).timeout(Duration::from_secs(5));
+pub async fn call(
+    address: SocketAddr,
+    token: &str,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+    key: &str,
+) -> Option<(u16, Value)> {
+    let mut request =
+        http().request(method, format!("http://{address}{path}")).bearer_auth(token).timeout(Duration::from_secs(5));
     if !key.is_empty() {
         request = request.header("idempotency-key", key);
     }
@@ -203,7 +211,8 @@ async fn f06_a_stopped_scheduler_goes_on_where_it_stood() {
     process.signal(Signal::CONT);
     let (answer, token) = waiting.await.expect("task");
     let made = answer.filter(|(status, _)| *status == 201).expect("an answer").1;
-    let repeated = call(address, &token, Method::POST, "/v1/instances", Some(instance("web")), "k").await.expect("answer");
+    let repeated =
+        call(address, &token, Method::POST, "/v1/instances", Some(instance("web")), "k").await.expect("answer");
     assert_eq!(repeated.1["id"], made["id"]);
 }
 
@@ -281,7 +290,8 @@ async fn a_backup_is_a_pool_that_can_be_restored() {
     drop(process);
     SqliteStore::restore(&copy, &live).expect("restore");
     let process = Process::start(folder.path(), "");
-    let (_, list) = call(process.address.expect("address"), &token, Method::GET, "/v1/instances", None, "").await.expect("list");
+    let (_, list) =
+        call(process.address.expect("address"), &token, Method::GET, "/v1/instances", None, "").await.expect("list");
     let names: Vec<&Value> = list["items"].as_array().expect("items").iter().map(|item| &item["name"]).collect();
     assert_eq!(names, [&json!("kept")]);
 }

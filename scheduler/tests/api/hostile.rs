@@ -112,7 +112,10 @@ async fn s14_slow_heads_and_bodies_are_cut_and_do_not_slow_others() {
         assert!(start.elapsed() < Duration::from_secs(9), "a slow head is kept");
     }
     drop(slow);
-    let request = format!("POST /v1/groups HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: 9\r\n\r\n{{", env.admin);
+    let request = format!(
+        "POST /v1/groups HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: 9\r\n\r\n{{",
+        env.admin
+    );
     let mut stream = TcpStream::connect(env.address()).expect("connect");
     stream.write_all(request.as_bytes()).expect("write");
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");

@@ -35,7 +35,16 @@ async fn s01_a_token_counts_in_its_header_only_and_no_answer_shows_it() {
         let path = format!("/v1/whoami?{path}={}", env.admin);
         assert_eq!(env.get("", &path).await.status, 401);
     }
-    for path in ["/v1/tokens", "/v1/joins", "/v1/audit", "/v1/events", "/v1/users", "/v1/providers", "/metrics", "/v1/openapi.json"] {
+    for path in [
+        "/v1/tokens",
+        "/v1/joins",
+        "/v1/audit",
+        "/v1/events",
+        "/v1/users",
+        "/v1/providers",
+        "/metrics",
+        "/v1/openapi.json",
+    ] {
         let reply = env.get(&env.admin, path).await;
         assert_eq!(reply.status, 200, "{path}");
         assert!(!reply.text.contains(&env.admin[4..]), "a80: {path} shows a secret");
@@ -64,8 +73,14 @@ async fn s02_every_route_holds_its_policy_for_every_role() {
     let (group, _, member) = env.tenant("a", "member").await;
     let (_, reader) = env.user(&group, "r", "reader").await;
     let (_, agent) = env.provider(&member, "p1").await;
-    let callers =
-        [("nobody", ""), ("stranger", "crc_00"), ("reader", &reader), ("member", &member), ("admin", &env.admin), ("agent", &agent)];
+    let callers = [
+        ("nobody", ""),
+        ("stranger", "crc_00"),
+        ("reader", &reader),
+        ("member", &member),
+        ("admin", &env.admin),
+        ("agent", &agent),
+    ];
     let mut checked = 0;
     for route in routes() {
         // An id of nothing: whoever passes the policy gets past 401 and 403, and nothing is changed by it.
@@ -108,7 +123,8 @@ async fn s02_no_token_makes_a_stronger_one_and_expired_or_revoked_ones_end() {
 #[tokio::test]
 async fn s03_a_join_token_works_once_for_its_name_and_not_after_its_time() {
     let env = Env::start().await;
-    let join = |name: &str, ttl: u64| env.post(&env.admin, "/v1/joins", json!({ "provider_name": name, "ttl_ms": ttl }));
+    let join =
+        |name: &str, ttl: u64| env.post(&env.admin, "/v1/joins", json!({ "provider_name": name, "ttl_ms": ttl }));
     join("p", 3_600_001).await.expect(422);
     let made = join("p1", 60_000).await.expect(201);
     let secret = made["secret"].as_str().expect("secret");

@@ -1,5 +1,8 @@
 //! The HTTP API as clients and attackers meet it, over real sockets.
 
+#![expect(clippy::disallowed_methods, reason = "children of the tests are told what to do by the environment")]
+#![expect(clippy::print_stdout, reason = "a skipped test says so")]
+
 mod agent;
 mod faults;
 mod hostile;

@@ -62,7 +62,8 @@ async fn s18_a_repeated_request_gives_the_same_object_and_another_one_is_refused
     let env = Env::start().await;
     let (_, _, other) = env.tenant("a", "member").await;
     let key = [("idempotency-key", "k1")];
-    let make = async |token: &str, body: Value| env.call_with(token, Method::POST, "/v1/instances", Some(body), &key).await;
+    let make =
+        async |token: &str, body: Value| env.call_with(token, Method::POST, "/v1/instances", Some(body), &key).await;
     let first = make(&env.admin, instance("web")).await.expect(201);
     let again = make(&env.admin, instance("web")).await.expect(201);
     assert_eq!(first["id"], again["id"]);
@@ -102,7 +103,8 @@ async fn events_go_on_where_a_stream_was_cut() {
         let mut stream = request.send().await.expect("stream");
         let mut text = String::new();
         while text.matches("id: ").count() < all.len() - 2 {
-            let chunk = tokio::time::timeout(DEADLINE, stream.chunk()).await.expect("in time").expect("chunk").expect("more");
+            let chunk =
+                tokio::time::timeout(DEADLINE, stream.chunk()).await.expect("in time").expect("chunk").expect("more");
             text.push_str(&String::from_utf8_lossy(&chunk));
         }
         let ids: Vec<u64> = text.lines().filter_map(|line| line.strip_prefix("id: ")?.parse().ok()).collect();
@@ -132,7 +134,8 @@ async fn s31_every_mutation_has_a_row_and_tampering_shows() {
     let rows = audits(&env).await;
     assert_eq!(rows.len(), before);
     let verbs: Vec<&str> = rows.iter().map(|row| row.verb.as_str()).collect();
-    let expect = ["pool.bootstrap", "group.create", "user.create", "token.create", "instance.create", "instance.delete"];
+    let expect =
+        ["pool.bootstrap", "group.create", "user.create", "token.create", "instance.create", "instance.delete"];
     assert_eq!(verbs, expect);
     let of = |id: &str| rows.iter().filter(|row| row.group.to_string() == id).cloned().collect::<Vec<_>>();
     let (theirs, ours) = (of(&group), of(&rows[0].group.to_string()));

@@ -62,7 +62,8 @@ impl Postgres {
             let owned = Command::new("chown").arg("-R").arg("postgres").arg(folder.path()).status().expect("chown");
             assert!(owned.success());
         }
-        let made = as_user(&initdb).args(["-A", "trust", "-U", "coracle", "-D"]).arg(&data).stdout(Stdio::null()).status();
+        let made =
+            as_user(&initdb).args(["-A", "trust", "-U", "coracle", "-D"]).arg(&data).stdout(Stdio::null()).status();
         assert!(made.expect("initdb").success());
         let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("port").port();
         let child = as_user(&server)
@@ -88,7 +89,8 @@ impl Postgres {
 
     /// Makes a fresh database.
     async fn database(&self, name: &str) -> String {
-        let (client, connection) = tokio_postgres::connect(&self.url("postgres"), tokio_postgres::NoTls).await.expect("connect");
+        let (client, connection) =
+            tokio_postgres::connect(&self.url("postgres"), tokio_postgres::NoTls).await.expect("connect");
         let task = tokio::spawn(connection);
         client.batch_execute(&format!("CREATE DATABASE {name}")).await.expect("database");
         task.abort();
@@ -101,7 +103,9 @@ impl Postgres {
 async fn f04_f34_everything_holds_on_postgresql_too() {
     let started = tokio::task::spawn_blocking(|| Postgres::start("f04_f34_everything_holds_on_postgresql_too"));
     let Some(server) = started.await.expect("start") else { return };
-    for point in ["req_authed", "txn_begun", "row_written", "before_commit", "after_commit", "reply_ready", "lease_taken"] {
+    for point in
+        ["req_authed", "txn_begun", "row_written", "before_commit", "after_commit", "reply_ready", "lease_taken"]
+    {
         let url = server.database(&format!("kill_{point}")).await;
         kill_at(point, "kill", &url).await;
     }
@@ -191,7 +195,8 @@ async fn broken_connection(server: &Postgres, url: &str) {
     let process = Process::start_on(folder.path(), "", url);
     let address = process.address.expect("address");
     let token = fs_err::read_to_string(folder.path().join("secret")).expect("secret");
-    let (client, connection) = tokio_postgres::connect(&server.url("postgres"), tokio_postgres::NoTls).await.expect("connect");
+    let (client, connection) =
+        tokio_postgres::connect(&server.url("postgres"), tokio_postgres::NoTls).await.expect("connect");
     let _task = tokio::spawn(connection);
     let cut = tokio::spawn(async move {
         for _ in 0..20 {

@@ -54,10 +54,10 @@ impl Env {
         let mut options = Options::new(SocketAddr::from(([127, 0, 0, 1], 0)), folder.path().join("pool.db"));
         change(&mut options);
         let running = server::start(options.clone()).await.expect("start");
-        let secret = server::bootstrap(&running.site, name("ops"), name("root")).await.expect("bootstrap").expect("first");
+        let secret =
+            server::bootstrap(&running.site, name("ops"), name("root")).await.expect("bootstrap").expect("first");
         Self { folder, running: Some(running), http: http(), admin: secret.reveal(), options }
     }
-
 
     pub fn address(&self) -> SocketAddr {
         self.running.as_ref().expect("running").address
@@ -71,7 +71,14 @@ impl Env {
         self.call_with(token, method, path, body, &[]).await
     }
 
-    pub async fn call_with(&self, token: &str, method: Method, path: &str, body: Option<Value>, headers: &[(&str, &str)]) -> Reply {
+    pub async fn call_with(
+        &self,
+        token: &str,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        headers: &[(&str, &str)],
+    ) -> Reply {
         let mut request = self.http.request(method, format!("{}{path}", self.base())).timeout(DEADLINE);
         if !token.is_empty() {
             request = request.bearer_auth(token);

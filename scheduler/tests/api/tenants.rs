@@ -70,10 +70,14 @@ async fn s10_volumes_and_dependencies_of_others_do_not_exist() {
     let env = Env::start().await;
     let (_, _, one) = env.tenant("a", "member").await;
     let (_, _, two) = env.tenant("b", "member").await;
-    let volume = env.post(&one, "/v1/volumes", json!({ "name": "v", "size_bytes": 10 })).await.expect(201)["id"].clone();
+    let volume =
+        env.post(&one, "/v1/volumes", json!({ "name": "v", "size_bytes": 10 })).await.expect(201)["id"].clone();
     let spec = json!({ "image": "alpine", "volumes": [{ "volume": volume, "path": "/data" }] });
     env.post(&two, "/v1/instances", json!({ "spec": spec })).await.expect(404);
-    let job = env.post(&one, "/v1/jobs", json!({ "spec": { "name": "j", "template": { "image": "alpine" } } })).await.expect(201);
+    let job = env
+        .post(&one, "/v1/jobs", json!({ "spec": { "name": "j", "template": { "image": "alpine" } } }))
+        .await
+        .expect(201);
     let spec = json!({ "name": "j", "template": { "image": "alpine" }, "depends_on": [job["id"]] });
     env.post(&two, "/v1/jobs", json!({ "spec": spec })).await.expect(404);
 }
@@ -97,7 +101,16 @@ async fn s10_an_affinity_does_not_feel_for_other_tenants() {
 #[tokio::test]
 async fn s17_a85_paths_in_ids_lead_nowhere() {
     let env = Env::start().await;
-    for id in ["..%2f..%2fetc%2fpasswd", "%2e%2e", "%00", "..%5c", "%c0%ae%c0%ae", "a;b", "0000000000000000000000000.", "%252e%252e"] {
+    for id in [
+        "..%2f..%2fetc%2fpasswd",
+        "%2e%2e",
+        "%00",
+        "..%5c",
+        "%c0%ae%c0%ae",
+        "a;b",
+        "0000000000000000000000000.",
+        "%252e%252e",
+    ] {
         for kind in ["instances", "providers", "jobs", "volumes"] {
             let reply = env.get(&env.admin, &format!("/v1/{kind}/{id}")).await;
             assert!([400, 404].contains(&reply.status.as_u16()), "{kind}/{id}: {}", reply.status);

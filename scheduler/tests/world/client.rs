@@ -100,8 +100,7 @@ fn wish(world: &mut World, group: GroupId) -> (Wish, u64) {
         }
         2 => {
             let global = world.dice.chance(300);
-            let spec =
-                ServiceSpec { name, template, replicas: 3, global, max_parallel: Some(2), healthy_ms: 5_000 };
+            let spec = ServiceSpec { name, template, replicas: 3, global, max_parallel: Some(2), healthy_ms: 5_000 };
             (Wish::CreateService { group, spec: Box::new(spec) }, 3)
         }
         _ => (Wish::CreateInstance { group, name: Some(name), spec: Box::new(template) }, 1),

@@ -91,7 +91,10 @@ impl Judge {
         for ((instance, epoch), starts) in &engine.starts {
             let place = self.begun.entry((*instance, *epoch)).or_insert(agent);
             assert_eq!(*place, agent, "{instance} epoch {epoch} was begun on two providers");
-            assert!(*starts == 1 || self.rebooted.contains(&agent), "{instance} epoch {epoch} was begun {starts} times");
+            assert!(
+                *starts == 1 || self.rebooted.contains(&agent),
+                "{instance} epoch {epoch} was begun {starts} times"
+            );
         }
     }
 
@@ -121,7 +124,12 @@ impl Judge {
         }
         for service in world.state.services.values().filter(|found| !found.spec.global && found.halted.is_none()) {
             let of = |found: &&Instance| matches!(found.owner, Owner::Service { service: id, .. } if id == service.id);
-            let live = world.state.instances.values().filter(of).filter(|found| !found.state.is_final() && found.stop.is_none());
+            let live = world
+                .state
+                .instances
+                .values()
+                .filter(of)
+                .filter(|found| !found.state.is_final() && found.stop.is_none());
             assert_eq!(live.count(), service.spec.replicas as usize, "service {}", service.spec.name);
         }
     }

@@ -218,13 +218,7 @@ impl World {
         engine.facts.insert("zone".to_owned(), FactReport { value: FactValue::Text(zone), age_ms: 0, ttl_ms: None });
         let rate = 950 + self.dice.below(101);
         let offset_ms = self.dice.below(1_000_000_000);
-        let agent = Agent {
-            id,
-            machine: Machine::new(0, offset_ms + self.now * rate / 1000),
-            engine,
-            rate,
-            offset_ms,
-        };
+        let agent = Agent { id, machine: Machine::new(0, offset_ms + self.now * rate / 1000), engine, rate, offset_ms };
         self.by_id.insert(id, self.agents.len());
         self.agents.push(agent);
         let beat = self.dice.below(self.options.beat_ms);
@@ -263,7 +257,12 @@ impl World {
         self.ask_with_key(actor, wish, None)
     }
 
-    pub fn ask_with_key(&mut self, actor: Option<Actor>, wish: Wish, key: Option<String>) -> Option<Result<Answer, Refusal>> {
+    pub fn ask_with_key(
+        &mut self,
+        actor: Option<Actor>,
+        wish: Wish,
+        key: Option<String>,
+    ) -> Option<Result<Answer, Refusal>> {
         if self.now < self.down_until {
             return None;
         }
@@ -322,8 +321,12 @@ impl World {
         for action in actions {
             let Action::Answer(ticket, answer) = action else { continue };
             match (self.agents_waiting.remove(&ticket), *answer) {
-                (Some((agent, sent, _)), Ok(Answer::Hello(reply))) => self.transmit(Message::HelloReply(agent, sent, reply)),
-                (Some((agent, sent, _)), Ok(Answer::Sync(reply))) => self.transmit(Message::SyncReply(agent, sent, reply)),
+                (Some((agent, sent, _)), Ok(Answer::Hello(reply))) => {
+                    self.transmit(Message::HelloReply(agent, sent, reply))
+                }
+                (Some((agent, sent, _)), Ok(Answer::Sync(reply))) => {
+                    self.transmit(Message::SyncReply(agent, sent, reply))
+                }
                 (Some((agent, _, session)), Err(Refusal::HelloNeeded)) => {
                     self.transmit(Message::HelloNeeded(agent, session));
                 }
@@ -384,7 +387,12 @@ impl World {
                 *kinds.entry(line.split(' ').nth(1).unwrap_or_default().to_owned()).or_default() += 1;
             }
             let states: Vec<_> = self.state.instances.values().map(|found| found.state).collect();
-            eprintln!("{} steps, leader {}, {kinds:#?} {:?} {states:?}", self.steps, self.leader, self.state.counters());
+            eprintln!(
+                "{} steps, leader {}, {kinds:#?} {:?} {states:?}",
+                self.steps,
+                self.leader,
+                self.state.counters()
+            );
         }
     }
 
@@ -399,16 +407,16 @@ impl World {
                 let next = self.options.storm_ms / 60;
                 self.send(next.max(1), Message::Client);
             }
-            Message::Hello(agent, sent, hello) => self.to_scheduler((agent, sent, 0), |provider, ticket| Event::Hello {
-                ticket,
-                provider,
-                hello: Box::new(hello),
+            Message::Hello(agent, sent, hello) => self.deliver_to_scheduler((agent, sent, 0), |provider, ticket| {
+                Event::Hello { ticket, provider, hello: Box::new(hello) }
             }),
-            Message::Sync(agent, sent, sync) => self.to_scheduler((agent, sent, sync.session), |provider, ticket| Event::Sync {
-                ticket,
-                provider,
-                sync: Box::new(sync),
-            }),
+            Message::Sync(agent, sent, sync) => {
+                self.deliver_to_scheduler((agent, sent, sync.session), |provider, ticket| Event::Sync {
+                    ticket,
+                    provider,
+                    sync: Box::new(sync),
+                })
+            }
             Message::HelloReply(index, sent, reply) => {
                 let agent = &mut self.agents[index];
                 let clock = agent.clock(self.now);
@@ -430,7 +438,7 @@ impl World {
         self.judge.look(index, &agent.engine);
     }
 
-    fn to_scheduler(&mut self, from: (usize, u64, u64), event: impl FnOnce(ProviderId, u64) -> Event) {
+    fn deliver_to_scheduler(&mut self, from: (usize, u64, u64), event: impl FnOnce(ProviderId, u64) -> Event) {
         if self.now < self.down_until {
             return;
         }
@@ -471,7 +479,8 @@ impl World {
         self.look(index);
         self.transmit(message);
         // A partition: the agent is cut off for a while.
-        let pause = if self.faults && self.dice.chance(10) { self.dice.below(self.options.partition_max_ms) } else { 0 };
+        let pause =
+            if self.faults && self.dice.chance(10) { self.dice.below(self.options.partition_max_ms) } else { 0 };
         let beat = self.options.beat_ms + pause;
         self.send(beat, Message::Beat(index));
     }
