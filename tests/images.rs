@@ -87,7 +87,9 @@ fn removing_one_image_keeps_what_another_shares() {
     env.coracle(&["pull", &env.image("python3")]).ok();
     env.coracle(&["pull", &env.image("nginx")]).ok();
     env.coracle(&["rmi", &env.image("python3")]).ok();
-    assert_eq!(walk_layers(&env).len(), 2);
+    let layers =
+        walk_layers(&env).into_iter().filter(|path| !path.file_name().unwrap().to_string_lossy().starts_with('.'));
+    assert_eq!(layers.count(), 2);
     env.container(&[&env.image("nginx"), "nginx", "-v"]).ok();
 }
 
