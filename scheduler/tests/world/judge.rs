@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use coracle_scheduler::agent::SimulatedEngine;
+use coracle_scheduler::agent::{Engine as _, SimulatedEngine};
 use coracle_scheduler::model::*;
 
-use super::World;
+use super::{Agent, World};
 
 #[derive(Default)]
 pub struct Judge {
@@ -95,6 +95,19 @@ impl Judge {
                 *starts == 1 || self.rebooted.contains(&agent),
                 "{instance} epoch {epoch} was begun {starts} times"
             );
+        }
+    }
+
+    /// Of an instance with `stop_after`, two never run at once.
+    pub fn alone(&self, index: usize, agents: &[Agent]) {
+        for (instance, epoch) in agents[index].engine.running() {
+            if agents[index].engine.alone_ms(instance, epoch).is_none() {
+                continue;
+            }
+            for (other, agent) in agents.iter().enumerate().filter(|(other, _)| *other != index) {
+                let twice = agent.engine.running().iter().any(|(found, _)| *found == instance);
+                assert!(!twice, "{instance} may not run twice and does, at {index} and {other}");
+            }
         }
     }
 

@@ -113,6 +113,8 @@ pub struct Agent {
     rate: u64,
     /// What its clock showed at the beginning.
     offset_ms: u64,
+    /// Nothing gets through to it or from it before.
+    cut_until: u64,
 }
 
 impl Agent {
@@ -218,7 +220,14 @@ impl World {
         engine.facts.insert("zone".to_owned(), FactReport { value: FactValue::Text(zone), age_ms: 0, ttl_ms: None });
         let rate = 950 + self.dice.below(101);
         let offset_ms = self.dice.below(1_000_000_000);
-        let agent = Agent { id, machine: Machine::new(0, offset_ms + self.now * rate / 1000), engine, rate, offset_ms };
+        let agent = Agent {
+            id,
+            machine: Machine::new(0, offset_ms + self.now * rate / 1000),
+            engine,
+            rate,
+            offset_ms,
+            cut_until: 0,
+        };
         self.by_id.insert(id, self.agents.len());
         self.agents.push(agent);
         let beat = self.dice.below(self.options.beat_ms);
@@ -232,6 +241,18 @@ impl World {
 
     /// Sends over the bad network.
     fn transmit(&mut self, message: Message) {
+        let (Message::Hello(agent, ..)
+        | Message::Sync(agent, ..)
+        | Message::HelloReply(agent, ..)
+        | Message::SyncReply(agent, ..)
+        | Message::HelloNeeded(agent, _)
+        | Message::Beat(agent)) = &message
+        else {
+            return;
+        };
+        if self.now < self.agents[*agent].cut_until {
+            return;
+        }
         let copies = if !self.faults {
             1
         } else if self.dice.chance(self.options.loss) {
@@ -436,6 +457,9 @@ impl World {
     fn look(&mut self, index: usize) {
         let agent = &self.agents[index];
         self.judge.look(index, &agent.engine);
+        if self.agents.len() < 100 {
+            self.judge.alone(index, &self.agents);
+        }
     }
 
     fn deliver_to_scheduler(&mut self, from: (usize, u64, u64), event: impl FnOnce(ProviderId, u64) -> Event) {
@@ -478,10 +502,11 @@ impl World {
         };
         self.look(index);
         self.transmit(message);
-        // A partition: the agent is cut off for a while.
-        let pause =
-            if self.faults && self.dice.chance(10) { self.dice.below(self.options.partition_max_ms) } else { 0 };
-        let beat = self.options.beat_ms + pause;
+        // A partition: the agent works on, and nobody hears it.
+        if self.faults && self.dice.chance(10) {
+            self.agents[index].cut_until = now + self.dice.below(self.options.partition_max_ms);
+        }
+        let beat = self.options.beat_ms;
         self.send(beat, Message::Beat(index));
     }
 
