@@ -91,9 +91,8 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(input: &str) -> Result<Digest, DigestError> {
-        let refuse = || DigestError {
-            input: input.chars().take(QUOTED_LENGTH_MAX).flat_map(char::escape_debug).collect(),
-        };
+        let refuse =
+            || DigestError { input: input.chars().take(QUOTED_LENGTH_MAX).flat_map(char::escape_debug).collect() };
         let (name, hex) = input.split_once(':').ok_or_else(refuse)?;
         let algorithm = match name {
             "sha256" => Algorithm::Sha256,

@@ -24,11 +24,10 @@ impl Compression {
         let kind = media_type.strip_prefix(DOCKER).or_else(|| media_type.strip_prefix(OCI))?;
         match kind {
             "diff.tar" | "v1.tar" | "nondistributable.v1.tar" => Some(Compression::Plain),
-            "diff.tar.gzip" | "foreign.diff.tar.gzip" | "v1.tar+gzip"
-            | "nondistributable.v1.tar+gzip" => Some(Compression::Gzip),
-            "diff.tar.zstd" | "v1.tar+zstd" | "nondistributable.v1.tar+zstd" => {
-                Some(Compression::Zstd)
+            "diff.tar.gzip" | "foreign.diff.tar.gzip" | "v1.tar+gzip" | "nondistributable.v1.tar+gzip" => {
+                Some(Compression::Gzip)
             }
+            "diff.tar.zstd" | "v1.tar+zstd" | "nondistributable.v1.tar+zstd" => Some(Compression::Zstd),
             _ => None,
         }
     }

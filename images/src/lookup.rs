@@ -20,7 +20,11 @@ use crate::unpack;
 #[expect(missing_docs, reason = "each text says what the variant means")]
 pub enum LookupError {
     #[error("cannot read {} in the image", path.display())]
-    Io { path: PathBuf, #[source] source: io::Error },
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("{} in the image is not a regular file", path.display())]
     NotAFile { path: PathBuf },
     #[error("{} in the image has too many symbolic links", path.display())]
@@ -61,7 +65,8 @@ pub fn open_in_layers(layers: &[PathBuf], path: &Path) -> Result<Option<std::fs:
                 done.push(name);
             }
             Found::Link(target) => {
-                links_left = links_left.checked_sub(1).ok_or_else(|| LookupError::SymlinkLoop { path: path.to_path_buf() })?;
+                links_left =
+                    links_left.checked_sub(1).ok_or_else(|| LookupError::SymlinkLoop { path: path.to_path_buf() })?;
                 if target.starts_with(b"/") {
                     done.clear();
                     here = root(layers).map_err(failed)?;
@@ -109,8 +114,7 @@ fn walk(layers: &[PathBuf], path: &[Vec<u8>]) -> Result<Vec<OwnedFd>, Errno> {
     Ok(here)
 }
 
-const DIRECTORY_FLAGS: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Looks a name up as overlayfs does: the topmost entry wins, directories merge down to the first
 /// opaque one, anything that is no directory ends the merging.

@@ -81,7 +81,8 @@ fn empty(top: &OwnedFd, moved: &mut u64) -> Result<(), Errno> {
             let done = levels.pop().map(|level| level.name).unwrap_or_default();
             if let Some(parent) = levels.last() {
                 match fs::unlinkat(&parent.fd, &done, AtFlags::REMOVEDIR) {
-                    Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST) => {}
+                    // Filled or swapped meanwhile: the next pass sees what is there then.
+                    Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}
                     Err(errno) => return Err(errno),
                 }
             }

@@ -45,8 +45,8 @@ impl Loading<'_> {
         let names = item.repo_tags.iter().flatten().map(|name| name.parse::<Reference>());
         let names = names.collect::<Result<Vec<_>, _>>().map_err(|source| LoadError::Name { source })?;
         let bytes = self.source.read(&item.config, limits::CONFIG_BYTES_MAX)?;
-        let config: ImageConfiguration = serde_json::from_slice(&bytes)
-            .map_err(|source| LoadError::Json { name: item.config.clone(), source })?;
+        let config: ImageConfiguration =
+            serde_json::from_slice(&bytes).map_err(|source| LoadError::Json { name: item.config.clone(), source })?;
         let diff_ids = config.rootfs().diff_ids();
         let layers = item.layers.as_deref().unwrap_or_default();
         if diff_ids.len() != layers.len() || layers.len() > limits::LAYERS_MAX {
@@ -63,8 +63,7 @@ impl Loading<'_> {
             let diff_id: Digest = diff_id.parse().map_err(|source| LoadError::DiffId { source })?;
             document.layers.push(self.docker_layer(&diff_id, member)?);
         }
-        let manifest = converted(&document)
-            .map_err(|source| LoadError::Json { name: item.config.clone(), source })?;
+        let manifest = converted(&document).map_err(|source| LoadError::Json { name: item.config.clone(), source })?;
         let digest = Digest::of(&manifest);
         self.store.write_blob(&digest, &manifest)?;
         self.publish(&digest, MANIFEST_MEDIA_TYPE, None, &names)

@@ -37,7 +37,10 @@ enum Content {
 }
 
 enum Member {
-    File { offset: u64, size_bytes: u64 },
+    File {
+        offset: u64,
+        size_bytes: u64,
+    },
     /// The full name of another member.
     Link(Vec<u8>),
 }
@@ -182,9 +185,14 @@ fn seekable(file: OwnedFd, store: &Store) -> io::Result<OwnedFd> {
 /// Learns where the members of an archive are. Of two with the same name the later one counts.
 fn list(file: &Arc<OwnedFd>, path: &Path) -> Result<HashMap<Vec<u8>, Member>, LoadError> {
     let damaged = |source| LoadError::Archive { path: path.to_path_buf(), source };
-    let stat = fs::fstat(file).map_err(|errno| LoadError::Io { op: "examine", path: path.to_path_buf(), source: errno.into() })?;
+    let stat = fs::fstat(file).map_err(|errno| LoadError::Io {
+        op: "examine",
+        path: path.to_path_buf(),
+        source: errno.into(),
+    })?;
     let left = u64::try_from(stat.st_size).unwrap_or(0);
-    let mut archive = Archive::new(BufReader::with_capacity(1 << 18, Window { file: Arc::clone(file), offset: 0, left }));
+    let mut archive =
+        Archive::new(BufReader::with_capacity(1 << 18, Window { file: Arc::clone(file), offset: 0, left }));
     let mut members = HashMap::new();
     while let Some(entry) = archive.next_entry().map_err(damaged)? {
         let Some(name) = clean(b"", &entry.path) else { continue };

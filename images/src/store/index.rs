@@ -111,7 +111,8 @@ impl Entry {
     /// Remembers where the manifest came from.
     pub fn with_origin(mut self, original: Option<&Digest>, index: Option<&Digest>) -> Entry {
         let pairs = [(ORIGINAL_ANNOTATION, original), (INDEX_ANNOTATION, index)];
-        self.annotations.extend(pairs.into_iter().filter_map(|(key, digest)| Some((key.to_owned(), digest?.to_string()))));
+        self.annotations
+            .extend(pairs.into_iter().filter_map(|(key, digest)| Some((key.to_owned(), digest?.to_string()))));
         self
     }
 

@@ -61,7 +61,11 @@ pub enum IngestError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("cannot fetch blob {digest}")]
-    Source { digest: Digest, #[source] source: SourceError },
+    Source {
+        digest: Digest,
+        #[source]
+        source: SourceError,
+    },
     #[error("blob {digest} is {size_bytes} bytes, the limit is {max_bytes}")]
     TooLarge { digest: Digest, size_bytes: u64, max_bytes: u64 },
     #[error("blob {digest} is longer than the {size_bytes} bytes that were announced")]
@@ -73,11 +77,23 @@ pub enum IngestError {
     #[error("layer {digest} is called {declared} and is {found}")]
     WrongCompression { digest: Digest, declared: Compression, found: Compression },
     #[error("layer {digest} is damaged")]
-    Decode { digest: Digest, #[source] source: io::Error },
+    Decode {
+        digest: Digest,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot unpack layer {digest}")]
-    Unpack { digest: Digest, #[source] source: UnpackError },
+    Unpack {
+        digest: Digest,
+        #[source]
+        source: UnpackError,
+    },
     #[error("cannot start a thread for layer {digest}")]
-    Thread { digest: Digest, #[source] source: io::Error },
+    Thread {
+        digest: Digest,
+        #[source]
+        source: io::Error,
+    },
 }
 
 impl Store {
@@ -99,11 +115,14 @@ impl Store {
         let what = layer.blob.short();
         progress.begin(what, layer.size_bytes);
         let result = self.ingest_locked(layer, open, progress);
-        progress.finish(what, match &result {
-            Ok(Ingested::Present) => "already here",
-            Ok(_) => "done",
-            Err(_) => "failed",
-        });
+        progress.finish(
+            what,
+            match &result {
+                Ok(Ingested::Present) => "already here",
+                Ok(_) => "done",
+                Err(_) => "failed",
+            },
+        );
         result
     }
 
@@ -138,7 +157,12 @@ impl Store {
 
     /// Unpacks what is not unpacked yet of an image that is in the store; returns its directories
     /// as [`Store::layers`] does.
-    pub fn unpack(&self, image: &Image, space: &LayerSpace, progress: &dyn Progress) -> Result<Vec<PathBuf>, IngestError> {
+    pub fn unpack(
+        &self,
+        image: &Image,
+        space: &LayerSpace,
+        progress: &dyn Progress,
+    ) -> Result<Vec<PathBuf>, IngestError> {
         let _keep = self.keep()?;
         for layer in &image.layers {
             let Layer { blob, size_bytes, diff_id, compression } = layer;
@@ -205,7 +229,9 @@ impl Store {
             let _ = fs_err::remove_file(&path);
             let is_data = matches!(
                 error,
-                IngestError::WrongDigest { .. } | IngestError::Decode { .. } | IngestError::WrongCompression { .. }
+                IngestError::WrongDigest { .. }
+                    | IngestError::Decode { .. }
+                    | IngestError::WrongCompression { .. }
                     | IngestError::Unpack { source: UnpackError::Archive { .. } | UnpackError::Entry { .. }, .. }
             );
             if kept_bytes == 0 || !is_data {
@@ -321,9 +347,7 @@ fn pass_error(layer: &LayerIngest<'_>, error: PassError) -> IngestError {
     match error {
         PassError::Source => IngestError::Source { digest, source: Box::new(SourceFailed) },
         PassError::Decode(source) => IngestError::Decode { digest, source },
-        PassError::Compression(found) => {
-            IngestError::WrongCompression { digest, declared: layer.compression, found }
-        }
+        PassError::Compression(found) => IngestError::WrongCompression { digest, declared: layer.compression, found },
         PassError::Unpack(source) => IngestError::Unpack { digest, source },
         PassError::Thread(source) => IngestError::Thread { digest, source },
     }

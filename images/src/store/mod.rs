@@ -37,7 +37,7 @@ use rustix::io::Errno;
 
 pub use find::HistoryEntry;
 pub(crate) use index::{Index, MANIFEST_MEDIA_TYPE, NAME_ANNOTATION};
-pub use ingest::{Ingested, IngestError, LayerIngest, OpenSource, SourceError};
+pub use ingest::{IngestError, Ingested, LayerIngest, OpenSource, SourceError};
 pub use publish::Publication;
 pub(crate) use publish::converted;
 pub use remove::Removed;
@@ -90,9 +90,18 @@ pub struct Image {
 #[expect(missing_docs, reason = "each text says what the variant means")]
 pub enum StoreError {
     #[error("cannot {op} {}", path.display())]
-    Io { op: &'static str, path: PathBuf, #[source] source: io::Error },
+    Io {
+        op: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("{} is damaged", path.display())]
-    Damaged { path: PathBuf, #[source] source: serde_json::Error },
+    Damaged {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
     #[error("{} is an image layout of an unknown version", path.display())]
     LayoutVersion { path: PathBuf },
     #[error("blob {digest} is missing")]
@@ -100,13 +109,25 @@ pub enum StoreError {
     #[error("blob {digest} is damaged; pull the image again")]
     BlobDamaged { digest: Digest },
     #[error("manifest {digest} is refused")]
-    Manifest { digest: Digest, #[source] source: ManifestError },
+    Manifest {
+        digest: Digest,
+        #[source]
+        source: ManifestError,
+    },
     #[error("{digest} is an index, not an image")]
     NotAnImage { digest: Digest },
     #[error("configuration {digest} is not valid")]
-    Config { digest: Digest, #[source] source: serde_json::Error },
+    Config {
+        digest: Digest,
+        #[source]
+        source: serde_json::Error,
+    },
     #[error("configuration {digest} has a bad layer digest")]
-    DiffId { digest: Digest, #[source] source: DigestError },
+    DiffId {
+        digest: Digest,
+        #[source]
+        source: DigestError,
+    },
     #[error("configuration {digest} lists {diff_ids} layers, the manifest {layers}")]
     LayerCount { digest: Digest, diff_ids: usize, layers: usize },
     #[error("{} is no name for a layer space", name.escape_debug())]

@@ -45,10 +45,8 @@ impl Store {
             let size = self.read_blob(publication.manifest)?.len() as u64;
             Entry::new(publication.manifest, size).with_origin(None, publication.index)
         } else {
-            let bytes = converted(&document).map_err(|source| StoreError::Config {
-                digest: publication.manifest.clone(),
-                source,
-            })?;
+            let bytes = converted(&document)
+                .map_err(|source| StoreError::Config { digest: publication.manifest.clone(), source })?;
             let digest = Digest::of(&bytes);
             self.write_blob(&digest, &bytes)?;
             Entry::new(&digest, bytes.len() as u64).with_origin(Some(publication.manifest), publication.index)

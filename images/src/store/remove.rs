@@ -57,9 +57,9 @@ impl Store {
         // A damaged image can be removed, but nothing can be in use then.
         let id = entry.manifest().and_then(|digest| self.read_manifest(&digest, None).ok());
         let id = id.map(|document| document.config.digest);
-        let by_name = entry.name().filter(|name| {
-            name_or_id.parse::<Reference>().is_ok_and(|reference| reference.to_string() == *name)
-        });
+        let by_name = entry
+            .name()
+            .filter(|name| name_or_id.parse::<Reference>().is_ok_and(|reference| reference.to_string() == *name));
         let by_name = by_name.map(str::to_owned);
         self.change_index(|index| {
             let names = index.manifests.iter().filter(|other| other.is_same_image(&entry));
@@ -129,12 +129,7 @@ impl Store {
         Ok(())
     }
 
-    fn collect_space(
-        &self,
-        space: &Path,
-        needed: &HashSet<OsString>,
-        removed: &mut Removed,
-    ) -> Result<(), StoreError> {
+    fn collect_space(&self, space: &Path, needed: &HashSet<OsString>, removed: &mut Removed) -> Result<(), StoreError> {
         for name in entries(space)?.into_iter().filter(|name| !needed.contains(name)) {
             let path = space.join(&name);
             let is_hidden = name.as_encoded_bytes().starts_with(b".");

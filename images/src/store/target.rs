@@ -79,8 +79,11 @@ impl Target {
             fs::syncfs(space.as_fd())
         };
         sync().map_err(|errno| StoreError::Io { op: "sync", path: self.unpacking.clone(), source: errno.into() })?;
-        fs_err::rename(&self.unpacking, &self.published)
-            .map_err(|source| StoreError::Io { op: "publish", path: self.published.clone(), source })?;
+        fs_err::rename(&self.unpacking, &self.published).map_err(|source| StoreError::Io {
+            op: "publish",
+            path: self.published.clone(),
+            source,
+        })?;
         sync_directory(&self.space)
     }
 

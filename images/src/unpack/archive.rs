@@ -97,11 +97,7 @@ impl<R: BufRead> Archive<R> {
     }
 
     /// Hands the next piece of the current body to `sink`, at most `max_bytes`; 0 at its end.
-    pub fn read_body<E>(
-        &mut self,
-        max_bytes: u64,
-        sink: impl FnOnce(&[u8]) -> Result<(), E>,
-    ) -> Result<u64, E>
+    pub fn read_body<E>(&mut self, max_bytes: u64, sink: impl FnOnce(&[u8]) -> Result<(), E>) -> Result<u64, E>
     where
         E: From<UnpackError>,
     {
@@ -151,7 +147,11 @@ impl<R: BufRead> Archive<R> {
         }
         let stored_bytes = pax.size_bytes.unwrap_or(fields.size_bytes);
         // Only files have a body; Go, GNU tar and Python agree that other sizes mean nothing.
-        self.set_body(if kind == Kind::File || matches!(fields.kind, HeaderKind::Entry(Kind::File)) { stored_bytes } else { 0 });
+        self.set_body(if kind == Kind::File || matches!(fields.kind, HeaderKind::Entry(Kind::File)) {
+            stored_bytes
+        } else {
+            0
+        });
         let sparse = match fields.kind {
             HeaderKind::GnuSparse => Some(sparse::from_gnu(self, block, stored_bytes)),
             _ if kind == Kind::File && pax.sparse.is_present() => {

@@ -20,7 +20,9 @@ impl Ids {
     /// Reads the maps of the current user namespace.
     pub fn current() -> Result<Ids, UnpackError> {
         let read = |path| fs_err::read_to_string(path).map_err(|source| UnpackError::IdMap { source });
-        let parse = |text: String| parse_map(&text).ok_or_else(|| UnpackError::IdMap { source: io::ErrorKind::InvalidData.into() });
+        let parse = |text: String| {
+            parse_map(&text).ok_or_else(|| UnpackError::IdMap { source: io::ErrorKind::InvalidData.into() })
+        };
         Ok(Ids {
             uids: parse(read("/proc/self/uid_map")?)?,
             gids: parse(read("/proc/self/gid_map")?)?,
@@ -29,7 +31,13 @@ impl Ids {
     }
 
     /// The owner to set for an entry; `None` when nothing has to be done.
-    pub fn owner(&self, ownership: Ownership, path: &[u8], uid: u64, gid: u64) -> Result<Option<(u32, u32)>, UnpackError> {
+    pub fn owner(
+        &self,
+        ownership: Ownership,
+        path: &[u8],
+        uid: u64,
+        gid: u64,
+    ) -> Result<Option<(u32, u32)>, UnpackError> {
         if ownership == Ownership::Squash {
             return Ok(None);
         }

@@ -204,9 +204,7 @@ pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    text.iter().try_fold(0u64, |value, digit| {
-        value.checked_mul(10)?.checked_add(u64::from(digit - b'0'))
-    })
+    text.iter().try_fold(0u64, |value, digit| value.checked_mul(10)?.checked_add(u64::from(digit - b'0')))
 }
 
 /// Seconds with an optional sign and fraction; beyond what fits it stops at the end (T30).
@@ -224,15 +222,12 @@ fn timestamp(text: &[u8]) -> Option<Timestamp> {
         return None;
     }
     let seconds = decimal(whole).and_then(|value| i64::try_from(value).ok()).unwrap_or(i64::MAX);
-    let nanoseconds = (0..NANOSECOND_DIGITS)
-        .fold(0u32, |value, at| value * 10 + u32::from(fraction.get(at).unwrap_or(&b'0') - b'0'));
+    let nanoseconds =
+        (0..NANOSECOND_DIGITS).fold(0u32, |value, at| value * 10 + u32::from(fraction.get(at).unwrap_or(&b'0') - b'0'));
     Some(match (negative, nanoseconds) {
         (false, _) => Timestamp { seconds, nanoseconds },
         (true, 0) => Timestamp { seconds: -seconds, nanoseconds: 0 },
-        (true, _) => Timestamp {
-            seconds: (-seconds).saturating_sub(1),
-            nanoseconds: 1_000_000_000 - nanoseconds,
-        },
+        (true, _) => Timestamp { seconds: (-seconds).saturating_sub(1), nanoseconds: 1_000_000_000 - nanoseconds },
     })
 }
 

@@ -102,11 +102,8 @@ mod tests {
 
     fn check(path: &str, expect: Option<(Target, &str, &str)>) {
         let place = of_entry(path.as_bytes()).ok();
-        let expect = expect.map(|(target, directory, name)| Place {
-            target,
-            directory: directory.into(),
-            name: name.into(),
-        });
+        let expect =
+            expect.map(|(target, directory, name)| Place { target, directory: directory.into(), name: name.into() });
         assert_eq!(place, expect, "{path:?}");
     }
 

@@ -94,12 +94,7 @@ impl Tree {
     }
 
     /// Makes room for something new at `name`. With `keep_directory` an existing directory stays.
-    pub fn clear(
-        &mut self,
-        directory: &[u8],
-        name: &[u8],
-        keep_directory: bool,
-    ) -> Result<Before, UnpackError> {
+    pub fn clear(&mut self, directory: &[u8], name: &[u8], keep_directory: bool) -> Result<Before, UnpackError> {
         let parent = self.known(directory)?;
         let describe = |errno| failure("replace", &join(directory, name), errno);
         let stat = match fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -208,13 +203,15 @@ impl Tree {
             match step(here.as_fd(), &name).map_err(|errno| failure("open", path, errno))? {
                 Step::Directory(fd) => here = fd,
                 Step::Missing => {
-                    here = make_and_open(here.as_fd(), &name, false).map_err(|errno| failure("create directory", path, errno))?;
+                    here = make_and_open(here.as_fd(), &name, false)
+                        .map_err(|errno| failure("create directory", path, errno))?;
                     done.push(name);
                     self.implicit.push(done.join(&b'/'));
                     continue;
                 }
                 Step::Whiteout => {
-                    here = make_and_open(here.as_fd(), &name, true).map_err(|errno| failure("create directory", path, errno))?;
+                    here = make_and_open(here.as_fd(), &name, true)
+                        .map_err(|errno| failure("create directory", path, errno))?;
                     done.push(name);
                     self.implicit.push(done.join(&b'/'));
                     continue;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use coracle_images::{LoadOptions, NoProgress, load};
+use coracle_images::{Compression, LoadOptions, NoProgress, load};
 
 use crate::canary::{Node, Tree, picture};
 use crate::fixture::{Scratch, squashed};
@@ -50,7 +50,9 @@ fn tags(layout: &Path) -> Vec<String> {
     let bytes = fs_err::read(layout.join("index.json")).expect("index");
     let index: serde_json::Value = serde_json::from_slice(&bytes).expect("json");
     let manifests = index["manifests"].as_array().expect("manifests");
-    let name = |entry: &serde_json::Value| entry["annotations"]["org.opencontainers.image.ref.name"].as_str().map(str::to_owned);
+    let name = |entry: &serde_json::Value| {
+        entry["annotations"]["org.opencontainers.image.ref.name"].as_str().map(str::to_owned)
+    };
     // umoci unpacks images, not indexes.
     let images = manifests.iter().filter(|entry| entry["mediaType"] == crate::fixture::OCI_MANIFEST);
     images.filter_map(name).collect()
@@ -71,6 +73,10 @@ fn equals_umoci() {
         run(&scratch.top, "skopeo", &["--insecure-policy", "copy", &format!("oci:{source}"), "oci-archive:one.tar"]);
         let options = LoadOptions { tag: Some("one".parse().expect("name")), space: squashed() };
         let image = load(&scratch.store, &scratch.top.join("one.tar"), &options, &NoProgress).expect("load").remove(0);
+        if image.layers.iter().any(|layer| layer.compression == Compression::Zstd) {
+            // umoci 0.4.7 knows no zstd; what is in it is compared under the other tags.
+            continue;
+        }
         let layers = scratch.store.layers(&image, &squashed()).expect("layers").expect("unpacked");
         run(&scratch.top, "umoci", &["unpack", "--rootless", "--image", &source, "bundle"]);
         let ours = essence(merge(&layers));
@@ -78,7 +84,8 @@ fn equals_umoci() {
         let mut differences = Vec::new();
         for path in ours.keys().chain(theirs.keys().filter(|path| !ours.contains_key(*path))) {
             // Without privilege umoci puts empty files in place of devices, we put nothing (T20).
-            let is_device = path.starts_with("dev") && theirs.get(path).is_some_and(|(_, _, content)| content.is_empty());
+            let is_device =
+                path.starts_with("dev") && theirs.get(path).is_some_and(|(_, _, content)| content.is_empty());
             if ours.get(path) != theirs.get(path) && !(is_device && !ours.contains_key(path)) {
                 let show = |tree: &Essence| {
                     tree.get(path).map(|(mode, mtime, content)| format!("{mode:o} {mtime:?} {} bytes", content.len()))
@@ -87,6 +94,12 @@ fn equals_umoci() {
             }
         }
         assert!(ours.len() > 3, "{tag} is suspiciously small");
-        assert!(differences.is_empty(), "{tag}: {} of {}:\n{}", differences.len(), ours.len(), differences[..differences.len().min(20)].join("\n"));
+        assert!(
+            differences.is_empty(),
+            "{tag}: {} of {}:\n{}",
+            differences.len(),
+            ours.len(),
+            differences[..differences.len().min(20)].join("\n")
+        );
     }
 }

@@ -156,7 +156,10 @@ impl FakeImage {
 
     pub fn of_kind(layers: &[FakeLayer], media_type: &'static str) -> FakeImage {
         let diff_ids: Vec<String> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
-        let history: Vec<_> = layers.iter().map(|_| serde_json::json!({"created_by": "test", "created": "2026-01-01T00:00:00Z"})).collect();
+        let history: Vec<_> = layers
+            .iter()
+            .map(|_| serde_json::json!({"created_by": "test", "created": "2026-01-01T00:00:00Z"}))
+            .collect();
         let config = serde_json::json!({
             "created": "2026-01-01T00:00:00Z", "architecture": "amd64", "os": "linux", "config": {"Env": ["A=1"]},
             "rootfs": {"type": "layers", "diff_ids": diff_ids}, "history": history,

@@ -18,7 +18,10 @@ fn find_by_every_name() {
     let other = FakeImage::new(&[FakeLayer::with_file("c", "3")]).add(store, Some("other"));
     let (id, manifest) = (fake.id().to_string(), Digest::of(&fake.manifest).to_string());
     let pins = [format!("busybox@{manifest}"), format!("busybox:1@{manifest}"), manifest.clone()];
-    for name in ["busybox:1", "docker.io/library/busybox:1", &id, &id[7..], &id[..20], &id[7..13]].into_iter().chain(pins.iter().map(String::as_str)) {
+    for name in ["busybox:1", "docker.io/library/busybox:1", &id, &id[7..], &id[..20], &id[7..13]]
+        .into_iter()
+        .chain(pins.iter().map(String::as_str))
+    {
         let found = store.find(name).expect(name).expect(name);
         assert_eq!((found.id.to_string(), found.manifest.to_string()), (id.clone(), manifest.clone()), "{name}");
         assert_eq!(found.names.iter().map(Reference::familiar).collect::<Vec<_>>(), ["busybox:1"]);

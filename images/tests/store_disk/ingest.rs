@@ -36,12 +36,8 @@ fn three_compressions() {
 fn t15_gzip_members_are_one_layer() {
     let archive = EvilTar::new().file("a", "1").file("b", &"2".repeat(2000)).end();
     let blob = [gzip(&archive[..700]), gzip(b""), gzip(&archive[700..])].concat();
-    let layer = FakeLayer {
-        digest: Digest::of(&blob),
-        diff_id: Digest::of(&archive),
-        blob,
-        compression: Compression::Gzip,
-    };
+    let layer =
+        FakeLayer { digest: Digest::of(&blob), diff_id: Digest::of(&archive), blob, compression: Compression::Gzip };
     let scratch = Scratch::new();
     layer.ingest(&scratch.store).expect("ingest");
     assert!(layer.directory(&scratch.root()).join("b").is_file());
@@ -136,9 +132,8 @@ fn t16_shorter_than_announced() {
 
 #[test]
 fn t31_compression_must_be_as_announced() {
-    let layers = [Compression::Plain, Compression::Gzip, Compression::Zstd].map(|kind| {
-        FakeLayer::new(&EvilTar::new().file("f", "1").end(), kind)
-    });
+    let layers = [Compression::Plain, Compression::Gzip, Compression::Zstd]
+        .map(|kind| FakeLayer::new(&EvilTar::new().file("f", "1").end(), kind));
     for layer in &layers {
         for declared in [Compression::Plain, Compression::Gzip, Compression::Zstd] {
             let scratch = Scratch::new();

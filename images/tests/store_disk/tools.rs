@@ -12,7 +12,10 @@ pub fn have(test: &str, tools: &[&str]) -> bool {
     if missing.is_empty() {
         return true;
     }
-    assert!(std::env::var("CORACLE_TEST_REQUIRE").map_or(true, |value| value != "all"), "{missing:?} are not installed");
+    assert!(
+        std::env::var("CORACLE_TEST_REQUIRE").map_or(true, |value| value != "all"),
+        "{missing:?} are not installed"
+    );
     eprintln!("SKIP {test}: {missing:?} are not installed");
     false
 }

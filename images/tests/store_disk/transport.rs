@@ -199,12 +199,18 @@ fn a51_hostile_archives() {
     assert!(matches!(error, LoadError::NoImages { .. }), "{error:?}");
     let error = attempt(b"this is no archive".repeat(100).as_slice());
     assert!(matches!(error, LoadError::Archive { .. }), "{error:?}");
-    let confused = EvilTar::new().file("oci-layout", "{}").file("index.json", r#"{"schemaVersion":2,"manifests":[],"layers":[],"config":{}}"#);
+    let confused = EvilTar::new()
+        .file("oci-layout", "{}")
+        .file("index.json", r#"{"schemaVersion":2,"manifests":[],"layers":[],"config":{}}"#);
     let error = attempt(&confused.end());
     assert!(matches!(error, LoadError::Manifest { .. }), "{error:?}");
     // Equal layers were links in old archives.
-    let linked = EvilTar::new().file_bytes(b"a/layer.tar", &layer.blob).symlink("b/layer.tar", "../a/layer.tar").file_bytes(b"c.json", &config);
+    let linked = EvilTar::new()
+        .file_bytes(b"a/layer.tar", &layer.blob)
+        .symlink("b/layer.tar", "../a/layer.tar")
+        .file_bytes(b"c.json", &config);
     let path = scratch.top.join("linked.tar");
-    fs_err::write(&path, linked.file("manifest.json", r#"[{"Config":"c.json","Layers":["b/layer.tar"]}]"#).end()).expect("write");
+    fs_err::write(&path, linked.file("manifest.json", r#"[{"Config":"c.json","Layers":["b/layer.tar"]}]"#).end())
+        .expect("write");
     assert_eq!(load(&scratch.store, &path, &options(None), &NoProgress).expect("links are followed").len(), 1);
 }

@@ -53,7 +53,11 @@ pub fn picture(top: &Path) -> Tree {
             mode: metadata.mode(),
             owner: (metadata.uid(), metadata.gid()),
             // Nobody sees when a whiteout was made.
-            mtime: if metadata.file_type().is_char_device() { (0, 0) } else { (metadata.mtime(), metadata.mtime_nsec()) },
+            mtime: if metadata.file_type().is_char_device() {
+                (0, 0)
+            } else {
+                (metadata.mtime(), metadata.mtime_nsec())
+            },
             links: metadata.nlink(),
             device: metadata.rdev(),
             content,

@@ -1,8 +1,8 @@
 //! Rows about broken archives and bounds: T10 to T14, T17, T19, and what is behind the end (T15).
 
+use coracle_images::Ownership;
 use coracle_images::limits::{self, Limits};
 use coracle_images::unpack::{ArchiveProblem, EntryProblem, UnpackError};
-use coracle_images::Ownership;
 
 use crate::evil_tar::{EvilTar, Head, record};
 use crate::place::{Place, check_names, check_refused};
@@ -97,7 +97,10 @@ fn t12_gnu_long_names() {
         }
         check_names(&tar.file("ustar", "").end(), &["pax"]);
     }
-    check_names(&EvilTar::new().entry(Head::new(b'0', b"name").raw(345, b"prefix"), b"").end(), &["prefix", "prefix/name"]);
+    check_names(
+        &EvilTar::new().entry(Head::new(b'0', b"name").raw(345, b"prefix"), b"").end(),
+        &["prefix", "prefix/name"],
+    );
     let target = "t".repeat(300);
     let place = check_names(&EvilTar::new().symlink("l", &target).end(), &["l"]);
     assert_eq!(fs_err::read_link(place.in_root("l")).expect("link").as_os_str(), target.as_str());
@@ -159,9 +162,7 @@ fn t15_behind_the_end() {
 fn t17_bounds() {
     let limits = Limits { layer_entries_max: 10, layer_unpacked_bytes_max: 1000, ..Limits::default() };
     let with = |archive: &[u8]| Place::new().unpack_with(archive, Ownership::Squash, &limits);
-    let files = |count: usize| {
-        (0..count).fold(EvilTar::new(), |tar, at| tar.file(&format!("f{at}"), "")).end()
-    };
+    let files = |count: usize| (0..count).fold(EvilTar::new(), |tar, at| tar.file(&format!("f{at}"), "")).end();
     with(&files(10)).expect("at the limit");
     assert!(matches!(with(&files(11)), Err(UnpackError::TooManyEntries { max: 10 })));
     with(&EvilTar::new().file("a", &"x".repeat(600)).file("b", &"x".repeat(400)).end()).expect("at the limit");
@@ -201,7 +202,8 @@ fn t19_sparse_files() {
     };
     let pairs = [pair("1000", "3"), pair("4000", "2"), pair("5000", "0")].concat();
     check(EvilTar::new().pax(&[&[size][..], &pairs].concat()).file("sparse", "abcde"));
-    let version1 = [("GNU.sparse.major", &b"1"[..]), ("GNU.sparse.minor", b"0"), name, ("GNU.sparse.realsize", b"5000")];
+    let version1 =
+        [("GNU.sparse.major", &b"1"[..]), ("GNU.sparse.minor", b"0"), name, ("GNU.sparse.realsize", b"5000")];
     let mut body = b"3\n1000\n3\n4000\n2\n5000\n0\n".to_vec();
     body.resize(512, 0);
     body.extend(b"abcde");

@@ -31,7 +31,10 @@ fn is_inside(name: &str) -> bool {
         command
     };
     if !unshare().arg("true").status().is_ok_and(|status| status.success()) {
-        assert!(std::env::var("CORACLE_TEST_REQUIRE").map_or(true, |value| value != "all"), "no subordinate ids for {name}");
+        assert!(
+            std::env::var("CORACLE_TEST_REQUIRE").map_or(true, |value| value != "all"),
+            "no subordinate ids for {name}"
+        );
         eprintln!("SKIP {name}: unshare cannot map subordinate ids");
         return false;
     }
@@ -128,7 +131,13 @@ fn t03_links_when_owners_are_kept() {
     for target in ["../canary", "/proc/self/cwd", "/proc/self/fd/3"] {
         let evil = |kind: u8, name: &[u8]| Head::new(kind, name).uid(1000).gid(1000).mode(0o7777);
         let link = EvilTar::new().entry(evil(b'2', b"e").link(target.as_bytes()), b"");
-        for attack in [evil(b'0', b"e/f"), evil(b'5', b"e/d"), evil(b'0', b"e/.wh.f"), evil(b'1', b"h").link(b"e/f"), evil(b'5', b"e")] {
+        for attack in [
+            evil(b'0', b"e/f"),
+            evil(b'5', b"e/d"),
+            evil(b'0', b"e/.wh.f"),
+            evil(b'1', b"h").link(b"e/f"),
+            evil(b'5', b"e"),
+        ] {
             let _ = keep(&mut Place::new(), &link.clone().entry(attack, b"").end());
         }
     }

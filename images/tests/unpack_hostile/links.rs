@@ -67,7 +67,16 @@ fn replace(archive: &[u8], from: &str, to: &str) -> Vec<u8> {
 
 #[test]
 fn t04_relative_and_magic_targets() {
-    for target in ["../canary", "../../canary", "../../../../../../../../../..", "/", ".", "..", "/proc/self/root", "/proc/self/cwd"] {
+    for target in [
+        "../canary",
+        "../../canary",
+        "../../../../../../../../../..",
+        "/",
+        ".",
+        "..",
+        "/proc/self/root",
+        "/proc/self/cwd",
+    ] {
         attack_through(target);
     }
     for fd in 0..6 {
@@ -102,7 +111,8 @@ fn t04_chains_and_loops() {
 #[test]
 fn t03_links_resolve_inside_the_root() {
     let mut place = Place::new();
-    let archive = EvilTar::new().dir("real").symlink("abs", "/real").symlink("up", "../../real").symlink("new", "/made/here");
+    let archive =
+        EvilTar::new().dir("real").symlink("abs", "/real").symlink("up", "../../real").symlink("new", "/made/here");
     let archive = archive.file("abs/a", "1").file("up/b", "2").file("new/c", "3").file("new/../d", "");
     let result = place.unpack(&archive.end());
     assert!(matches!(result, Err(UnpackError::Entry { problem: EntryProblem::ParentComponent, .. })));
@@ -149,7 +159,8 @@ fn t06_hard_links_outside() {
     let place = Place::new();
     let canary = place.canary().join("f").display().to_string();
     let refused = |archive: EvilTar| check_refused(&archive.end(), EntryProblem::HardLinkTarget);
-    for target in [canary.as_str(), "f", "x", "./f", "etc/passwd", "/etc/passwd", "/proc/self/exe", "missing", "/", "."] {
+    for target in [canary.as_str(), "f", "x", "./f", "etc/passwd", "/etc/passwd", "/proc/self/exe", "missing", "/", "."]
+    {
         refused(EvilTar::new().hard_link("h", target));
     }
     for target in ["../../f", "../canary/f", "a/../../f"] {
@@ -168,7 +179,8 @@ fn t06_hard_links_outside() {
 
 #[test]
 fn t06_hard_links_inside() {
-    let archive = EvilTar::new().file("f", "1").hard_link("d/h", "/f").hard_link("h", "./d/h").hard_link("f", "h").end();
+    let archive =
+        EvilTar::new().file("f", "1").hard_link("d/h", "/f").hard_link("h", "./d/h").hard_link("f", "h").end();
     let place = check_names(&archive, &["d", "d/h", "f", "h"]);
     let inode = |name: &str| fs_err::metadata(place.in_root(name)).expect("file").ino();
     assert!(inode("f") == inode("h") && inode("f") == inode("d/h"));
@@ -208,4 +220,44 @@ fn t07_metadata_does_not_follow() {
             let _ = Place::new().unpack(&archive.end());
         }
     }
+}
+
+#[test]
+fn a52_directories_swapped_meanwhile() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    const SWAPS_MIN: u32 = 20;
+    let mut archive = EvilTar::new().dir("d").dir("d/sub");
+    for at in 0..300 {
+        archive = archive.file(&format!("d/sub/x{at}"), "evil").dir(&format!("d/y{at}")).file("d/sub/.wh.x", "");
+    }
+    let archive = archive.end();
+    let mut place = Place::new();
+    let canary = place.canary().join("d");
+    let root = place.canary().with_file_name("layer0");
+    let done = AtomicBool::new(false);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let swaps = std::thread::scope(|scope| {
+        let swapper = scope.spawn(|| {
+            let (directory, link) = (root.join("d"), root.join("swap"));
+            let mut swaps = 0;
+            while !done.load(Ordering::Relaxed) && std::time::Instant::now() < deadline {
+                let _ = fs_err::os::unix::fs::symlink(&canary, &link);
+                let flags = rustix::fs::RenameFlags::EXCHANGE;
+                let cwd = rustix::fs::CWD;
+                swaps += u32::from(rustix::fs::renameat_with(cwd, &link, cwd, &directory, flags).is_ok());
+            }
+            swaps
+        });
+        for _ in 0..8 {
+            // Both may fail in any way; the canaries are what counts.
+            let _ = place.unpack(&archive);
+            let again = place.layers.pop().expect("a layer");
+            while coracle_images::remove_tree(&again).is_err() {}
+            place.check_canaries();
+        }
+        done.store(true, Ordering::Relaxed);
+        swapper.join().expect("swapper")
+    });
+    place.check_canaries();
+    assert!(swaps > SWAPS_MIN, "only {swaps} swaps, this says nothing");
 }

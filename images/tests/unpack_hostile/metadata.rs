@@ -124,7 +124,8 @@ fn t30_times() {
         let result = Place::new().unpack(&EvilTar::new().pax(&[("mtime", bad.as_bytes())]).file("f", "").end());
         assert!(matches!(result, Err(UnpackError::Archive { .. })), "{bad}");
     }
-    for raw in [&b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"[..], b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff"] {
+    for raw in [&b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"[..], b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff"]
+    {
         Place::new().unpack(&EvilTar::new().entry(Head::new(b'0', b"f").raw(136, raw), b"").end()).expect("clamped");
     }
 }

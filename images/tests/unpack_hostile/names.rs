@@ -23,7 +23,8 @@ fn t01_parent_components() {
 
 #[test]
 fn t02_absolute_names() {
-    let archive = EvilTar::new().file("/etc/x", "1").file("//y", "2").dir("///").file("C:\\x", "3").file("\\..\\x", "4");
+    let archive =
+        EvilTar::new().file("/etc/x", "1").file("//y", "2").dir("///").file("C:\\x", "3").file("\\..\\x", "4");
     check_names(&archive.end(), &["C:\\x", "\\..\\x", "etc", "etc/x", "y"]);
     let mut place = Place::new();
     let inside = format!("{}/f", place.canary().display());
@@ -57,7 +58,8 @@ fn t08_type_changes() {
 fn t08_symlink_then_directory() {
     let mut place = Place::new();
     let canary = place.canary().display().to_string();
-    let archive = EvilTar::new().symlink("e", &canary).entry(Head::new(b'5', b"e").mode(0o777), b"").file("e/x", "evil");
+    let archive =
+        EvilTar::new().symlink("e", &canary).entry(Head::new(b'5', b"e").mode(0o777), b"").file("e/x", "evil");
     place.unpack(&archive.end()).expect("the directory replaces the link");
     assert!(place.in_root("e").is_dir() && !place.in_root("e").is_symlink());
     assert_eq!(place.names(), ["e", "e/x"]);

@@ -19,7 +19,8 @@ fn is_opaque(path: &Path) -> bool {
 
 #[test]
 fn t26_whiteout_names() {
-    let place = check_names(&EvilTar::new().file(".wh.missing", "").file("a/.wh.x", "").end(), &["a", "a/x", "missing"]);
+    let place =
+        check_names(&EvilTar::new().file(".wh.missing", "").file("a/.wh.x", "").end(), &["a", "a/x", "missing"]);
     assert!(is_whiteout(&place.in_root("missing")) && is_whiteout(&place.in_root("a/x")));
     for name in [".wh.", ".wh..", ".wh...", "a/.wh.", "a/.wh..", "a/.wh..."] {
         check_refused(&EvilTar::new().file(name, "").end(), EntryProblem::Whiteout);
@@ -64,10 +65,7 @@ fn t27_opaque_root() {
 #[test]
 fn t28_whiteouts_and_the_layer_itself() {
     // A whiteout never hides an entry of its own layer, before or after it.
-    for archive in [
-        EvilTar::new().file(".wh.f", "").file("f", "1"),
-        EvilTar::new().file("f", "1").file(".wh.f", ""),
-    ] {
+    for archive in [EvilTar::new().file(".wh.f", "").file("f", "1"), EvilTar::new().file("f", "1").file(".wh.f", "")] {
         assert_eq!(check_names(&archive.end(), &["f"]).merged("f").as_deref(), Some("1"));
     }
     for archive in [
@@ -94,7 +92,8 @@ fn t28_whiteouts_through_links() {
             let _ = Place::new().unpack(&EvilTar::new().symlink("link", target).file(name, "").end());
         }
     }
-    let place = check_names(&EvilTar::new().dir("d").symlink("link", "d").file("link/.wh.x", "").end(), &["d", "d/x", "link"]);
+    let place =
+        check_names(&EvilTar::new().dir("d").symlink("link", "d").file("link/.wh.x", "").end(), &["d", "d/x", "link"]);
     assert!(is_whiteout(&place.in_root("d/x")));
     check_refused(&EvilTar::new().file("dne/../.wh.etc", "").end(), EntryProblem::ParentComponent);
 }
@@ -106,7 +105,8 @@ fn t28_whiteouts_of_other_kinds() {
     check_refused(&EvilTar::new().symlink(".wh.l", "/canary").end(), EntryProblem::Whiteout);
     check_refused(&EvilTar::new().entry(Head::new(b'3', b".wh.c").device(0, 0), b"").end(), EntryProblem::Whiteout);
     check_refused(&EvilTar::new().file("f", "").hard_link("h", ".wh.f").end(), EntryProblem::HardLinkTarget);
-    let aufs = EvilTar::new().file(".wh..wh.aufs", "").dir(".wh..wh.plnk").file(".wh..wh.plnk/1.2", "x").dir(".wh..wh.orph");
+    let aufs =
+        EvilTar::new().file(".wh..wh.aufs", "").dir(".wh..wh.plnk").file(".wh..wh.plnk/1.2", "x").dir(".wh..wh.orph");
     let aufs = aufs.hard_link(".wh.gone", ".wh..wh.aufs").end();
     let mut place = Place::new();
     let report = place.unpack(&aufs).expect("old images have these");
