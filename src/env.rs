@@ -25,10 +25,7 @@ pub fn value(name: &str) -> Option<OsString> {
 }
 
 /// Gives a variable that is set and not empty.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the one place that reads the environment"
-)]
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 fn read(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
 }
@@ -57,16 +54,12 @@ fn list(name: &str) -> Vec<String> {
 
 /// Gives the XDG base directory for data, absolute paths only as the specification says.
 pub fn xdg_data_home() -> Option<PathBuf> {
-    read(XDG_DATA_HOME)
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
+    read(XDG_DATA_HOME).map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
 /// Gives the caller's home directory.
 pub fn home() -> Option<PathBuf> {
-    read(HOME)
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
+    read(HOME).map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
 /// Gives the directories in which helper programs are looked for.
@@ -79,10 +72,7 @@ pub fn named(name: &str) -> Option<String> {
     read_named(name)?.into_string().ok()
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the one place that reads the environment"
-)]
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 fn read_named(name: &str) -> Option<OsString> {
     let valid = !name.is_empty() && !name.contains(['=', '\0']);
     if valid { std::env::var_os(name) } else { None }

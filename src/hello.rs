@@ -24,10 +24,7 @@ pub fn main() -> ExitCode {
     show("namespaces", &namespaces());
     show("capabilities", &capabilities(&status, "CapEff"));
     show("  at most", &capabilities(&status, "CapBnd"));
-    show(
-        "seccomp",
-        seccomp(field(&status, "Seccomp"), field(&status, "Seccomp_filters")).as_str(),
-    );
+    show("seccomp", seccomp(field(&status, "Seccomp"), field(&status, "Seccomp_filters")).as_str());
     show(
         "privileges",
         match field(&status, "NoNewPrivs") {
@@ -56,28 +53,20 @@ fn read(path: &str) -> String {
 
 /// Gives the value of one line of proc_pid_status(5).
 fn field<'a>(status: &'a str, name: &str) -> &'a str {
-    let found = status
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let found = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     found.map_or("", str::trim)
 }
 
 /// Gives an id inside and the host's id behind it.
 fn ids(status: &str, name: &str, map: &str) -> String {
-    let inside = field(status, name)
-        .split_whitespace()
-        .next()
-        .and_then(|text| text.parse::<u32>().ok());
+    let inside = field(status, name).split_whitespace().next().and_then(|text| text.parse::<u32>().ok());
     let Some(inside) = inside else {
         return "unknown".into();
     };
     let mut text = inside.to_string();
     let (map, mut total) = (read(map), 0u64);
     for range in map.lines() {
-        let numbers: Vec<u32> = range
-            .split_whitespace()
-            .filter_map(|text| text.parse().ok())
-            .collect();
+        let numbers: Vec<u32> = range.split_whitespace().filter_map(|text| text.parse().ok()).collect();
         let [first, host, size] = numbers[..] else {
             continue;
         };
@@ -96,24 +85,13 @@ fn namespaces() -> String {
         let text = link.to_string_lossy().into_owned();
         Some(format!("{name} {}", text.split(['[', ']']).nth(1)?))
     };
-    NAMESPACES
-        .iter()
-        .filter_map(|name| identity(name))
-        .collect::<Vec<_>>()
-        .join(", ")
+    NAMESPACES.iter().filter_map(|name| identity(name)).collect::<Vec<_>>().join(", ")
 }
 
 fn capabilities(status: &str, name: &str) -> String {
     let bits = u64::from_str_radix(field(status, name), 16).unwrap_or(0);
-    let held: CapSet = CapSet::known()
-        .iter()
-        .filter(|capability| bits & capability.bitmask() != 0)
-        .collect();
-    if held.is_empty() {
-        "none".into()
-    } else {
-        held.to_string()
-    }
+    let held: CapSet = CapSet::known().iter().filter(|capability| bits & capability.bitmask() != 0).collect();
+    if held.is_empty() { "none".into() } else { held.to_string() }
 }
 
 fn seccomp(mode: &str, filters: &str) -> String {
@@ -147,12 +125,7 @@ fn mounts(mountinfo: &str) -> Vec<String> {
     let one = |line: &str| {
         let (left, right) = line.split_once(" - ")?;
         let left: Vec<&str> = left.split(' ').collect();
-        Some(format!(
-            "{:<24} {:<8} {}",
-            left.get(4)?,
-            right.split(' ').next()?,
-            left.get(5)?
-        ))
+        Some(format!("{:<24} {:<8} {}", left.get(4)?, right.split(' ').next()?, left.get(5)?))
     };
     mountinfo.lines().filter_map(one).collect()
 }
@@ -163,15 +136,11 @@ mod tests {
 
     #[test]
     fn fields_and_mounts() {
-        let status =
-            "Name:\tx\nUid:\t0\t0\t0\t0\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t2\n";
+        let status = "Name:\tx\nUid:\t0\t0\t0\t0\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t2\n";
         assert_eq!(field(status, "NoNewPrivs"), "1");
         assert_eq!(field(status, "Seccomp"), "2");
         assert_eq!(field(status, "Nope"), "");
         let line = "30 1 0:26 / /proc rw,nosuid shared:1 - proc proc rw";
-        assert_eq!(
-            mounts(line),
-            [format!("{:<24} {:<8} rw,nosuid", "/proc", "proc")]
-        );
+        assert_eq!(mounts(line), [format!("{:<24} {:<8} rw,nosuid", "/proc", "proc")]);
     }
 }

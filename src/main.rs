@@ -16,11 +16,7 @@ const OCI_NAME: &str = "coracle-oci";
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
-    let program = args
-        .first()
-        .map(Path::new)
-        .and_then(Path::file_name)
-        .unwrap_or_default();
+    let program = args.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
     if program.as_encoded_bytes().ends_with(OCI_NAME.as_bytes()) {
         return oci::main(args);
     }

@@ -38,19 +38,12 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
 
 /// Puts an error into words for a parent process.
 pub fn elsewhere(error: &(dyn Error + 'static)) -> Elsewhere {
-    Elsewhere {
-        message: chain(error),
-        hints: hints(error),
-        exit_code: exit_code(error),
-    }
+    Elsewhere { message: chain(error), hints: hints(error), exit_code: exit_code(error) }
 }
 
 /// Makes control bytes visible: an image's names must not drive the person's terminal.
 pub fn one_line(text: &str) -> String {
-    text.trim_end()
-        .chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
+    text.trim_end().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -63,10 +56,7 @@ mod tests {
 
     #[test]
     fn causes_are_joined_once() {
-        assert_eq!(
-            chain(&Outer(std::io::Error::other("inner"))),
-            "outer: inner"
-        );
+        assert_eq!(chain(&Outer(std::io::Error::other("inner"))), "outer: inner");
         assert_eq!(chain(&Outer(std::io::Error::other("outer"))), "outer");
     }
 

@@ -120,7 +120,13 @@ mod tests {
 
     /// Two pieces of data that are no multiple of any block or buffer, and holes around them.
     fn source(dir: &std::path::Path) -> fs::File {
-        let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(true).open(dir.join("from")).expect("create");
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(dir.join("from"))
+            .expect("create");
         file.file().write_all_at(&vec![b'a'; 300_001], 0).expect("write");
         file.file().write_all_at(&[b'b'; 77], 4 << 20).expect("write");
         file.set_len(8 << 20).expect("truncate");
@@ -133,9 +139,15 @@ mod tests {
         let stat = super::fs::fstat(from.as_fd()).expect("stat");
         let to = fs::File::create(dir.path().join("to")).expect("create");
         copier.copy(from.as_fd(), to.as_fd(), &stat).expect("copy");
-        assert!(fs::read(dir.path().join("to")).expect("read") == fs::read(dir.path().join("from")).expect("read"), "{copier:?}");
+        assert!(
+            fs::read(dir.path().join("to")).expect("read") == fs::read(dir.path().join("from")).expect("read"),
+            "{copier:?}"
+        );
         let blocks = to.metadata().expect("stat").blocks();
-        assert!(blocks <= 2 * from.metadata().expect("stat").blocks(), "{copier:?}: holes were filled: {blocks} blocks");
+        assert!(
+            blocks <= 2 * from.metadata().expect("stat").blocks(),
+            "{copier:?}: holes were filled: {blocks} blocks"
+        );
     }
 
     #[test]

@@ -28,17 +28,27 @@ use crate::{limits, metadata};
 #[expect(missing_docs, reason = "each text says what the variant means")]
 pub enum FlattenError {
     #[error("cannot {op} {}", path.display())]
-    Root { op: &'static str, path: PathBuf, #[source] source: io::Error },
+    Root {
+        op: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot {op} {path} of layer {}", layer.display())]
-    Entry { op: &'static str, path: String, layer: PathBuf, #[source] source: io::Error },
+    Entry {
+        op: &'static str,
+        path: String,
+        layer: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot merge layers into {}: it is not empty", path.display())]
     NotEmpty { path: PathBuf },
     #[error("too many directories in layer {}", layer.display())]
     TooManyDirectories { layer: PathBuf },
 }
 
-const DIRECTORY_FLAGS: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Where the files of the current layer with several links are linked as well, by device and
 /// inode: an index on disk, because in memory a hostile layer could make it as large as it likes.
 const LINKS_NAME: &CStr = c".coracle-flatten-links";
@@ -69,7 +79,8 @@ pub fn flatten(layers: &[PathBuf], into: &Path) -> Result<(), FlattenError> {
     let mut copier = Copier::new();
     for layer in &layers[bottom..] {
         let source = open_root(layer)?;
-        let failed = |source: Errno| FlattenError::Root { op: "merge", path: into.to_path_buf(), source: source.into() };
+        let failed =
+            |source: Errno| FlattenError::Root { op: "merge", path: into.to_path_buf(), source: source.into() };
         let here = reopen_for_merge(&root).and_then(|target| Here::new(source, target)).map_err(failed)?;
         let (above, path, pending) = (Vec::new(), Vec::new(), Vec::new());
         Merge { layer, copier: &mut copier, root: root.as_fd(), here, above, path, pending, links: None }.run()?;
@@ -149,7 +160,8 @@ impl Merge<'_> {
                 continue;
             }
             let flags = AtFlags::SYMLINK_NOFOLLOW;
-            let stat = fs::statat(&self.here.source, name, flags).map_err(|errno| self.failed("examine", name, errno))?;
+            let stat =
+                fs::statat(&self.here.source, name, flags).map_err(|errno| self.failed("examine", name, errno))?;
             match FileType::from_raw_mode(stat.st_mode) {
                 // Not every filesystem tells the kind in the listing.
                 FileType::Directory => self.note(name)?,
@@ -200,11 +212,8 @@ impl Merge<'_> {
             }
         }
         let target = target.ok_or(Errno::STALE)?;
-        let above = Above {
-            identity: self.here.identity,
-            pending_from: self.here.pending_from,
-            path_length: self.path.len(),
-        };
+        let above =
+            Above { identity: self.here.identity, pending_from: self.here.pending_from, path_length: self.path.len() };
         self.here = Here { pending_from: self.pending.len(), ..Here::new(source, target)? };
         self.above.push(above);
         Ok(())
@@ -331,8 +340,11 @@ fn open(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
 }
 
 fn open_root(path: &Path) -> Result<OwnedFd, FlattenError> {
-    fs::openat(CWD, path, DIRECTORY_FLAGS, Mode::empty())
-        .map_err(|errno| FlattenError::Root { op: "open", path: path.to_path_buf(), source: errno.into() })
+    fs::openat(CWD, path, DIRECTORY_FLAGS, Mode::empty()).map_err(|errno| FlattenError::Root {
+        op: "open",
+        path: path.to_path_buf(),
+        source: errno.into(),
+    })
 }
 
 /// Another descriptor of the target's root, to which the next layer may add.

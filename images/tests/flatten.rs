@@ -72,7 +72,9 @@ impl Stack {
 
     /// Merges, and checks that nothing else was touched.
     fn flatten(&self) -> Result<Snapshot, FlattenError> {
-        let untouched = || self.layers.iter().chain([&self.root.path().join("canary")]).map(|path| snapshot(path)).collect::<Vec<_>>();
+        let untouched = || {
+            self.layers.iter().chain([&self.root.path().join("canary")]).map(|path| snapshot(path)).collect::<Vec<_>>()
+        };
         let before = untouched();
         let outcome = flatten(&self.layers, &self.into);
         assert!(before == untouched(), "layers or canary changed");
@@ -94,9 +96,12 @@ fn build(layer: &Path, step: Make) {
         fs_err::create_dir_all(path.parent().expect("parent")).expect("mkdir");
         path
     };
-    let chmod = |path: &str, mode| fs_err::set_permissions(layer.join(path), PermissionsExt::from_mode(mode)).expect("chmod");
+    let chmod =
+        |path: &str, mode| fs_err::set_permissions(layer.join(path), PermissionsExt::from_mode(mode)).expect("chmod");
     let node = |path: &str, kind| rustix::fs::mknodat(CWD, at(path), kind, Mode::RWXU, 0).expect("mknod");
-    let attribute = |path: &str, name, value: &[u8]| rustix::fs::setxattr(layer.join(path), name, value, XattrFlags::empty()).expect("setxattr");
+    let attribute = |path: &str, name, value: &[u8]| {
+        rustix::fs::setxattr(layer.join(path), name, value, XattrFlags::empty()).expect("setxattr")
+    };
     match step {
         Make::Dir(path, mode) => {
             fs_err::create_dir_all(at(path)).expect("mkdir");
@@ -188,7 +193,9 @@ fn snapshot(root: &Path) -> Snapshot {
             _ => Vec::new(),
         };
         if kind == 'd' {
-            todo.extend(fs_err::read_dir(&full).expect("list").map(|entry| path.join(entry.expect("entry").file_name())));
+            todo.extend(
+                fs_err::read_dir(&full).expect("list").map(|entry| path.join(entry.expect("entry").file_name())),
+            );
         }
         let same_as = inodes.entry(meta.ino()).or_insert_with(|| path.clone()).clone();
         let (mode, owner, mtime) = (meta.mode() & 0o7777, (meta.uid(), meta.gid()), (meta.mtime(), meta.mtime_nsec()));
@@ -197,7 +204,8 @@ fn snapshot(root: &Path) -> Snapshot {
     }
     // In the order of names, not of discovery.
     for inode in inodes.values() {
-        let group: Vec<_> = entries.iter().filter(|(_, entry)| entry.same_as == *inode).map(|(path, _)| path.clone()).collect();
+        let group: Vec<_> =
+            entries.iter().filter(|(_, entry)| entry.same_as == *inode).map(|(path, _)| path.clone()).collect();
         group.iter().for_each(|path| entries.get_mut(path).expect("present").same_as = group[0].clone());
     }
     entries
@@ -206,7 +214,9 @@ fn snapshot(root: &Path) -> Snapshot {
 fn attributes(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut names = vec![0u8; 4096];
     let length = rustix::fs::listxattr(path, &mut names).expect("listxattr");
-    let names = names[..length].split(|byte| *byte == 0).filter(|name| name.starts_with(b"user.") || *name == b"security.capability");
+    let names = names[..length]
+        .split(|byte| *byte == 0)
+        .filter(|name| name.starts_with(b"user.") || *name == b"security.capability");
     names
         .map(|name| {
             let mut value = vec![0u8; 4096];
@@ -242,7 +252,8 @@ fn is_inside(name: &str, wrapper: &[&str]) -> bool {
         }
     }
     let itself = std::env::current_exe().expect("own path");
-    let output = wrapped(&[itself.as_os_str(), "--exact".as_ref(), name.as_ref(), "--nocapture".as_ref()]).expect("run again");
+    let output =
+        wrapped(&[itself.as_os_str(), "--exact".as_ref(), name.as_ref(), "--nocapture".as_ref()]).expect("run again");
     let text = [output.stdout, output.stderr].concat();
     eprint!("{}", String::from_utf8_lossy(&text));
     assert!(output.status.success(), "{name} failed below {}", wrapper.join(" "));
@@ -275,9 +286,14 @@ fn flatten_equals_overlay() {
         let (mount, bottom) = (stack.root.path().join("mount"), stack.root.path().join("bottom"));
         fs_err::create_dir(&mount).expect("mkdir");
         fs_err::create_dir(&bottom).expect("mkdir");
-        let lower: Vec<_> = stack.layers.iter().rev().chain([&bottom]).map(|path| path.to_str().expect("UTF-8")).collect();
+        let lower: Vec<_> =
+            stack.layers.iter().rev().chain([&bottom]).map(|path| path.to_str().expect("UTF-8")).collect();
         let options = format!("userxattr,lowerdir={}", lower.join(":"));
-        let output = Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(&mount).output().expect("mount(8)");
+        let output = Command::new("mount")
+            .args(["-t", "overlay", "overlay", "-o", &options])
+            .arg(&mount)
+            .output()
+            .expect("mount(8)");
         if !output.status.success() {
             return skip(name, String::from_utf8_lossy(&output.stderr).trim());
         }
@@ -304,7 +320,13 @@ fn flatten_never_follows_a_link() {
     let stack = Stack::new(&[
         &[Make::File("etc/passwd", "0", 0o644), Make::File("f", "0", 0o644), Make::File("g", "0", 0o644)],
         &[],
-        &[Make::File("etc/file", "2", 0o600), Make::File("f", "2", 0o600), Make::Whiteout("g/file"), Make::File("up/x", "2", 0o600), Make::Time("f", 1, 0)],
+        &[
+            Make::File("etc/file", "2", 0o600),
+            Make::File("f", "2", 0o600),
+            Make::Whiteout("g/file"),
+            Make::File("up/x", "2", 0o600),
+            Make::Time("f", 1, 0),
+        ],
     ]);
     let (target, file) = (outside.path(), outside.path().join("file"));
     for (name, target) in [("etc", target), ("f", &file), ("g", target), ("up", Path::new("../canary"))] {
@@ -326,7 +348,9 @@ fn flatten_never_follows_a_link() {
 #[test]
 fn flatten_keeps_owners_and_capabilities() {
     let name = "flatten_keeps_owners_and_capabilities";
-    if !rustix::process::geteuid().is_root() && !is_inside(name, &["unshare", "--user", "--map-root-user", "--map-auto"]) {
+    if !rustix::process::geteuid().is_root()
+        && !is_inside(name, &["unshare", "--user", "--map-root-user", "--map-auto"])
+    {
         return;
     }
     let stack = Stack::new(&[
@@ -347,7 +371,8 @@ fn flatten_keeps_owners_and_capabilities() {
     ]);
     // cap_net_bind_service=ep, revision 2 (linux/capability.h).
     let capability = [1u8, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    rustix::fs::setxattr(stack.layers[1].join("d/cap"), "security.capability", &capability, XattrFlags::empty()).expect("setxattr");
+    rustix::fs::setxattr(stack.layers[1].join("d/cap"), "security.capability", &capability, XattrFlags::empty())
+        .expect("setxattr");
     let expect = snapshot(&stack.layers[1]);
     let merged = stack.flatten().expect("flatten");
     assert_eq!(merged, expect);
@@ -371,7 +396,8 @@ fn flatten_needs_few_descriptors_at_any_depth() {
         }
         here
     };
-    let open = |path: &Path| rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).expect("open");
+    let open =
+        |path: &Path| rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).expect("open");
     let stack = Stack::new(&[&[], &[]]);
     for layer in &stack.layers {
         let deepest = down(open(layer), true);
@@ -388,7 +414,10 @@ fn flatten_needs_few_descriptors_at_any_depth() {
 #[test]
 fn flatten_says_what_is_wrong_where() {
     if rustix::process::geteuid().is_root()
-        && !is_inside("flatten_says_what_is_wrong_where", &["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"])
+        && !is_inside(
+            "flatten_says_what_is_wrong_where",
+            &["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"],
+        )
     {
         return;
     }

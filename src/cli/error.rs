@@ -21,10 +21,7 @@ pub struct CliError {
 impl CliError {
     /// Wraps a message that has no typed error behind it.
     pub fn message(text: impl Into<String>) -> Self {
-        Self {
-            source: text.into().into(),
-            exit_code: None,
-        }
+        Self { source: text.into().into(), exit_code: None }
     }
 
     /// Sets the exit code where the error itself does not decide it.
@@ -35,10 +32,7 @@ impl CliError {
 
     /// Writes the error and its hints to standard error and gives the exit code.
     pub fn report(&self) -> ExitCode {
-        note(&format!(
-            "error: {}",
-            report::one_line(&report::chain(self.source.as_ref()))
-        ));
+        note(&format!("error: {}", report::one_line(&report::chain(self.source.as_ref()))));
         for hint in report::hints(self.source.as_ref()) {
             note(&format!("hint: {}", report::one_line(&hint)));
         }
@@ -48,18 +42,12 @@ impl CliError {
 
 impl<E: Error + 'static> From<E> for CliError {
     fn from(source: E) -> Self {
-        Self {
-            source: Box::new(source),
-            exit_code: None,
-        }
+        Self { source: Box::new(source), exit_code: None }
     }
 }
 
 /// Writes one message to standard error.
-#[expect(
-    clippy::print_stderr,
-    reason = "the one place where messages leave for the person"
-)]
+#[expect(clippy::print_stderr, reason = "the one place where messages leave for the person")]
 pub fn note(text: &str) {
     eprintln!("{text}");
 }

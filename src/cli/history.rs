@@ -45,10 +45,7 @@ struct Step {
 /// Prints the steps, newest first.
 pub fn run(root: Option<PathBuf>, args: HistoryArgs) -> Result<ExitCode, CliError> {
     let engine = Engine::open(root)?;
-    let image = engine
-        .store()
-        .find(&args.image)?
-        .ok_or(EngineError::UnknownImage(args.image))?;
+    let image = engine.store().find(&args.image)?.ok_or(EngineError::UnknownImage(args.image))?;
     let steps = steps(&image, args.no_trunc);
     if args.quiet {
         steps.iter().for_each(|step| line(&step.id));
@@ -57,36 +54,18 @@ pub fn run(root: Option<PathBuf>, args: HistoryArgs) -> Result<ExitCode, CliErro
     } else {
         let rows = steps.iter().map(|step| {
             let size = table::human_size(step.size);
-            vec![
-                step.id.clone(),
-                step.created_since.clone(),
-                step.created_by.clone(),
-                size,
-                step.comment.clone(),
-            ]
+            vec![step.id.clone(), step.created_since.clone(), step.created_by.clone(), size, step.comment.clone()]
         });
-        table::print(
-            &["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"],
-            &rows.collect::<Vec<_>>(),
-        );
+        table::print(&["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"], &rows.collect::<Vec<_>>());
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Gives the steps as docker names their parts, newest first.
 fn steps(image: &Image, whole: bool) -> Vec<Step> {
-    let mut steps: Vec<Step> = image
-        .history()
-        .into_iter()
-        .rev()
-        .map(|entry| step(entry, whole))
-        .collect();
+    let mut steps: Vec<Step> = image.history().into_iter().rev().map(|entry| step(entry, whole)).collect();
     if let Some(newest) = steps.first_mut() {
-        newest.id = if whole {
-            image.id.to_string()
-        } else {
-            image.id.short().to_owned()
-        };
+        newest.id = if whole { image.id.to_string() } else { image.id.short().to_owned() };
     }
     steps
 }
@@ -99,11 +78,7 @@ fn step(entry: HistoryEntry, whole: bool) -> Step {
         created_since: table::age_of(entry.created.as_deref()),
         created_at: entry.created,
         created_by: if short {
-            created_by
-                .chars()
-                .take(CREATED_BY_CHARS - 1)
-                .chain(['…'])
-                .collect()
+            created_by.chars().take(CREATED_BY_CHARS - 1).chain(['…']).collect()
         } else {
             created_by
         },

@@ -49,15 +49,9 @@ struct Row {
 /// Lists the images.
 pub fn run(root: Option<PathBuf>, args: ImagesArgs) -> Result<ExitCode, CliError> {
     let engine = Engine::open(root)?;
-    let wanted = args
-        .reference
-        .as_deref()
-        .map(str::parse::<Reference>)
-        .transpose()?;
-    let tag_given = args
-        .reference
-        .as_deref()
-        .is_some_and(|text| text.rsplit('/').next().is_some_and(|n| n.contains(':')));
+    let wanted = args.reference.as_deref().map(str::parse::<Reference>).transpose()?;
+    let tag_given =
+        args.reference.as_deref().is_some_and(|text| text.rsplit('/').next().is_some_and(|n| n.contains(':')));
     let mut rows = Vec::new();
     for image in engine.store().list()? {
         let names: Vec<Option<&Reference>> = match image.names.as_slice() {
@@ -93,17 +87,11 @@ fn matches(name: Option<&Reference>, wanted: Option<&Reference>, tag_given: bool
 }
 
 fn row(image: &Image, name: Option<&Reference>, whole: bool) -> Row {
-    let id = if whole {
-        image.id.to_string()
-    } else {
-        image.id.short().to_owned()
-    };
+    let id = if whole { image.id.to_string() } else { image.id.short().to_owned() };
     let none = || "<none>".to_owned();
     Row {
         repository: name.map_or_else(none, Reference::familiar_name),
-        tag: name
-            .and_then(|name| name.tag().map(str::to_owned))
-            .unwrap_or_else(none),
+        tag: name.and_then(|name| name.tag().map(str::to_owned)).unwrap_or_else(none),
         digest: image.manifest.to_string(),
         id,
         created_at: image.config.created().clone(),

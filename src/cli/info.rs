@@ -31,19 +31,11 @@ pub fn run(root: Option<PathBuf>, args: InfoArgs) -> Result<ExitCode, CliError> 
         return Ok(ExitCode::SUCCESS);
     }
     line(&format!("{:<22} {}", "coracle", env!("CARGO_PKG_VERSION")));
-    line(&format!(
-        "{:<22} {}",
-        "state directory",
-        engine.root().display()
-    ));
+    line(&format!("{:<22} {}", "state directory", engine.root().display()));
     for fact in &facts.facts {
         line(&format!("{:<22} {}", fact.name, fact.value));
     }
-    let missing: Vec<_> = facts
-        .facts
-        .iter()
-        .filter_map(|fact| Some((fact.name, fact.missing.as_ref()?)))
-        .collect();
+    let missing: Vec<_> = facts.facts.iter().filter_map(|fact| Some((fact.name, fact.missing.as_ref()?))).collect();
     if !missing.is_empty() {
         line("\nmissing:");
     }

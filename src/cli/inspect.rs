@@ -24,10 +24,7 @@ pub fn run(root: Option<PathBuf>, args: InspectArgs) -> Result<ExitCode, CliErro
     let engine = Engine::open(root)?;
     let mut all = Vec::new();
     for name in args.images {
-        let image = engine
-            .store()
-            .find(&name)?
-            .ok_or(EngineError::UnknownImage(name))?;
+        let image = engine.store().find(&name)?.ok_or(EngineError::UnknownImage(name))?;
         all.push(describe(&image));
     }
     table::print_json(&all)?;
@@ -36,17 +33,10 @@ pub fn run(root: Option<PathBuf>, args: InspectArgs) -> Result<ExitCode, CliErro
 
 fn describe(image: &Image) -> Value {
     let tags: Vec<String> = image.names.iter().map(Reference::familiar).collect();
-    let mut digests: Vec<String> = image
-        .names
-        .iter()
-        .map(|name| format!("{}@{}", name.familiar_name(), image.manifest))
-        .collect();
+    let mut digests: Vec<String> =
+        image.names.iter().map(|name| format!("{}@{}", name.familiar_name(), image.manifest)).collect();
     digests.dedup();
-    let layers: Vec<String> = image
-        .layers
-        .iter()
-        .map(|layer| layer.diff_id.to_string())
-        .collect();
+    let layers: Vec<String> = image.layers.iter().map(|layer| layer.diff_id.to_string()).collect();
     json!({
         "Id": image.id.to_string(),
         "RepoTags": tags,

@@ -33,11 +33,7 @@ pub struct LoadArgs {
 /// Loads, and prints what each image is called.
 pub fn run(root: Option<PathBuf>, args: LoadArgs) -> Result<ExitCode, CliError> {
     let engine = Engine::open(root)?;
-    let bars = if args.quiet {
-        Bars::quiet()
-    } else {
-        Bars::new()
-    };
+    let bars = if args.quiet { Bars::quiet() } else { Bars::new() };
     let idmap = engine.idmap(UserNs::Auto)?;
     let source = args.input.unwrap_or_else(|| STDIN.into());
     for name in engine.load(&source, args.tag, &idmap, &bars)? {

@@ -27,12 +27,7 @@ use error::{CliError, EXIT_CORACLE_FAILED, note};
 
 /// Run Docker images without root and without a daemon.
 #[derive(Parser)]
-#[command(
-    name = "coracle",
-    version,
-    propagate_version = true,
-    disable_help_subcommand = true
-)]
+#[command(name = "coracle", version, propagate_version = true, disable_help_subcommand = true)]
 struct Cli {
     /// Keep images and containers in DIR [default: $CORACLE_ROOT, $XDG_DATA_HOME/coracle]
     #[arg(long, value_name = "DIR", global = true)]
@@ -66,9 +61,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     };
     let root = cli.root;
     let result = match cli.command {
-        Command::Run(args) => {
-            run::run(root, *args).map_err(|error| error.with_exit_code(EXIT_CORACLE_FAILED))
-        }
+        Command::Run(args) => run::run(root, *args).map_err(|error| error.with_exit_code(EXIT_CORACLE_FAILED)),
         Command::Ps(args) => ps::run(root, args),
         Command::Rm(args) => rm::run(root, args),
         Command::Pull(args) => pull::run(root, args),
@@ -92,14 +85,9 @@ fn usage(error: &clap::Error) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         ErrorKind::UnknownArgument => {
-            let flag = error
-                .get(ContextKind::InvalidArg)
-                .map(ToString::to_string)
-                .unwrap_or_default();
+            let flag = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
             note(&format!("error: flag {flag} is not implemented"));
-            let near = error
-                .get(ContextKind::SuggestedArg)
-                .map(ToString::to_string);
+            let near = error.get(ContextKind::SuggestedArg).map(ToString::to_string);
             // A mere likeness of letters is no hint: the two start the same or nothing is said.
             match near.filter(|near| near.chars().take(3).eq(flag.chars().take(3))) {
                 Some(near) => note(&format!("hint: did you mean {near}?")),

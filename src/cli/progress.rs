@@ -29,18 +29,12 @@ struct Drawing {
 impl Bars {
     /// Makes bars that appear on a terminal.
     pub fn new() -> Self {
-        Self {
-            drawing: Mutex::new(None),
-            wanted: std::io::stderr().is_terminal(),
-        }
+        Self { drawing: Mutex::new(None), wanted: std::io::stderr().is_terminal() }
     }
 
     /// Makes bars that never appear.
     pub fn quiet() -> Self {
-        Self {
-            drawing: Mutex::new(None),
-            wanted: false,
-        }
+        Self { drawing: Mutex::new(None), wanted: false }
     }
 
     fn with(&self, act: impl FnOnce(&mut Drawing)) {
@@ -54,10 +48,7 @@ impl Bars {
 impl Drawing {
     fn new() -> Self {
         let target = ProgressDrawTarget::stderr_with_hz(REDRAWS_HZ);
-        Self {
-            all: MultiProgress::with_draw_target(target),
-            bars: HashMap::new(),
-        }
+        Self { all: MultiProgress::with_draw_target(target), bars: HashMap::new() }
     }
 }
 
@@ -65,11 +56,8 @@ impl Progress for Bars {
     fn begin(&self, what: &str, total_bytes: u64) {
         self.with(|drawing| {
             let template = "{prefix:>14} {msg:12} {bar:30} {bytes:>10} / {total_bytes}";
-            let style = ProgressStyle::with_template(template)
-                .unwrap_or_else(|_| ProgressStyle::default_bar());
-            let bar = drawing
-                .all
-                .add(ProgressBar::new(total_bytes).with_style(style));
+            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar = drawing.all.add(ProgressBar::new(total_bytes).with_style(style));
             bar.set_prefix(one_line(what));
             drawing.bars.insert(what.to_owned(), bar);
         });

@@ -48,9 +48,7 @@ struct Row {
 pub fn run(root: Option<PathBuf>, args: PsArgs) -> Result<ExitCode, CliError> {
     let engine = Engine::open(root)?;
     let listed = container::list(engine.root());
-    let shown = listed
-        .iter()
-        .filter(|listed| args.all || listed.status == Status::Running);
+    let shown = listed.iter().filter(|listed| args.all || listed.status == Status::Running);
     let rows: Vec<Row> = shown.map(|listed| row(listed, args.no_trunc)).collect();
     if args.quiet {
         rows.iter().for_each(|row| line(&row.id));
@@ -59,26 +57,9 @@ pub fn run(root: Option<PathBuf>, args: PsArgs) -> Result<ExitCode, CliError> {
     } else {
         let cells = rows.iter().map(|row| {
             let (created, status) = (row.created_since.clone(), row.status.clone());
-            vec![
-                row.id.clone(),
-                row.image.clone(),
-                row.command.clone(),
-                created,
-                status,
-                row.names.clone(),
-            ]
+            vec![row.id.clone(), row.image.clone(), row.command.clone(), created, status, row.names.clone()]
         });
-        table::print(
-            &[
-                "CONTAINER ID",
-                "IMAGE",
-                "COMMAND",
-                "CREATED",
-                "STATUS",
-                "NAMES",
-            ],
-            &cells.collect::<Vec<_>>(),
-        );
+        table::print(&["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAMES"], &cells.collect::<Vec<_>>());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -87,29 +68,16 @@ fn row(listed: &Listed, whole: bool) -> Row {
     let record = &listed.record;
     let command = record.argv.join(" ");
     let short = command.chars().count() > COMMAND_CHARS && !whole;
-    let command = if short {
-        command
-            .chars()
-            .take(COMMAND_CHARS - 1)
-            .chain(['…'])
-            .collect()
-    } else {
-        command
-    };
+    let command = if short { command.chars().take(COMMAND_CHARS - 1).chain(['…']).collect() } else { command };
     let (state, status) = match listed.status {
         Status::Running => ("running", "Up".to_owned()),
-        Status::Exited { code, finished_s } => (
-            "exited",
-            format!("Exited ({code}) {}", table::age_since_epoch(finished_s)),
-        ),
+        Status::Exited { code, finished_s } => {
+            ("exited", format!("Exited ({code}) {}", table::age_since_epoch(finished_s)))
+        }
         Status::Lost => ("exited", "Exited (unknown)".to_owned()),
     };
     Row {
-        id: if whole {
-            record.id.clone()
-        } else {
-            short_id(&record.id).to_owned()
-        },
+        id: if whole { record.id.clone() } else { short_id(&record.id).to_owned() },
         image: record.image.clone(),
         command: format!("\"{command}\""),
         created_since: table::age_since_epoch(record.created_s),

@@ -27,11 +27,7 @@ pub struct PullArgs {
 /// Pulls, and prints the image's id.
 pub fn run(root: Option<PathBuf>, args: PullArgs) -> Result<ExitCode, CliError> {
     let engine = Engine::open(root)?;
-    let bars = if args.quiet {
-        Bars::quiet()
-    } else {
-        Bars::new()
-    };
+    let bars = if args.quiet { Bars::quiet() } else { Bars::new() };
     let idmap = engine.idmap(UserNs::Auto)?;
     let image = engine.pull(&args.image, args.platform.as_ref(), &idmap, &bars)?;
     line(&image.id.to_string());

@@ -11,9 +11,7 @@ use coracle_runtime::{UserNs, seal};
 use super::error::CliError;
 use super::progress::Bars;
 use crate::engine::mounts::MountRequest;
-use crate::engine::options::{
-    EnvEntry, Network, PullPolicy, RunOptions, SecurityOptions, Terminal, UserNsChoice,
-};
+use crate::engine::options::{EnvEntry, Network, PullPolicy, RunOptions, SecurityOptions, Terminal, UserNsChoice};
 use crate::engine::ports::parse_publish;
 use crate::engine::size::{Ulimit, parse_size_bytes};
 use crate::engine::{Engine, run as engine_run};
@@ -192,10 +190,7 @@ fn options(args: RunArgs) -> Result<RunOptions, CliError> {
         name: args.name,
         hostname: args.hostname,
         auto_remove: args.rm,
-        terminal: Terminal {
-            interactive: args.interactive,
-            tty: args.tty,
-        },
+        terminal: Terminal { interactive: args.interactive, tty: args.tty },
         env: env_entries(&args.env_file, &args.env)?,
         mounts,
         workdir: args.workdir,
@@ -239,16 +234,9 @@ fn parse_add_host(entry: &str) -> Result<(String, String), CliError> {
     let fail = || CliError::message(format!("invalid host entry {entry:?}: expected NAME:IP"));
     let (name, ip) = entry.split_once(':').ok_or_else(fail)?;
     let ip = ip.trim_start_matches('[').trim_end_matches(']');
-    let valid = !name.is_empty()
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
+    let valid = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
     let ip: std::net::IpAddr = ip.parse().map_err(|_| fail())?;
-    if valid {
-        Ok((name.to_owned(), ip.to_string()))
-    } else {
-        Err(fail())
-    }
+    if valid { Ok((name.to_owned(), ip.to_string())) } else { Err(fail()) }
 }
 
 /// Reads the files first, then the flags, so that a flag wins.
@@ -270,9 +258,7 @@ fn env_file_lines(path: &Path) -> Result<Vec<String>, CliError> {
     let file = fs_err::File::open(path)?;
     let mut lines = Vec::new();
     for line in std::io::BufReader::new(file.take(ENV_FILE_BYTES_MAX)).lines() {
-        let line = line.map_err(|error| {
-            CliError::message(format!("cannot read {}: {error}", path.display()))
-        })?;
+        let line = line.map_err(|error| CliError::message(format!("cannot read {}: {error}", path.display())))?;
         let line = line.trim_start();
         if !line.is_empty() && !line.starts_with('#') {
             lines.push(line.to_owned());
@@ -287,18 +273,11 @@ fn env_entry(text: &str) -> Result<EnvEntry, CliError> {
         None => (text, env::named(text)),
     };
     if name.is_empty() || name.contains(char::is_whitespace) {
-        return Err(CliError::message(format!(
-            "invalid environment variable {text:?}"
-        )));
+        return Err(CliError::message(format!("invalid environment variable {text:?}")));
     }
     Ok(match value {
-        Some(value) => EnvEntry::Set {
-            name: name.to_owned(),
-            value,
-        },
-        None => EnvEntry::Unset {
-            name: name.to_owned(),
-        },
+        Some(value) => EnvEntry::Set { name: name.to_owned(), value },
+        None => EnvEntry::Unset { name: name.to_owned() },
     })
 }
 
@@ -310,24 +289,15 @@ mod tests {
     fn env_file_grammar() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("env");
-        fs_err::write(
-            &file,
-            "# comment\n\nA=1\n  B=two words=x\nCORACLE_SURELY_UNSET\n",
-        )
-        .unwrap();
+        fs_err::write(&file, "# comment\n\nA=1\n  B=two words=x\nCORACLE_SURELY_UNSET\n").unwrap();
         let entries = env_entries(&[file], &["A=2".to_owned()]).unwrap();
-        let set = |name: &str, value: &str| EnvEntry::Set {
-            name: name.into(),
-            value: value.into(),
-        };
+        let set = |name: &str, value: &str| EnvEntry::Set { name: name.into(), value: value.into() };
         assert_eq!(
             entries,
             [
                 set("A", "1"),
                 set("B", "two words=x"),
-                EnvEntry::Unset {
-                    name: "CORACLE_SURELY_UNSET".into()
-                },
+                EnvEntry::Unset { name: "CORACLE_SURELY_UNSET".into() },
                 set("A", "2")
             ]
         );
@@ -337,10 +307,7 @@ mod tests {
 
     #[test]
     fn add_host_grammar() {
-        assert_eq!(
-            parse_add_host("db:10.0.0.1").unwrap(),
-            ("db".into(), "10.0.0.1".into())
-        );
+        assert_eq!(parse_add_host("db:10.0.0.1").unwrap(), ("db".into(), "10.0.0.1".into()));
         assert_eq!(parse_add_host("db:::1").unwrap().1, "::1");
         for bad in ["db", "db:x", ":1.2.3.4", "d b:1.2.3.4", "d\nb:1.2.3.4"] {
             assert!(parse_add_host(bad).is_err(), "{bad}");

@@ -39,9 +39,7 @@ pub fn run(root: Option<PathBuf>, args: SaveArgs) -> Result<ExitCode, CliError> 
             return Err(CliError::message("a directory needs --output"));
         }
         if std::io::stdout().is_terminal() {
-            return Err(CliError::message(
-                "an archive is not written to a terminal; use --output or redirect",
-            ));
+            return Err(CliError::message("an archive is not written to a terminal; use --output or redirect"));
         }
     }
     let format = match args.format {

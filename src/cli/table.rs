@@ -14,30 +14,15 @@ pub enum Format {
 
 /// Prints rows under headings, columns separated by three spaces like docker's.
 pub fn print(headings: &[&str], rows: &[Vec<String>]) {
-    let clean: Vec<Vec<String>> = rows
-        .iter()
-        .map(|row| row.iter().map(|cell| one_line(cell)).collect())
-        .collect();
+    let clean: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| one_line(cell)).collect()).collect();
     let width = |column: usize| {
-        let cells = clean
-            .iter()
-            .filter_map(|row| row.get(column))
-            .map(|cell| cell.chars().count());
-        cells
-            .chain(headings.get(column).map(|heading| heading.len()))
-            .max()
-            .unwrap_or(0)
+        let cells = clean.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain(headings.get(column).map(|heading| heading.len())).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..headings.len()).map(width).collect();
-    let headings: Vec<String> = headings
-        .iter()
-        .map(|heading| (*heading).to_owned())
-        .collect();
+    let headings: Vec<String> = headings.iter().map(|heading| (*heading).to_owned()).collect();
     for row in std::iter::once(&headings).chain(&clean) {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}"));
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
         line(cells.collect::<Vec<_>>().join("   ").trim_end());
     }
 }
@@ -79,9 +64,7 @@ pub fn human_age(seconds: i64) -> String {
     let (count, unit) = STEPS
         .iter()
         .find(|(length, _)| seconds >= 2 * length)
-        .map_or((seconds.max(0), "second"), |(length, unit)| {
-            (seconds / length, *unit)
-        });
+        .map_or((seconds.max(0), "second"), |(length, unit)| (seconds / length, *unit));
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {unit}{plural} ago")
 }
@@ -94,9 +77,7 @@ pub fn age_since_epoch(then_s: u64) -> String {
 /// Gives the age of an RFC 3339 time stamp, or `N/A` where an image names none.
 pub fn age_of(created: Option<&str>) -> String {
     let parsed = created.and_then(|text| text.parse::<jiff::Timestamp>().ok());
-    parsed.map_or("N/A".to_owned(), |then| {
-        human_age(jiff::Timestamp::now().as_second() - then.as_second())
-    })
+    parsed.map_or("N/A".to_owned(), |then| human_age(jiff::Timestamp::now().as_second() - then.as_second()))
 }
 
 #[cfg(test)]

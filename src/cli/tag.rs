@@ -21,10 +21,7 @@ pub struct TagArgs {
 pub fn run(root: Option<PathBuf>, args: TagArgs) -> Result<ExitCode, CliError> {
     let engine = Engine::open(root)?;
     let target = args.target.parse()?;
-    let image = engine
-        .store()
-        .find(&args.source)?
-        .ok_or(EngineError::UnknownImage(args.source))?;
+    let image = engine.store().find(&args.source)?.ok_or(EngineError::UnknownImage(args.source))?;
     engine.store().tag(&image, &target)?;
     Ok(ExitCode::SUCCESS)
 }

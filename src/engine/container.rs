@@ -41,20 +41,11 @@ pub enum ContainerError {
     #[error("cannot use the container's directory")]
     Io(#[source] std::io::Error),
     #[error("cannot make {path}")]
-    MakeDir {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    MakeDir { path: PathBuf, source: std::io::Error },
     #[error("cannot lock {path}")]
-    Lock {
-        path: PathBuf,
-        source: rustix::io::Errno,
-    },
+    Lock { path: PathBuf, source: rustix::io::Errno },
     #[error("cannot write {path}")]
-    Encode {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
+    Encode { path: PathBuf, source: serde_json::Error },
     #[error("no randomness from the kernel")]
     Random(#[source] rustix::io::Errno),
 }
@@ -101,9 +92,7 @@ pub struct ContainerDir {
 
 /// Checks a name by the grammar that is safe as a file name and in every output.
 pub fn check_name(name: &str) -> Result<(), ContainerError> {
-    let clean = name
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
+    let clean = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
     let first = name.starts_with(|c: char| c.is_ascii_alphanumeric());
     if !clean || !first || name.len() > NAME_BYTES_MAX {
         return Err(ContainerError::InvalidName(name.to_owned()));
@@ -114,8 +103,7 @@ pub fn check_name(name: &str) -> Result<(), ContainerError> {
 /// Makes a new id.
 pub fn new_id() -> Result<String, ContainerError> {
     let mut bytes = [0u8; ID_BYTES];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .map_err(ContainerError::Random)?;
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(ContainerError::Random)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
@@ -126,12 +114,7 @@ pub fn short_id(id: &str) -> &str {
 
 impl ContainerDir {
     /// Makes the directory of a new container and takes its lock and its name.
-    pub fn create(
-        state: &Path,
-        id: &str,
-        name: Option<&str>,
-        auto_remove: bool,
-    ) -> Result<Self, ContainerError> {
+    pub fn create(state: &Path, id: &str, name: Option<&str>, auto_remove: bool) -> Result<Self, ContainerError> {
         for directory in ["containers", "names", "autoremove"] {
             ensure_private_dir(&state.join(directory))?;
         }
@@ -142,14 +125,8 @@ impl ContainerDir {
         }
         private_dir(&path)?;
         let lock = lock(&path.join("lock"))?;
-        let mut directory = Self {
-            id: id.to_owned(),
-            path,
-            state: state.to_owned(),
-            name: None,
-            auto_remove,
-            _lock: lock,
-        };
+        let mut directory =
+            Self { id: id.to_owned(), path, state: state.to_owned(), name: None, auto_remove, _lock: lock };
         if let Some(name) = name
             && let Err(error) = directory.take_name(name)
         {
@@ -172,10 +149,7 @@ impl ContainerDir {
             }
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 let id = fs_err::read_to_string(&taken).unwrap_or_default();
-                Err(ContainerError::NameTaken {
-                    name: name.to_owned(),
-                    id: short_id(&id).to_owned(),
-                })
+                Err(ContainerError::NameTaken { name: name.to_owned(), id: short_id(&id).to_owned() })
             }
             Err(error) => Err(error.into()),
         }
@@ -204,17 +178,9 @@ impl ContainerDir {
     /// rubbish, whatever its record says.
     pub fn publish<T: Serialize>(&self, name: &str, value: &T) -> Result<(), ContainerError> {
         let path = self.path.join(name);
-        let text = serde_json::to_vec(value).map_err(|source| ContainerError::Encode {
-            path: path.clone(),
-            source,
-        })?;
+        let text = serde_json::to_vec(value).map_err(|source| ContainerError::Encode { path: path.clone(), source })?;
         let draft = self.path.join(format!("{name}.new"));
-        let mut file = fs_err::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&draft)?;
+        let mut file = fs_err::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
         file.write_all(&text)?;
         if !self.auto_remove {
             file.sync_all()?;
@@ -281,17 +247,12 @@ pub enum Status {
 impl Listed {
     fn read(state: &Path, id: &str) -> Option<Self> {
         let path = state.join("containers").join(id);
-        let record =
-            serde_json::from_slice(&fs_err::read(path.join("container.json")).ok()?).ok()?;
-        let exit: Option<ExitRecord> = fs_err::read(path.join("exit.json"))
-            .ok()
-            .and_then(|text| serde_json::from_slice(&text).ok());
+        let record = serde_json::from_slice(&fs_err::read(path.join("container.json")).ok()?).ok()?;
+        let exit: Option<ExitRecord> =
+            fs_err::read(path.join("exit.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
         let watched = File::open(path.join("lock")).is_ok_and(|file| try_lock(file).is_none());
         let status = match exit {
-            Some(exit) => Status::Exited {
-                code: exit.exit_code,
-                finished_s: exit.finished_s,
-            },
+            Some(exit) => Status::Exited { code: exit.exit_code, finished_s: exit.finished_s },
             None if watched => Status::Running,
             None => Status::Lost,
         };
@@ -319,12 +280,7 @@ impl Unwatched {
         };
         let record = fs_err::read(path.join("container.json")).ok();
         let record = record.and_then(|text| serde_json::from_slice(&text).ok());
-        Some(Self {
-            id: id.to_owned(),
-            state: state.to_owned(),
-            record,
-            _lock: lock,
-        })
+        Some(Self { id: id.to_owned(), state: state.to_owned(), record, _lock: lock })
     }
 
     /// Gives the map under which its files were written; None when it got no further than its directory.
@@ -349,10 +305,7 @@ impl Unwatched {
 const YOUNG_S: u64 = 60;
 
 fn is_young(path: &Path) -> bool {
-    let age = fs_err::metadata(path)
-        .ok()
-        .and_then(|meta| meta.modified().ok())
-        .and_then(|time| time.elapsed().ok());
+    let age = fs_err::metadata(path).ok().and_then(|meta| meta.modified().ok()).and_then(|time| time.elapsed().ok());
     age.is_none_or(|age| age.as_secs() < YOUNG_S)
 }
 
@@ -367,44 +320,25 @@ fn remove_dir(state: &Path, id: &str) -> Result<(), ContainerError> {
 /// Makes a directory that only its owner may enter; one that exists is an error.
 fn private_dir(path: &Path) -> Result<(), ContainerError> {
     let made = std::fs::DirBuilder::new().mode(0o700).create(path);
-    made.map_err(|source| ContainerError::MakeDir {
-        path: path.to_owned(),
-        source,
-    })
+    made.map_err(|source| ContainerError::MakeDir { path: path.to_owned(), source })
 }
 
 fn ensure_private_dir(path: &Path) -> Result<(), ContainerError> {
     match private_dir(path) {
-        Err(ContainerError::MakeDir { source, .. })
-            if source.kind() == std::io::ErrorKind::AlreadyExists =>
-        {
-            Ok(())
-        }
+        Err(ContainerError::MakeDir { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         made => made,
     }
 }
 
 fn lock(path: &Path) -> Result<File, ContainerError> {
-    let file = fs_err::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(
-        |source| ContainerError::Lock {
-            path: path.to_owned(),
-            source,
-        },
-    )?;
+    let file = fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|source| ContainerError::Lock { path: path.to_owned(), source })?;
     Ok(file)
 }
 
 fn try_lock(file: File) -> Option<File> {
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .ok()
-        .map(|()| file)
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).ok().map(|()| file)
 }
 
 #[cfg(test)]
@@ -413,18 +347,7 @@ mod tests {
 
     #[test]
     fn c19_names() {
-        for bad in [
-            "",
-            ".",
-            "..",
-            "../x",
-            "-rf",
-            "a/b",
-            "a b",
-            "é",
-            "a\n",
-            &"x".repeat(65),
-        ] {
+        for bad in ["", ".", "..", "../x", "-rf", "a/b", "a b", "é", "a\n", &"x".repeat(65)] {
             assert!(check_name(bad).is_err(), "{bad:?}");
         }
         assert!(check_name("Web_1.a-b").is_ok());
@@ -441,18 +364,8 @@ mod tests {
         ));
         dir.remove().unwrap();
         assert!(!dir.path.exists());
-        assert!(
-            fs_err::read_dir(state.path().join("names"))
-                .unwrap()
-                .next()
-                .is_none()
-        );
-        assert!(
-            fs_err::read_dir(state.path().join("autoremove"))
-                .unwrap()
-                .next()
-                .is_none()
-        );
+        assert!(fs_err::read_dir(state.path().join("names")).unwrap().next().is_none());
+        assert!(fs_err::read_dir(state.path().join("autoremove")).unwrap().next().is_none());
     }
 
     #[test]
@@ -463,10 +376,7 @@ mod tests {
         assert!(abandoned(state.path()).is_empty(), "its lock is held");
         drop(dir);
         let left = abandoned(state.path());
-        assert_eq!(
-            left.iter().map(|left| left.id.clone()).collect::<Vec<_>>(),
-            [id.clone()]
-        );
+        assert_eq!(left.iter().map(|left| left.id.as_str()).collect::<Vec<_>>(), [id.as_str()]);
         left[0].remove().unwrap();
         assert!(!state.path().join("containers").join(id).exists());
     }

@@ -47,10 +47,7 @@ where
     .map_err(EngineError::UserNamespace)?;
     let mut text = Vec::new();
     answers.rewind().map_err(EngineError::State)?;
-    answers
-        .take(ANSWER_BYTES_MAX)
-        .read_to_end(&mut text)
-        .map_err(EngineError::State)?;
+    answers.take(ANSWER_BYTES_MAX).read_to_end(&mut text).map_err(EngineError::State)?;
     match serde_json::from_slice::<Result<T, Elsewhere>>(&text) {
         Ok(answer) => answer.map_err(EngineError::Elsewhere),
         Err(_) => Err(EngineError::Elsewhere(Elsewhere {
@@ -67,9 +64,5 @@ fn send<T: Serialize>(end: &mut File, answer: &T) -> std::io::Result<()> {
 
 /// Says whether every id means the same inside and outside.
 fn is_identity(map: &IdMap) -> bool {
-    map.uids
-        .iter()
-        .chain(&map.gids)
-        .all(|range| range.container == range.host)
-        && rustix::process::geteuid().is_root()
+    map.uids.iter().chain(&map.gids).all(|range| range.container == range.host) && rustix::process::geteuid().is_root()
 }

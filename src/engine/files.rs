@@ -10,8 +10,7 @@ pub const FORWARDED_DNS: &str = "169.254.1.1";
 
 /// Gives the text of /etc/hosts.
 pub fn hosts(hostname: &str, extra: &[(String, String)]) -> String {
-    let mut text =
-        format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    let mut text = format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     for (name, ip) in extra {
         text.push_str(&format!("{ip}\t{name}\n"));
     }
@@ -35,16 +34,9 @@ pub fn resolver(inputs: &ResolverInputs) -> (String, bool) {
     let mut servers: Vec<String> = inputs.servers.to_vec();
     let mut forwarded = false;
     if servers.is_empty() {
-        let all: Vec<IpAddr> = values(inputs.host, "nameserver")
-            .filter_map(|text| text.parse().ok())
-            .collect();
-        let usable = all
-            .iter()
-            .filter(|ip| inputs.host_network || !ip.is_loopback());
-        servers = usable
-            .take(NAMESERVERS_MAX)
-            .map(ToString::to_string)
-            .collect();
+        let all: Vec<IpAddr> = values(inputs.host, "nameserver").filter_map(|text| text.parse().ok()).collect();
+        let usable = all.iter().filter(|ip| inputs.host_network || !ip.is_loopback());
+        servers = usable.take(NAMESERVERS_MAX).map(ToString::to_string).collect();
         if servers.is_empty() && !all.is_empty() {
             forwarded = true;
             servers.push(FORWARDED_DNS.to_owned());
@@ -81,39 +73,19 @@ mod tests {
 
     fn check(host: &str, servers: &[&str], host_network: bool) -> (String, bool) {
         let servers: Vec<String> = servers.iter().map(|s| (*s).to_owned()).collect();
-        resolver(&ResolverInputs {
-            host,
-            servers: &servers,
-            search: &[],
-            host_network,
-        })
+        resolver(&ResolverInputs { host, servers: &servers, search: &[], host_network })
     }
 
     #[test]
     fn loopback_resolvers_are_forwarded_or_kept() {
         let host = "# x\nnameserver 127.0.0.53\nsearch lab.example\noptions edns0\n";
         let (text, forwarded) = check(host, &[], false);
-        assert_eq!(
-            (text.as_str(), forwarded),
-            (
-                "search lab.example\noptions edns0\nnameserver 169.254.1.1\n",
-                true
-            )
-        );
+        assert_eq!((text.as_str(), forwarded), ("search lab.example\noptions edns0\nnameserver 169.254.1.1\n", true));
         assert!(check(host, &[], true).0.contains("127.0.0.53"));
         let mixed = "nameserver ::1\nnameserver 10.0.0.1\n";
-        assert_eq!(
-            check(mixed, &[], false),
-            ("nameserver 10.0.0.1\n".into(), false)
-        );
-        assert_eq!(
-            check(mixed, &["9.9.9.9"], false),
-            ("nameserver 9.9.9.9\n".into(), false)
-        );
-        assert_eq!(
-            check("nameserverX 1.1.1.1\n", &[], false),
-            (String::new(), false)
-        );
+        assert_eq!(check(mixed, &[], false), ("nameserver 10.0.0.1\n".into(), false));
+        assert_eq!(check(mixed, &["9.9.9.9"], false), ("nameserver 9.9.9.9\n".into(), false));
+        assert_eq!(check("nameserverX 1.1.1.1\n", &[], false), (String::new(), false));
     }
 
     #[test]

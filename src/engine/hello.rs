@@ -25,11 +25,7 @@ pub fn is_hello(image: &str) -> bool {
 /// Gives the image's configuration.
 pub fn config() -> Config {
     let entrypoint = vec![format!("/{PROGRAM}"), INSIDE_ARGUMENT.to_owned()];
-    ConfigBuilder::default()
-        .entrypoint(entrypoint)
-        .working_dir("/")
-        .build()
-        .unwrap_or_default()
+    ConfigBuilder::default().entrypoint(entrypoint).working_dir("/").build().unwrap_or_default()
 }
 
 /// Makes the root filesystem in an empty directory.
@@ -49,13 +45,7 @@ mod tests {
     #[test]
     fn only_its_own_name() {
         assert!(is_hello("coracle/hello") && is_hello("docker.io/coracle/hello:latest"));
-        for other in [
-            "hello",
-            "coracle/hello:1",
-            "quay.io/coracle/hello",
-            "coracle/hello2",
-            "",
-        ] {
+        for other in ["hello", "coracle/hello:1", "quay.io/coracle/hello", "coracle/hello2", ""] {
             assert!(!is_hello(other), "{other}");
         }
     }

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use coracle_images::{
-    Digest, Image, IngestError, LoadError, LoadOptions, Platform, Progress, PullError, PullOptions,
-    Reference, SaveError, SaveFormat, load, pull, save,
-};
 use coracle_images::registry::TokenHost;
+use coracle_images::{
+    Digest, Image, IngestError, LoadError, LoadOptions, Platform, Progress, PullError, PullOptions, Reference,
+    SaveError, SaveFormat, load, pull, save,
+};
 use coracle_runtime::IdMap;
 use serde::{Deserialize, Serialize};
 
@@ -50,8 +50,7 @@ impl Engine {
             PullPolicy::Always => None,
             PullPolicy::Missing | PullPolicy::Never => self.store.find(name)?,
         };
-        let fitting =
-            present.filter(|image| platform.is_none_or(|wanted| image.platform == *wanted));
+        let fitting = present.filter(|image| platform.is_none_or(|wanted| image.platform == *wanted));
         let image = match (fitting, policy) {
             (Some(image), _) => image,
             (None, PullPolicy::Never) => return Err(EngineError::NoImage(name.to_owned())),
@@ -69,22 +68,12 @@ impl Engine {
     }
 
     /// Gives the directories of an image's layers, unpacking from the blobs what is not there yet.
-    fn unpacked(
-        &self,
-        image: &Image,
-        idmap: &IdMap,
-        progress: &dyn Progress,
-    ) -> Result<Vec<PathBuf>, EngineError> {
+    fn unpacked(&self, image: &Image, idmap: &IdMap, progress: &dyn Progress) -> Result<Vec<PathBuf>, EngineError> {
         let space = layer_space(idmap);
         if let Some(layers) = self.store.layers(image, &space)? {
             return Ok(layers);
         }
-        elsewhere::call(idmap, || {
-            Ok(self
-                .store
-                .unpack(image, &space, progress)
-                .map_err(ImageError::from)?)
-        })
+        elsewhere::call(idmap, || Ok(self.store.unpack(image, &space, progress).map_err(ImageError::from)?))
     }
 
     /// Pulls an image from its registry.
@@ -105,8 +94,7 @@ impl Engine {
             credentials: true,
         }));
         let id: String = elsewhere::call(idmap, || {
-            let image =
-                pull(&self.store, &reference, &options, progress).map_err(ImageError::from)?;
+            let image = pull(&self.store, &reference, &options, progress).map_err(ImageError::from)?;
             Ok(image.id.to_string())
         })?;
         self.store.find(&id)?.ok_or(EngineError::UnknownImage(id))
@@ -114,10 +102,7 @@ impl Engine {
 
     /// Removes an image, or one of its names.
     pub fn remove_image(&self, name: &str, force: bool) -> Result<RemovedImage, EngineError> {
-        let used: Vec<String> = container::list(&self.root)
-            .into_iter()
-            .map(|listed| listed.record.image_id)
-            .collect();
+        let used: Vec<String> = container::list(&self.root).into_iter().map(|listed| listed.record.image_id).collect();
         let idmap = self.idmap(coracle_runtime::UserNs::Auto)?;
         elsewhere::call(&idmap, || {
             let in_use = |id: &Digest| used.contains(&id.to_string());
@@ -137,10 +122,7 @@ impl Engine {
         idmap: &IdMap,
         progress: &dyn Progress,
     ) -> Result<Vec<String>, EngineError> {
-        let options = LoadOptions {
-            tag,
-            space: layer_space(idmap),
-        };
+        let options = LoadOptions { tag, space: layer_space(idmap) };
         elsewhere::call(idmap, || {
             let images = load(&self.store, source, &options, progress).map_err(ImageError::from)?;
             Ok(images.iter().map(called).collect())
@@ -148,22 +130,11 @@ impl Engine {
     }
 
     /// Writes images into an archive or a layout directory.
-    pub fn save(
-        &self,
-        names: &[String],
-        format: SaveFormat,
-        target: Option<&Path>,
-    ) -> Result<(), EngineError> {
+    pub fn save(&self, names: &[String], format: SaveFormat, target: Option<&Path>) -> Result<(), EngineError> {
         let mut images = Vec::new();
         for name in names {
-            let image = self
-                .store
-                .find(name)?
-                .ok_or_else(|| EngineError::UnknownImage(name.clone()))?;
-            let reference: Option<Reference> = name
-                .parse()
-                .ok()
-                .filter(|parsed| image.names.contains(parsed));
+            let image = self.store.find(name)?.ok_or_else(|| EngineError::UnknownImage(name.clone()))?;
+            let reference: Option<Reference> = name.parse().ok().filter(|parsed| image.names.contains(parsed));
             images.push((image, reference));
         }
         Ok(save(&self.store, &images, format, target).map_err(ImageError::from)?)
@@ -171,8 +142,5 @@ impl Engine {
 }
 
 fn called(image: &Image) -> String {
-    image
-        .names
-        .first()
-        .map_or_else(|| image.id.to_string(), Reference::familiar)
+    image.names.first().map_or_else(|| image.id.to_string(), Reference::familiar)
 }

@@ -52,23 +52,13 @@ pub enum EngineError {
     #[error("container {0} is running")]
     ContainerRuns(String),
     #[error("image {image} is for {found}, not for {wanted}")]
-    WrongPlatform {
-        image: String,
-        found: String,
-        wanted: String,
-    },
+    WrongPlatform { image: String, found: String, wanted: String },
     #[error("cannot mount {path}")]
-    MountSource {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    MountSource { path: PathBuf, source: std::io::Error },
     #[error("{path} belongs to coracle itself and is never given to a container")]
     OwnState { path: PathBuf },
     #[error("cannot read the seccomp profile {path}")]
-    SeccompFile {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    SeccompFile { path: PathBuf, source: std::io::Error },
     #[error("seccomp profile {path}: {reason}")]
     SeccompProfile { path: PathBuf, reason: String },
     #[error("unknown signal {0:?}")]
@@ -117,11 +107,7 @@ impl Engine {
         };
         open_state(&root)?;
         let store = Store::open(&root)?;
-        Ok(Self {
-            root,
-            store,
-            host_ids: HostIds::probe()?,
-        })
+        Ok(Self { root, store, host_ids: HostIds::probe()? })
     }
 
     /// Gives the images.
@@ -138,12 +124,8 @@ impl Engine {
     pub fn remove_container(&self, wanted: &str) -> Result<(), EngineError> {
         let listed = container::list(&self.root);
         let unknown = || EngineError::UnknownContainer(wanted.to_owned());
-        let by_name = listed
-            .iter()
-            .find(|listed| listed.record.name.as_deref() == Some(wanted));
-        let mut by_id = listed
-            .iter()
-            .filter(|listed| !wanted.is_empty() && listed.record.id.starts_with(wanted));
+        let by_name = listed.iter().find(|listed| listed.record.name.as_deref() == Some(wanted));
+        let mut by_id = listed.iter().filter(|listed| !wanted.is_empty() && listed.record.id.starts_with(wanted));
         let found = match (by_name, by_id.next(), by_id.next()) {
             (Some(found), _, _) | (None, Some(found), None) => found,
             _ => return Err(unknown()),
@@ -162,15 +144,9 @@ impl Engine {
 /// Names the unpacked layers that fit an id map.
 pub fn layer_space(map: &IdMap) -> LayerSpace {
     if map.is_single() {
-        LayerSpace {
-            name: "squashed".into(),
-            ownership: Ownership::Squash,
-        }
+        LayerSpace { name: "squashed".into(), ownership: Ownership::Squash }
     } else {
-        LayerSpace {
-            name: map.name(),
-            ownership: Ownership::Keep,
-        }
+        LayerSpace { name: map.name(), ownership: Ownership::Keep }
     }
 }
 
@@ -192,10 +168,7 @@ fn open_state(root: &Path) -> Result<(), EngineError> {
     }
     let meta = fs_err::metadata(root).map_err(EngineError::State)?;
     if meta.uid() != rustix::process::geteuid().as_raw() {
-        return Err(EngineError::ForeignState {
-            path: root.to_owned(),
-            owner: meta.uid(),
-        });
+        return Err(EngineError::ForeignState { path: root.to_owned(), owner: meta.uid() });
     }
     if meta.mode() & 0o077 != 0 {
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);

@@ -21,10 +21,7 @@ pub enum MountSource {
     /// A host path; `create_dir` is Docker's `-v` behaviour for a path that does not exist.
     Bind { path: PathBuf, create_dir: bool },
     /// Memory, `size_bytes` at most.
-    Tmpfs {
-        size_bytes: Option<u64>,
-        mode: Option<u32>,
-    },
+    Tmpfs { size_bytes: Option<u64>, mode: Option<u32> },
     /// A directory that belongs to the container and starts with the image's content.
     Anonymous,
 }
@@ -41,17 +38,14 @@ pub struct MountRequest {
 
 /// Flags that a person may add; suid and dev are absent on purpose: they are never granted.
 const KNOWN_FLAGS: &[&str] = &[
-    "noexec", "exec", "nosuid", "nodev", "noatime", "relatime", "private", "rprivate", "slave",
-    "rslave", "bind", "rbind",
+    "noexec", "exec", "nosuid", "nodev", "noatime", "relatime", "private", "rprivate", "slave", "rslave", "bind",
+    "rbind",
 ];
 
 impl MountRequest {
     /// Parses `-v [SOURCE:]DESTINATION[:OPTIONS]`.
     pub fn from_volume(request: &str) -> Result<Self, MountError> {
-        let fail = |reason: &str| MountError {
-            request: request.to_owned(),
-            reason: reason.to_owned(),
-        };
+        let fail = |reason: &str| MountError { request: request.to_owned(), reason: reason.to_owned() };
         let fields: Vec<&str> = request.split(':').collect();
         let (source, destination, options) = match fields.as_slice() {
             [destination] => (None, *destination, ""),
@@ -63,22 +57,14 @@ impl MountRequest {
         let source = match source {
             None => MountSource::Anonymous,
             Some("") => return Err(fail("the source is empty")),
-            Some(path) if path.starts_with(['/', '.', '~']) => MountSource::Bind {
-                path: path.into(),
-                create_dir: true,
-            },
+            Some(path) if path.starts_with(['/', '.', '~']) => {
+                MountSource::Bind { path: path.into(), create_dir: true }
+            }
             Some(_) => {
-                return Err(fail(
-                    "named volumes are not implemented; give an absolute path or ./relative",
-                ));
+                return Err(fail("named volumes are not implemented; give an absolute path or ./relative"));
             }
         };
-        let mut mount = Self {
-            source,
-            destination,
-            read_only: false,
-            options: Vec::new(),
-        };
+        let mut mount = Self { source, destination, read_only: false, options: Vec::new() };
         for option in options.split(',').filter(|option| !option.is_empty()) {
             mount.apply_flag(option).map_err(|reason| fail(&reason))?;
         }
@@ -87,10 +73,7 @@ impl MountRequest {
 
     /// Parses `--mount type=bind,source=…,target=…[,readonly]`.
     pub fn from_mount(request: &str) -> Result<Self, MountError> {
-        let fail = |reason: String| MountError {
-            request: request.to_owned(),
-            reason,
-        };
+        let fail = |reason: String| MountError { request: request.to_owned(), reason };
         let mut fields = MountFields::default();
         for field in request.split(',') {
             let (key, value) = match field.split_once('=') {
@@ -104,24 +87,14 @@ impl MountRequest {
 
     /// Parses `--tmpfs DESTINATION[:OPTIONS]`.
     pub fn from_tmpfs(request: &str) -> Result<Self, MountError> {
-        let fail = |reason: String| MountError {
-            request: request.to_owned(),
-            reason,
-        };
+        let fail = |reason: String| MountError { request: request.to_owned(), reason };
         let (destination, options) = request.split_once(':').unwrap_or((request, ""));
         let destination = checked_destination(destination).map_err(fail)?;
         let (mut size_bytes, mut mode) = (None, None);
-        let mut mount = Self {
-            source: MountSource::Anonymous,
-            destination,
-            read_only: false,
-            options: Vec::new(),
-        };
+        let mut mount = Self { source: MountSource::Anonymous, destination, read_only: false, options: Vec::new() };
         for option in options.split(',').filter(|option| !option.is_empty()) {
             match option.split_once('=') {
-                Some(("size", value)) => {
-                    size_bytes = Some(parse_size_bytes(value).map_err(|e| fail(e.to_string()))?)
-                }
+                Some(("size", value)) => size_bytes = Some(parse_size_bytes(value).map_err(|e| fail(e.to_string()))?),
                 Some(("mode", value)) => mode = Some(parse_mode(value).map_err(fail)?),
                 _ => mount.apply_flag(option).map_err(fail)?,
             }
@@ -160,14 +133,10 @@ impl MountFields {
         match key {
             "type" => self.kind = Some(required()?.to_owned()),
             "source" | "src" => self.source = Some(required()?.into()),
-            "target" | "destination" | "dst" => {
-                self.destination = Some(checked_destination(required()?)?)
-            }
+            "target" | "destination" | "dst" => self.destination = Some(checked_destination(required()?)?),
             "readonly" | "ro" => self.read_only = parse_bool(value.unwrap_or("true"))?,
             "bind-propagation" => self.options.push(checked_propagation(required()?)?),
-            "tmpfs-size" => {
-                self.size_bytes = Some(parse_size_bytes(required()?).map_err(|e| e.to_string())?)
-            }
+            "tmpfs-size" => self.size_bytes = Some(parse_size_bytes(required()?).map_err(|e| e.to_string())?),
             "tmpfs-mode" => self.mode = Some(parse_mode(required()?)?),
             other => return Err(format!("field {other:?} is not implemented")),
         }
@@ -177,15 +146,9 @@ impl MountFields {
     fn finish(self) -> Result<MountRequest, String> {
         let destination = self.destination.ok_or("target is missing")?;
         let source = match (self.kind.as_deref(), self.source) {
-            (Some("bind"), Some(path)) => MountSource::Bind {
-                path,
-                create_dir: false,
-            },
+            (Some("bind"), Some(path)) => MountSource::Bind { path, create_dir: false },
             (Some("bind"), None) => return Err("source is missing".into()),
-            (Some("tmpfs"), None) => MountSource::Tmpfs {
-                size_bytes: self.size_bytes,
-                mode: self.mode,
-            },
+            (Some("tmpfs"), None) => MountSource::Tmpfs { size_bytes: self.size_bytes, mode: self.mode },
             (Some("tmpfs"), Some(_)) => return Err("a tmpfs has no source".into()),
             (Some("volume") | None, None) => MountSource::Anonymous,
             (Some("volume") | None, Some(_)) => {
@@ -193,12 +156,7 @@ impl MountFields {
             }
             (Some(other), _) => return Err(format!("type {other:?} is not implemented")),
         };
-        Ok(MountRequest {
-            source,
-            destination,
-            read_only: self.read_only,
-            options: self.options,
-        })
+        Ok(MountRequest { source, destination, read_only: self.read_only, options: self.options })
     }
 }
 
@@ -227,10 +185,7 @@ pub fn checked_destination(path: &str) -> Result<PathBuf, String> {
         return Err("the destination is the root directory".into());
     }
     if clean.starts_with("/proc") || clean.starts_with("/sys") || clean == Path::new("/dev") {
-        return Err(format!(
-            "the destination {} is a kernel filesystem",
-            clean.display()
-        ));
+        return Err(format!("the destination {} is a kernel filesystem", clean.display()));
     }
     Ok(clean)
 }
@@ -268,22 +223,10 @@ mod tests {
     #[test]
     fn volume_grammar() {
         let bind = volume("/src:/dst:ro,noexec").unwrap();
-        assert_eq!(
-            bind.source,
-            MountSource::Bind {
-                path: "/src".into(),
-                create_dir: true
-            }
-        );
-        assert_eq!(
-            (bind.read_only, bind.options),
-            (true, vec!["noexec".to_owned()])
-        );
+        assert_eq!(bind.source, MountSource::Bind { path: "/src".into(), create_dir: true });
+        assert_eq!((bind.read_only, bind.options), (true, vec!["noexec".to_owned()]));
         assert_eq!(volume("/data").unwrap().source, MountSource::Anonymous);
-        assert_eq!(
-            volume("./x:/a//b/./c").unwrap().destination,
-            Path::new("/a/b/c")
-        );
+        assert_eq!(volume("./x:/a//b/./c").unwrap().destination, Path::new("/a/b/c"));
         for (bad, part) in [
             ("data:/x", "named volumes"),
             (":/x", "empty"),
@@ -298,17 +241,8 @@ mod tests {
 
     #[test]
     fn a15_kernel_filesystems_are_no_destination() {
-        for bad in [
-            "/proc",
-            "/proc/self",
-            "/sys",
-            "/sys/fs",
-            "/dev",
-            "//proc",
-            "/./proc",
-            "/dev/../proc",
-            "/x/../sys",
-        ] {
+        for bad in ["/proc", "/proc/self", "/sys", "/sys/fs", "/dev", "//proc", "/./proc", "/dev/../proc", "/x/../sys"]
+        {
             assert!(volume(&format!("/src:{bad}")).is_err(), "{bad}");
         }
         assert!(volume("/src:/dev/shm").is_ok());
@@ -318,23 +252,10 @@ mod tests {
     #[test]
     fn mount_grammar() {
         let bind = MountRequest::from_mount("type=bind,src=/a,dst=/b,readonly").unwrap();
-        assert_eq!(
-            bind.source,
-            MountSource::Bind {
-                path: "/a".into(),
-                create_dir: false
-            }
-        );
+        assert_eq!(bind.source, MountSource::Bind { path: "/a".into(), create_dir: false });
         assert!(bind.read_only);
-        let tmpfs =
-            MountRequest::from_mount("type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=1777").unwrap();
-        assert_eq!(
-            tmpfs.source,
-            MountSource::Tmpfs {
-                size_bytes: Some(1 << 20),
-                mode: Some(0o1777)
-            }
-        );
+        let tmpfs = MountRequest::from_mount("type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=1777").unwrap();
+        assert_eq!(tmpfs.source, MountSource::Tmpfs { size_bytes: Some(1 << 20), mode: Some(0o1777) });
         for bad in [
             "type=bind,src=/a",
             "type=bind,dst=/b",
@@ -349,13 +270,7 @@ mod tests {
     #[test]
     fn tmpfs_grammar() {
         let tmpfs = MountRequest::from_tmpfs("/run:size=64k,mode=755,noexec,ro").unwrap();
-        assert_eq!(
-            tmpfs.source,
-            MountSource::Tmpfs {
-                size_bytes: Some(65536),
-                mode: Some(0o755)
-            }
-        );
+        assert_eq!(tmpfs.source, MountSource::Tmpfs { size_bytes: Some(65536), mode: Some(0o755) });
         assert!(tmpfs.read_only);
         assert!(MountRequest::from_tmpfs("/run:mode=99").is_err());
         assert!(MountRequest::from_tmpfs("/run:size=-1").is_err());

@@ -26,10 +26,7 @@ pub enum NetworkError {
     #[error("port {port} of the host needs privilege")]
     PortPrivileged { port: SocketAddr },
     #[error("port {port} is in use on the host")]
-    PortInUse {
-        port: SocketAddr,
-        source: std::io::Error,
-    },
+    PortInUse { port: SocketAddr, source: std::io::Error },
     #[error("cannot run pasta")]
     Spawn(#[source] std::io::Error),
     #[error("pasta failed: {complaint}")]
@@ -60,21 +57,15 @@ pub fn plan(
     search_path: &std::ffi::OsStr,
 ) -> Result<(Plan, Option<&'static str>), NetworkError> {
     match asked {
-        Network::None | Network::Host if !publish.is_empty() => {
-            Err(NetworkError::PublishNeedsPasta)
-        }
+        Network::None | Network::Host if !publish.is_empty() => Err(NetworkError::PublishNeedsPasta),
         Network::None => Ok((Plan::None, None)),
         Network::Host => Ok((Plan::Host, None)),
         Network::Pasta | Network::Auto => match pasta_plan(publish, search_path) {
             Ok(plan) => Ok((Plan::Pasta(plan), None)),
-            Err(NetworkError::NoPasta | NetworkError::NoTun(_))
-                if asked == Network::Auto && publish.is_empty() =>
-            {
+            Err(NetworkError::NoPasta | NetworkError::NoTun(_)) if asked == Network::Auto && publish.is_empty() => {
                 Ok((
                     Plan::Host,
-                    Some(
-                        "this host gives no own network (see coracle info); the container shares the host's",
-                    ),
+                    Some("this host gives no own network (see coracle info); the container shares the host's"),
                 ))
             }
             Err(error) => Err(error),
@@ -82,34 +73,18 @@ pub fn plan(
     }
 }
 
-fn pasta_plan(
-    publish: &[PortMapping],
-    search_path: &std::ffi::OsStr,
-) -> Result<PastaPlan, NetworkError> {
+fn pasta_plan(publish: &[PortMapping], search_path: &std::ffi::OsStr) -> Result<PastaPlan, NetworkError> {
     let program = find_program("pasta", search_path).ok_or(NetworkError::NoPasta)?;
-    fs_err::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")
-        .map_err(NetworkError::NoTun)?;
-    let ports = publish
-        .iter()
-        .map(|mapping| free_port(*mapping))
-        .collect::<Result<_, _>>()?;
-    Ok(PastaPlan {
-        program,
-        ports,
-        forward_dns: false,
-    })
+    fs_err::OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(NetworkError::NoTun)?;
+    let ports = publish.iter().map(|mapping| free_port(*mapping)).collect::<Result<_, _>>()?;
+    Ok(PastaPlan { program, ports, forward_dns: false })
 }
 
 fn find_program(name: &str, search_path: &std::ffi::OsStr) -> Option<PathBuf> {
     std::env::split_paths(search_path)
         .filter(|dir| dir.is_absolute())
         .map(|dir| dir.join(name))
-        .find(|path| {
-            rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
-        })
+        .find(|path| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file())
 }
 
 /// Checks that the host port is free, or picks one for port 0, before anything is made.
@@ -124,31 +99,19 @@ fn free_port(mapping: PortMapping) -> Result<PortMapping, NetworkError> {
         std::io::ErrorKind::PermissionDenied => NetworkError::PortPrivileged { port },
         _ => NetworkError::PortInUse { port, source },
     })?;
-    Ok(PortMapping {
-        host: bound.port(),
-        ..mapping
-    })
+    Ok(PortMapping { host: bound.port(), ..mapping })
 }
 
 impl PastaPlan {
     /// Gives pasta's arguments.
     fn arguments(&self, user: &str, net: &str, pid_file: &Path) -> Vec<String> {
-        let mut arguments: Vec<String> = ["--config-net", "--quiet", "--no-map-gw"]
-            .map(str::to_owned)
-            .to_vec();
+        let mut arguments: Vec<String> = ["--config-net", "--quiet", "--no-map-gw"].map(str::to_owned).to_vec();
         for (flag, protocol) in [("-t", Protocol::Tcp), ("-u", Protocol::Udp)] {
             let mut any = false;
-            for mapping in self
-                .ports
-                .iter()
-                .filter(|mapping| mapping.protocol == protocol)
-            {
+            for mapping in self.ports.iter().filter(|mapping| mapping.protocol == protocol) {
                 any = true;
                 let address = mapping.ip.map(|ip| format!("{ip}/")).unwrap_or_default();
-                arguments.extend([
-                    flag.to_owned(),
-                    format!("{address}{}:{}", mapping.host, mapping.container),
-                ]);
+                arguments.extend([flag.to_owned(), format!("{address}{}:{}", mapping.host, mapping.container)]);
             }
             if !any {
                 arguments.extend([flag.to_owned(), "none".to_owned()]);
@@ -160,12 +123,7 @@ impl PastaPlan {
             arguments.extend(["--dns-forward".to_owned(), FORWARDED_DNS.to_owned()]);
         }
         arguments.extend(["--pid".to_owned(), pid_file.display().to_string()]);
-        arguments.extend([
-            "--userns".to_owned(),
-            user.to_owned(),
-            "--netns".to_owned(),
-            net.to_owned(),
-        ]);
+        arguments.extend(["--userns".to_owned(), user.to_owned(), "--netns".to_owned(), net.to_owned()]);
         arguments
     }
 
@@ -181,20 +139,14 @@ impl PastaPlan {
             // Else it would become nobody, who may not join root's namespaces.
             arguments.extend(["--runas".to_owned(), "0:0".to_owned()]);
         }
-        let started =
-            Keeper::start(&pid_file, &self.program, &arguments).map_err(NetworkError::Spawn)?;
-        started.map_err(|complaint| NetworkError::Pasta {
-            complaint: last_line(&complaint),
-        })
+        let started = Keeper::start(&pid_file, &self.program, &arguments).map_err(NetworkError::Spawn)?;
+        started.map_err(|complaint| NetworkError::Pasta { complaint: last_line(&complaint) })
     }
 }
 
 /// Picks the last thing pasta said that is not about its own log.
 fn last_line(text: &str) -> String {
-    let said = text
-        .lines()
-        .rev()
-        .find(|line| !line.trim().is_empty() && !line.starts_with("Failed to send"));
+    let said = text.lines().rev().find(|line| !line.trim().is_empty() && !line.starts_with("Failed to send"));
     said.unwrap_or("no message").trim().to_owned()
 }
 
@@ -204,15 +156,8 @@ mod tests {
     use crate::engine::ports::parse_publish;
 
     fn arguments(publish: &[&str]) -> String {
-        let ports = publish
-            .iter()
-            .flat_map(|text| parse_publish(text).unwrap())
-            .collect();
-        let plan = PastaPlan {
-            program: "/usr/bin/pasta".into(),
-            ports,
-            forward_dns: false,
-        };
+        let ports = publish.iter().flat_map(|text| parse_publish(text).unwrap()).collect();
+        let plan = PastaPlan { program: "/usr/bin/pasta".into(), ports, forward_dns: false };
         plan.arguments("U", "N", Path::new("/p")).join(" ")
     }
 
@@ -227,10 +172,7 @@ mod tests {
     #[test]
     fn published_ports_become_pastas_specification() {
         let text = arguments(&["127.0.0.1:8080:80", "53:5353/udp"]);
-        assert!(
-            text.contains("-t 127.0.0.1/8080:80") && text.contains("-u 53:5353"),
-            "{text}"
-        );
+        assert!(text.contains("-t 127.0.0.1/8080:80") && text.contains("-u 53:5353"), "{text}");
         assert!(!text.contains("-t none"));
     }
 
@@ -239,10 +181,7 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let mapping = parse_publish(&format!("127.0.0.1:{port}:80")).unwrap()[0];
-        assert!(matches!(
-            free_port(mapping),
-            Err(NetworkError::PortInUse { .. })
-        ));
+        assert!(matches!(free_port(mapping), Err(NetworkError::PortInUse { .. })));
         let any = parse_publish("127.0.0.1::80").unwrap()[0];
         assert_ne!(free_port(any).unwrap().host, 0);
     }
@@ -254,13 +193,7 @@ mod tests {
         assert_eq!(shared, Plan::Host);
         assert!(note.is_some());
         let publish = parse_publish("8080:80").unwrap();
-        assert!(matches!(
-            plan(Network::Auto, &publish, nowhere),
-            Err(NetworkError::NoPasta)
-        ));
-        assert!(matches!(
-            plan(Network::Host, &publish, nowhere),
-            Err(NetworkError::PublishNeedsPasta)
-        ));
+        assert!(matches!(plan(Network::Auto, &publish, nowhere), Err(NetworkError::NoPasta)));
+        assert!(matches!(plan(Network::Host, &publish, nowhere), Err(NetworkError::PublishNeedsPasta)));
     }
 }

@@ -99,10 +99,7 @@ pub struct SecurityOptions {
 
 impl Default for SecurityOptions {
     fn default() -> Self {
-        Self {
-            no_new_privileges: true,
-            seccomp: SeccompChoice::Default,
-        }
+        Self { no_new_privileges: true, seccomp: SeccompChoice::Default }
     }
 }
 
@@ -136,10 +133,7 @@ pub struct SecurityOptionError {
 impl SecurityOptions {
     /// Applies one `--security-opt`; what cannot be applied is an error, never ignored.
     pub fn apply(&mut self, option: &str) -> Result<(), SecurityOptionError> {
-        let fail = |reason| SecurityOptionError {
-            option: option.to_owned(),
-            reason,
-        };
+        let fail = |reason| SecurityOptionError { option: option.to_owned(), reason };
         let (key, value) = match option.split_once(['=', ':']) {
             Some((key, value)) => (key, Some(value)),
             None => (option, None),
@@ -148,9 +142,7 @@ impl SecurityOptions {
             ("no-new-privileges", None | Some("true")) => self.no_new_privileges = true,
             ("no-new-privileges", Some("false")) => self.no_new_privileges = false,
             ("seccomp", Some("unconfined")) => self.seccomp = SeccompChoice::Unconfined,
-            ("seccomp", Some(path)) if !path.is_empty() => {
-                self.seccomp = SeccompChoice::File(path.into())
-            }
+            ("seccomp", Some(path)) if !path.is_empty() => self.seccomp = SeccompChoice::File(path.into()),
             // There is no SELinux labelling to switch off, so the wish is already met.
             ("label", Some("disable")) => {}
             ("apparmor" | "label", _) => return Err(fail("an ordinary user cannot apply it")),
@@ -172,14 +164,7 @@ mod tests {
         assert!(!options.no_new_privileges);
         options.apply("seccomp=unconfined").unwrap();
         assert_eq!(options.seccomp, SeccompChoice::Unconfined);
-        for bad in [
-            "apparmor=x",
-            "label=type:x",
-            "seccomp",
-            "seccomp=",
-            "wat",
-            "no-new-privileges=maybe",
-        ] {
+        for bad in ["apparmor=x", "label=type:x", "seccomp", "seccomp=", "wat", "no-new-privileges=maybe"] {
             assert!(options.apply(bad).is_err(), "{bad}");
         }
     }

@@ -31,10 +31,7 @@ pub struct PortError {
 
 /// Parses one `-p`; a range gives one mapping per port.
 pub fn parse_publish(request: &str) -> Result<Vec<PortMapping>, PortError> {
-    let fail = |reason| PortError {
-        request: request.to_owned(),
-        reason,
-    };
+    let fail = |reason| PortError { request: request.to_owned(), reason };
     let (address, protocol) = match request.rsplit_once('/') {
         None | Some((_, "tcp")) => (request.trim_end_matches("/tcp"), Protocol::Tcp),
         Some((address, "udp")) => (address, Protocol::Udp),
@@ -46,8 +43,7 @@ pub fn parse_publish(request: &str) -> Result<Vec<PortMapping>, PortError> {
         Some((host, container)) => (host, container),
         None => ("", ports),
     };
-    let container =
-        parse_range(container).ok_or_else(|| fail("the container port is not 1 to 65535"))?;
+    let container = parse_range(container).ok_or_else(|| fail("the container port is not 1 to 65535"))?;
     let count = container.1 - container.0;
     let host = match host {
         "" => None,
@@ -57,12 +53,7 @@ pub fn parse_publish(request: &str) -> Result<Vec<PortMapping>, PortError> {
         return Err(fail("the two ranges differ in length"));
     }
     Ok((0..=count)
-        .map(|n| PortMapping {
-            ip,
-            host: host.map_or(0, |host| host.0 + n),
-            container: container.0 + n,
-            protocol,
-        })
+        .map(|n| PortMapping { ip, host: host.map_or(0, |host| host.0 + n), container: container.0 + n, protocol })
         .collect())
 }
 
@@ -84,11 +75,7 @@ fn split_ip(address: &str) -> Option<(Option<IpAddr>, &str)> {
 
 fn parse_range(text: &str) -> Option<(u16, u16)> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let port = |text: &str| {
-        text.parse::<u16>()
-            .ok()
-            .filter(|port| *port > 0 && !text.starts_with('+'))
-    };
+    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0 && !text.starts_with('+'));
     let (first, last) = (port(first)?, port(last)?);
     (first <= last).then_some((first, last))
 }
@@ -100,12 +87,7 @@ mod tests {
     fn one(request: &str) -> (Option<String>, u16, u16, Protocol) {
         let mappings = parse_publish(request).unwrap();
         assert_eq!(mappings.len(), 1, "{request}");
-        (
-            mappings[0].ip.map(|ip| ip.to_string()),
-            mappings[0].host,
-            mappings[0].container,
-            mappings[0].protocol,
-        )
+        (mappings[0].ip.map(|ip| ip.to_string()), mappings[0].host, mappings[0].container, mappings[0].protocol)
     }
 
     #[test]
@@ -113,28 +95,16 @@ mod tests {
         assert_eq!(one("8080:80"), (None, 8080, 80, Protocol::Tcp));
         assert_eq!(one("80"), (None, 0, 80, Protocol::Tcp));
         assert_eq!(one("53:53/udp"), (None, 53, 53, Protocol::Udp));
-        assert_eq!(
-            one("127.0.0.1:81:80"),
-            (Some("127.0.0.1".into()), 81, 80, Protocol::Tcp)
-        );
-        assert_eq!(
-            one("127.0.0.1::80"),
-            (Some("127.0.0.1".into()), 0, 80, Protocol::Tcp)
-        );
-        assert_eq!(
-            one("[::1]:81:80/tcp"),
-            (Some("::1".into()), 81, 80, Protocol::Tcp)
-        );
+        assert_eq!(one("127.0.0.1:81:80"), (Some("127.0.0.1".into()), 81, 80, Protocol::Tcp));
+        assert_eq!(one("127.0.0.1::80"), (Some("127.0.0.1".into()), 0, 80, Protocol::Tcp));
+        assert_eq!(one("[::1]:81:80/tcp"), (Some("::1".into()), 81, 80, Protocol::Tcp));
     }
 
     #[test]
     fn ranges() {
         let mappings = parse_publish("8000-8002:80-82").unwrap();
         assert_eq!(
-            mappings
-                .iter()
-                .map(|m| (m.host, m.container))
-                .collect::<Vec<_>>(),
+            mappings.iter().map(|m| (m.host, m.container)).collect::<Vec<_>>(),
             [(8000, 80), (8001, 81), (8002, 82)]
         );
     }

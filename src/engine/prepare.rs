@@ -35,11 +35,7 @@ pub struct Source {
 /// Gives a free host port to each port that the image exposes; what is no port is left out.
 pub fn exposed_ports(config: &Config) -> Vec<PortMapping> {
     let exposed = config.exposed_ports().iter().flatten();
-    exposed
-        .filter_map(|text| parse_publish(text).ok())
-        .flatten()
-        .filter(|mapping| mapping.host == 0)
-        .collect()
+    exposed.filter_map(|text| parse_publish(text).ok()).flatten().filter(|mapping| mapping.host == 0).collect()
 }
 
 /// Is a container that only has to be launched.
@@ -65,16 +61,9 @@ pub struct Decided<'a> {
     seccomp: Option<SeccompInput>,
 }
 
-pub fn decide<'a>(
-    options: &'a RunOptions,
-    source: Source,
-    idmap: &IdMap,
-) -> Result<Decided<'a>, EngineError> {
+pub fn decide<'a>(options: &'a RunOptions, source: Source, idmap: &IdMap) -> Result<Decided<'a>, EngineError> {
     let id = container::new_id()?;
-    let hostname = options
-        .hostname
-        .clone()
-        .unwrap_or_else(|| short_id(&id).to_owned());
+    let hostname = options.hostname.clone().unwrap_or_else(|| short_id(&id).to_owned());
     let user = resolve_user(options, &source, idmap)?;
     let argv = process::arguments(
         source.config.entrypoint().as_deref().unwrap_or_default(),
@@ -90,57 +79,22 @@ pub fn decide<'a>(
         tty: options.terminal.tty,
     })?;
     let cwd = process::working_directory(
-        source
-            .config
-            .working_dir()
-            .as_deref()
-            .filter(|dir| !dir.is_empty()),
+        source.config.working_dir().as_deref().filter(|dir| !dir.is_empty()),
         options.workdir.as_deref(),
     )?;
-    let stop_signal = options
-        .stop_signal
-        .clone()
-        .or_else(|| source.config.stop_signal().clone());
+    let stop_signal = options.stop_signal.clone().or_else(|| source.config.stop_signal().clone());
     if let Some(signal) = &stop_signal {
-        coracle_shim::parse_signal(signal)
-            .ok_or_else(|| EngineError::UnknownSignal(signal.clone()))?;
+        coracle_shim::parse_signal(signal).ok_or_else(|| EngineError::UnknownSignal(signal.clone()))?;
     }
     let seccomp = seccomp_input(&options.security.seccomp)?;
-    Ok(Decided {
-        options,
-        source,
-        id,
-        hostname,
-        user,
-        argv,
-        environment,
-        cwd,
-        stop_signal,
-        seccomp,
-    })
+    Ok(Decided { options, source, id, hostname, user, argv, environment, cwd, stop_signal, seccomp })
 }
 
-pub fn prepare(
-    engine: &Engine,
-    idmap: &IdMap,
-    decided: Decided<'_>,
-    mut plan: Plan,
-) -> Result<Prepared, EngineError> {
+pub fn prepare(engine: &Engine, idmap: &IdMap, decided: Decided<'_>, mut plan: Plan) -> Result<Prepared, EngineError> {
     let options = decided.options;
-    let directory = ContainerDir::create(
-        engine.root(),
-        &decided.id,
-        options.name.as_deref(),
-        options.auto_remove,
-    )?;
+    let directory = ContainerDir::create(engine.root(), &decided.id, options.name.as_deref(), options.auto_remove)?;
     match fill(engine, &directory, idmap, decided, &mut plan) {
-        Ok((spec, rootfs)) => Ok(Prepared {
-            directory,
-            spec,
-            rootfs,
-            idmap: idmap.clone(),
-            plan,
-        }),
+        Ok((spec, rootfs)) => Ok(Prepared { directory, spec, rootfs, idmap: idmap.clone(), plan }),
         Err(error) => {
             // Nothing in it belongs to anybody else yet.
             let _ = directory.remove();
@@ -193,28 +147,17 @@ fn fill(
 }
 
 pub fn now_s() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |elapsed| elapsed.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }
 
-fn resolve_user(
-    options: &RunOptions,
-    source: &Source,
-    idmap: &IdMap,
-) -> Result<ProcessUser, EngineError> {
+fn resolve_user(options: &RunOptions, source: &Source, idmap: &IdMap) -> Result<ProcessUser, EngineError> {
     let keep_id = options.userns.0 == UserNs::KeepId;
     let caller = keep_id.then(|| {
-        let (uid, gid) = (
-            rustix::process::getuid().as_raw(),
-            rustix::process::getgid().as_raw(),
-        );
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
         format!("{uid}:{gid}")
     });
     let asked = options.user.as_deref().or(caller.as_deref());
-    let spec = asked
-        .or(source.config.user().as_deref())
-        .unwrap_or_default();
+    let spec = asked.or(source.config.user().as_deref()).unwrap_or_default();
     let passwd = identity_file(&source.layers, "etc/passwd");
     let group = identity_file(&source.layers, "etc/group");
     let mut user = user::resolve(spec, &passwd, &group)?;
@@ -247,31 +190,22 @@ fn seccomp_input(choice: &SeccompChoice) -> Result<Option<SeccompInput>, EngineE
         SeccompChoice::Unconfined => return Ok(None),
         SeccompChoice::File(path) => path,
     };
-    let fail = |source| EngineError::SeccompFile {
-        path: path.clone(),
-        source,
-    };
+    let fail = |source| EngineError::SeccompFile { path: path.clone(), source };
     let mut text = Vec::new();
     let file = fs_err::File::open(path).map_err(fail)?;
-    file.take(SECCOMP_FILE_BYTES_MAX)
-        .read_to_end(&mut text)
-        .map_err(fail)?;
-    let refuse = |reason: String| EngineError::SeccompProfile {
-        path: path.clone(),
-        reason,
-    };
-    let raw: serde_json::Value =
-        serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
+    file.take(SECCOMP_FILE_BYTES_MAX).read_to_end(&mut text).map_err(fail)?;
+    let refuse = |reason: String| EngineError::SeccompProfile { path: path.clone(), reason };
+    let raw: serde_json::Value = serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
     // Docker's own file format has conditions that the runtime specification lacks: reading such a
     // file as a plain profile would allow what it forbids.
-    let conditional =
-        |rule: &serde_json::Value| rule.get("includes").is_some() || rule.get("excludes").is_some();
+    let conditional = |rule: &serde_json::Value| rule.get("includes").is_some() || rule.get("excludes").is_some();
     let rules = raw.get("syscalls").and_then(serde_json::Value::as_array);
     if raw.get("archMap").is_some() || rules.is_some_and(|rules| rules.iter().any(conditional)) {
-        return Err(refuse("Docker's conditional format is not implemented; give a profile of the OCI runtime specification".into()));
+        return Err(refuse(
+            "Docker's conditional format is not implemented; give a profile of the OCI runtime specification".into(),
+        ));
     }
-    let profile: LinuxSeccomp =
-        serde_json::from_value(raw).map_err(|error| refuse(error.to_string()))?;
+    let profile: LinuxSeccomp = serde_json::from_value(raw).map_err(|error| refuse(error.to_string()))?;
     Ok(Some(SeccompInput::Profile(Box::new(profile))))
 }
 
@@ -283,10 +217,7 @@ fn with_image_volumes(options: &RunOptions, config: &Config) -> Vec<MountRequest
         let Ok(destination) = checked_destination(volume) else {
             continue;
         };
-        if !requests
-            .iter()
-            .any(|request| request.destination == destination)
-        {
+        if !requests.iter().any(|request| request.destination == destination) {
             requests.push(MountRequest {
                 source: MountSource::Anonymous,
                 destination,
@@ -320,10 +251,7 @@ fn resolve_mounts(
 
 /// Resolves a bind's source once; what lies in coracle's own state is refused.
 fn bind_source(state: &Path, path: &Path, create_dir: bool) -> Result<PathBuf, EngineError> {
-    let fail = |source| EngineError::MountSource {
-        path: path.to_owned(),
-        source,
-    };
+    let fail = |source| EngineError::MountSource { path: path.to_owned(), source };
     let path = match path.strip_prefix("~") {
         Ok(rest) => env::home().unwrap_or_default().join(rest),
         Err(_) => path.to_owned(),
@@ -346,14 +274,8 @@ fn shared_files(
     plan: &mut Plan,
 ) -> Result<Vec<(&'static str, PathBuf)>, EngineError> {
     let mut list = vec![
-        (
-            "/etc/hosts",
-            directory.write_shared("hosts", &files::hosts(hostname, &options.add_hosts))?,
-        ),
-        (
-            "/etc/hostname",
-            directory.write_shared("hostname", &format!("{hostname}\n"))?,
-        ),
+        ("/etc/hosts", directory.write_shared("hosts", &files::hosts(hostname, &options.add_hosts))?),
+        ("/etc/hostname", directory.write_shared("hostname", &format!("{hostname}\n"))?),
     ];
     let host = fs_err::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let (text, forward) = files::resolver(&files::ResolverInputs {
@@ -365,18 +287,11 @@ fn shared_files(
     if let Plan::Pasta(pasta) = plan {
         pasta.forward_dns = forward;
     }
-    list.push((
-        "/etc/resolv.conf",
-        directory.write_shared("resolv.conf", &text)?,
-    ));
+    list.push(("/etc/resolv.conf", directory.write_shared("resolv.conf", &text)?));
     Ok(list)
 }
 
-fn rootfs(
-    directory: &ContainerDir,
-    source: &Source,
-    options: &RunOptions,
-) -> Result<Rootfs, EngineError> {
+fn rootfs(directory: &ContainerDir, source: &Source, options: &RunOptions) -> Result<Rootfs, EngineError> {
     if source.layers.is_empty() {
         let path = directory.make_dir("rootfs", 0o755)?;
         hello::fill(&path)?;

@@ -37,9 +37,7 @@ pub fn arguments(
         argv.extend_from_slice(command);
     }
     if argv.iter().any(|argument| argument.contains('\0')) {
-        return Err(ProcessError::Nul {
-            what: "an argument",
-        });
+        return Err(ProcessError::Nul { what: "an argument" });
     }
     match argv.first() {
         Some(program) if !program.is_empty() => Ok(argv),
@@ -88,9 +86,7 @@ pub fn environment(inputs: &EnvironmentInputs) -> Result<Vec<String>, ProcessErr
         match entry {
             EnvEntry::Set { name, value } => {
                 if name.contains('\0') || value.contains('\0') {
-                    return Err(ProcessError::Nul {
-                        what: "an environment variable",
-                    });
+                    return Err(ProcessError::Nul { what: "an environment variable" });
                 }
                 unset.retain(|gone| *gone != name);
                 set(name, value);
@@ -113,9 +109,7 @@ pub fn environment(inputs: &EnvironmentInputs) -> Result<Vec<String>, ProcessErr
 pub fn working_directory(image: Option<&str>, asked: Option<&str>) -> Result<String, ProcessError> {
     let path = match (asked, image) {
         (Some(asked), _) if !asked.starts_with('/') => {
-            return Err(ProcessError::RelativeWorkdir {
-                path: asked.to_owned(),
-            });
+            return Err(ProcessError::RelativeWorkdir { path: asked.to_owned() });
         }
         (Some(asked), _) => asked.to_owned(),
         (None, Some(image)) if image.starts_with('/') => image.to_owned(),
@@ -123,9 +117,7 @@ pub fn working_directory(image: Option<&str>, asked: Option<&str>) -> Result<Str
         (None, None) => "/".to_owned(),
     };
     if path.contains('\0') {
-        return Err(ProcessError::Nul {
-            what: "the working directory",
-        });
+        return Err(ProcessError::Nul { what: "the working directory" });
     }
     Ok(path)
 }
@@ -142,41 +134,23 @@ mod tests {
     fn entrypoint_and_command() {
         let (entry, cmd) = (strings(&["/entry", "-x"]), strings(&["serve"]));
         let check = |entrypoint, command: &[&str], expect: &[&str]| {
-            assert_eq!(
-                arguments(&entry, &cmd, entrypoint, &strings(command)).unwrap(),
-                strings(expect)
-            );
+            assert_eq!(arguments(&entry, &cmd, entrypoint, &strings(command)).unwrap(), strings(expect));
         };
         check(None, &[], &["/entry", "-x", "serve"]);
         check(None, &["ls"], &["/entry", "-x", "ls"]);
         check(Some("/bin/sh"), &[], &["/bin/sh"]);
         check(Some("/bin/sh"), &["-c", "id"], &["/bin/sh", "-c", "id"]);
         check(Some(""), &["id"], &["id"]);
-        assert_eq!(
-            arguments(&entry, &cmd, Some(""), &[]),
-            Err(ProcessError::NoCommand)
-        );
-        assert_eq!(
-            arguments(&[], &strings(&[""]), None, &[]),
-            Err(ProcessError::NoCommand)
-        );
+        assert_eq!(arguments(&entry, &cmd, Some(""), &[]), Err(ProcessError::NoCommand));
+        assert_eq!(arguments(&[], &strings(&[""]), None, &[]), Err(ProcessError::NoCommand));
         assert!(arguments(&[], &strings(&["a\0b"]), None, &[]).is_err());
     }
 
     #[test]
     fn a33_environment_is_only_what_was_said() {
-        let image = strings(&[
-            "FOO", "=x", "", "*", "PATH*", "A=1\0B=2", "GOOD=1", "GOOD=2", "GONE=1",
-        ]);
-        let entries = [
-            EnvEntry::Set {
-                name: "MINE".into(),
-                value: "a=b".into(),
-            },
-            EnvEntry::Unset {
-                name: "GONE".into(),
-            },
-        ];
+        let image = strings(&["FOO", "=x", "", "*", "PATH*", "A=1\0B=2", "GOOD=1", "GOOD=2", "GONE=1"]);
+        let entries =
+            [EnvEntry::Set { name: "MINE".into(), value: "a=b".into() }, EnvEntry::Unset { name: "GONE".into() }];
         let env = environment(&EnvironmentInputs {
             image: &image,
             entries: &entries,
@@ -184,16 +158,7 @@ mod tests {
             home: "/root",
             tty: false,
         });
-        assert_eq!(
-            env.unwrap(),
-            strings(&[
-                DEFAULT_PATH,
-                "HOSTNAME=h",
-                "GOOD=2",
-                "MINE=a=b",
-                "HOME=/root"
-            ])
-        );
+        assert_eq!(env.unwrap(), strings(&[DEFAULT_PATH, "HOSTNAME=h", "GOOD=2", "MINE=a=b", "HOME=/root"]));
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! The life of one foreground container: from options to an exit code.
 
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use coracle_images::{Image, Progress, flatten};
 use coracle_runtime::{IdMap, LaunchFailure, LaunchOptions, Rootfs, Running, Stage, Stdio, host, launch, userns};
 use coracle_shim::{Foreground, Keeper};
+use rustix::fs::{Mode, OFlags, open};
 
 use super::container::{self, ContainerDir, ExitRecord, Unwatched, short_id};
 use super::network::{self, Plan};
@@ -21,15 +21,8 @@ pub trait Notes {
 }
 
 /// Runs a container until it ends and gives its exit code as a shell would.
-pub fn run<P: Progress + Notes>(
-    engine: &Engine,
-    options: &RunOptions,
-    progress: &P,
-) -> Result<u8, EngineError> {
-    if options.terminal.tty
-        && options.terminal.interactive
-        && !rustix::termios::isatty(std::io::stdin())
-    {
+pub fn run<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress: &P) -> Result<u8, EngineError> {
+    if options.terminal.tty && options.terminal.interactive && !rustix::termios::isatty(std::io::stdin()) {
         return Err(EngineError::NoTerminal);
     }
     if let Some(name) = &options.name {
@@ -46,12 +39,7 @@ pub fn run<P: Progress + Notes>(
     if let Some(note) = note {
         progress.note(note);
     }
-    let mut prepared = prepare::prepare(
-        engine,
-        &idmap,
-        prepare::decide(options, source, &idmap)?,
-        plan,
-    )?;
+    let mut prepared = prepare::prepare(engine, &idmap, prepare::decide(options, source, &idmap)?, plan)?;
     let mut outcome = prepared.run(options);
     if let Some(refusal) = overlay_refused(engine, &prepared, &outcome) {
         progress.note(&format!("overlayfs does not work here ({refusal}), so the image is copied"));
@@ -93,25 +81,12 @@ fn source<P: Progress>(
     progress: &P,
 ) -> Result<Source, EngineError> {
     if hello::is_hello(&options.image) && engine.store().find(&options.image)?.is_none() {
-        return Ok(Source {
-            image_id: hello::NAME.into(),
-            config: hello::config(),
-            layers: Vec::new(),
-        });
+        return Ok(Source { image_id: hello::NAME.into(), config: hello::config(), layers: Vec::new() });
     }
-    let (image, layers): (Image, Vec<PathBuf>) = engine.ready_image(
-        &options.image,
-        options.pull,
-        options.platform.as_ref(),
-        idmap,
-        progress,
-    )?;
+    let (image, layers): (Image, Vec<PathBuf>) =
+        engine.ready_image(&options.image, options.pull, options.platform.as_ref(), idmap, progress)?;
     let config = image.config.config().clone().unwrap_or_default();
-    Ok(Source {
-        image_id: image.id.to_string(),
-        config,
-        layers,
-    })
+    Ok(Source { image_id: image.id.to_string(), config, layers })
 }
 
 impl Prepared {
@@ -141,11 +116,7 @@ impl Prepared {
                     }
                     Err(error) => {
                         network_failure = Some(error);
-                        Err(LaunchFailure::rule(
-                            Stage::Network,
-                            "pasta",
-                            "cannot connect the container",
-                        ))
+                        Err(LaunchFailure::rule(Stage::Network, "pasta", "cannot connect the container"))
                     }
                 }
             };
@@ -155,15 +126,10 @@ impl Prepared {
             (_, Some(error)) => return Err(error),
             (Ok(running), None) => running,
             (Err(source), None) => {
-                return Err(EngineError::Launch {
-                    id: short_id(&self.directory.id).to_owned(),
-                    source,
-                });
+                return Err(EngineError::Launch { id: short_id(&self.directory.id).to_owned(), source });
             }
         };
-        let exit = watch
-            .run(&mut running, options.terminal.interactive)
-            .map_err(EngineError::Supervise)?;
+        let exit = watch.run(&mut running, options.terminal.interactive).map_err(EngineError::Supervise)?;
         if let Some(keeper) = keeper {
             keeper.finish();
         }
@@ -175,37 +141,19 @@ impl Prepared {
         options: &RunOptions,
         connect: &mut dyn FnMut(&coracle_runtime::Namespaces<'_>) -> Result<(), LaunchFailure>,
     ) -> Result<Running, LaunchFailure> {
-        let null = File::open("/dev/null").map_err(|error| {
-            LaunchFailure::new(
-                Stage::Prepare,
-                "open",
-                "/dev/null",
-                rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),
-            )
-        })?;
+        let null = open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| LaunchFailure::new(Stage::Prepare, "open", "/dev/null", errno))?;
         let (input, output, errors) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-        let stdin = if options.terminal.interactive {
-            input.as_fd()
-        } else {
-            null.as_fd()
-        };
-        let stdio = if options.terminal.tty {
-            Stdio::Console
-        } else {
-            Stdio::Fds([stdin, output.as_fd(), errors.as_fd()])
-        };
+        let stdin = if options.terminal.interactive { input.as_fd() } else { null.as_fd() };
+        let stdio =
+            if options.terminal.tty { Stdio::Console } else { Stdio::Fds([stdin, output.as_fd(), errors.as_fd()]) };
         launch(LaunchOptions {
             idmap: Some(self.idmap.clone()),
             stdio,
             die_with_parent: true,
             init_reaper: options.init,
             on_namespaces: Some(connect),
-            ..LaunchOptions::new(
-                &self.directory.id,
-                &self.spec,
-                &self.directory.path,
-                self.rootfs.clone(),
-            )
+            ..LaunchOptions::new(&self.directory.id, &self.spec, &self.directory.path, self.rootfs.clone())
         })
     }
 
@@ -219,23 +167,12 @@ impl Prepared {
 }
 
 /// Records the end, or removes everything for `--rm`.
-fn finish(
-    directory: &ContainerDir,
-    auto_remove: bool,
-    exit_code: i32,
-    userns: OwnedFd,
-) -> Result<(), EngineError> {
+fn finish(directory: &ContainerDir, auto_remove: bool, exit_code: i32, userns: OwnedFd) -> Result<(), EngineError> {
     if auto_remove {
         userns::enter(userns.as_fd()).map_err(EngineError::UserNamespace)?;
         directory.remove()?;
     } else {
-        directory.publish(
-            "exit.json",
-            &ExitRecord {
-                exit_code,
-                finished_s: prepare::now_s(),
-            },
-        )?;
+        directory.publish("exit.json", &ExitRecord { exit_code, finished_s: prepare::now_s() })?;
     }
     Ok(())
 }

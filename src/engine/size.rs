@@ -9,14 +9,9 @@ pub struct SizeError(String);
 pub fn parse_size_bytes(text: &str) -> Result<u64, SizeError> {
     let fail = || SizeError(text.to_owned());
     let lower = text.to_ascii_lowercase();
-    let digits = lower
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(lower.len());
+    let digits = lower.find(|c: char| !c.is_ascii_digit()).unwrap_or(lower.len());
     let (number, suffix) = lower.split_at(digits);
-    let unit = suffix
-        .strip_suffix("ib")
-        .or_else(|| suffix.strip_suffix('b'))
-        .unwrap_or(suffix);
+    let unit = suffix.strip_suffix("ib").or_else(|| suffix.strip_suffix('b')).unwrap_or(suffix);
     let shift = match unit {
         "" if suffix != "ib" => 0,
         "k" => 10,
@@ -70,23 +65,13 @@ impl std::str::FromStr for Ulimit {
     type Err = UlimitError;
 
     fn from_str(request: &str) -> Result<Self, UlimitError> {
-        let fail = |reason| UlimitError {
-            request: request.to_owned(),
-            reason,
-        };
-        let (name, values) = request
-            .split_once('=')
-            .ok_or_else(|| fail("expected NAME=SOFT[:HARD]"))?;
-        let name = ULIMIT_NAMES
-            .iter()
-            .find(|known| **known == name)
-            .ok_or_else(|| fail("unknown limit"))?;
+        let fail = |reason| UlimitError { request: request.to_owned(), reason };
+        let (name, values) = request.split_once('=').ok_or_else(|| fail("expected NAME=SOFT[:HARD]"))?;
+        let name = ULIMIT_NAMES.iter().find(|known| **known == name).ok_or_else(|| fail("unknown limit"))?;
         let (soft, hard) = values.split_once(':').unwrap_or((values, values));
         let value = |text: &str| match text {
             "-1" | "unlimited" => Ok(u64::MAX),
-            number => number
-                .parse()
-                .map_err(|_| fail("not a number, -1 or unlimited")),
+            number => number.parse().map_err(|_| fail("not a number, -1 or unlimited")),
         };
         let (soft, hard) = (value(soft)?, value(hard)?);
         if soft > hard {
@@ -109,42 +94,19 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, expect) in [
-            ("0", 0),
-            ("64", 64),
-            ("64b", 64),
-            ("1k", 1024),
-            ("2KB", 2048),
-            ("3MiB", 3 << 20),
-            ("1g", 1 << 30),
-        ] {
+        for (text, expect) in
+            [("0", 0), ("64", 64), ("64b", 64), ("1k", 1024), ("2KB", 2048), ("3MiB", 3 << 20), ("1g", 1 << 30)]
+        {
             assert_eq!(parse_size_bytes(text), Ok(expect), "{text}");
         }
-        for bad in [
-            "",
-            "m",
-            "-1",
-            "1.5g",
-            "1x",
-            "ib",
-            "1ib",
-            "99999999999999999999",
-            "99999999t",
-        ] {
+        for bad in ["", "m", "-1", "1.5g", "1x", "ib", "1ib", "99999999999999999999", "99999999t"] {
             assert!(parse_size_bytes(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn ulimits() {
-        assert_eq!(
-            "nofile=10:20".parse(),
-            Ok(Ulimit {
-                name: "nofile",
-                soft: 10,
-                hard: 20
-            })
-        );
+        assert_eq!("nofile=10:20".parse(), Ok(Ulimit { name: "nofile", soft: 10, hard: 20 }));
         assert_eq!("core=-1".parse::<Ulimit>().unwrap().hard, u64::MAX);
         for bad in ["nofile", "wat=1", "nofile=20:10", "nofile=x", "nofile=1:"] {
             assert!(bad.parse::<Ulimit>().is_err(), "{bad}");

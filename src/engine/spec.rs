@@ -9,8 +9,8 @@ use coracle_runtime::caps::{self, CapError, CapabilitySets};
 use coracle_runtime::defaults::{self, MountOptions, SpecOptions};
 use coracle_runtime::{IdMap, seccomp};
 use oci_spec::runtime::{
-    LinuxIdMapping, LinuxIdMappingBuilder, LinuxSeccomp, Mount, PosixRlimitBuilder,
-    PosixRlimitType, RootBuilder, Spec, UserBuilder,
+    LinuxIdMapping, LinuxIdMappingBuilder, LinuxSeccomp, Mount, PosixRlimitBuilder, PosixRlimitType, RootBuilder, Spec,
+    UserBuilder,
 };
 
 use super::mounts::{MountRequest, MountSource};
@@ -75,33 +75,13 @@ pub fn build(inputs: &SpecInputs) -> Result<Spec, SpecError> {
     check_mapped(inputs)?;
     let mount_options = MountOptions {
         own_network: inputs.own_network,
-        tty_group_mapped: inputs
-            .idmap
-            .gids
-            .iter()
-            .any(|range| maps(range.container, range.size, TTY_GID)),
-        shm_size_bytes: inputs
-            .options
-            .shm_size_bytes
-            .unwrap_or(MountOptions::default().shm_size_bytes),
+        tty_group_mapped: inputs.idmap.gids.iter().any(|range| maps(range.container, range.size, TTY_GID)),
+        shm_size_bytes: inputs.options.shm_size_bytes.unwrap_or(MountOptions::default().shm_size_bytes),
     };
-    let spec_options = SpecOptions {
-        mounts: mount_options,
-        map_root_to: Some((0, 0)),
-    };
+    let spec_options = SpecOptions { mounts: mount_options, map_root_to: Some((0, 0)) };
     let mut spec = defaults::spec(&spec_options);
-    let granted = caps::adjust(
-        defaults::capabilities(),
-        &inputs.options.cap_add,
-        &inputs.options.cap_drop,
-    )?;
-    spec.set_root(
-        RootBuilder::default()
-            .path(PathBuf::from("rootfs"))
-            .readonly(inputs.options.read_only)
-            .build()
-            .ok(),
-    );
+    let granted = caps::adjust(defaults::capabilities(), &inputs.options.cap_add, &inputs.options.cap_drop)?;
+    spec.set_root(RootBuilder::default().path(PathBuf::from("rootfs")).readonly(inputs.options.read_only).build().ok());
     spec.set_hostname(Some(inputs.hostname.to_owned()));
     spec.set_mounts(Some(all_mounts(inputs, &mount_options)?));
     if let Some(process) = spec.process_mut() {
@@ -118,9 +98,7 @@ pub fn build(inputs: &SpecInputs) -> Result<Spec, SpecError> {
             .set_cwd(PathBuf::from(&inputs.cwd))
             .set_capabilities(Some(sets.to_spec()))
             .set_no_new_privileges(Some(inputs.options.security.no_new_privileges));
-        let user = UserBuilder::default()
-            .uid(inputs.user.uid)
-            .gid(inputs.user.gid);
+        let user = UserBuilder::default().uid(inputs.user.uid).gid(inputs.user.gid);
         if let Ok(user) = user.additional_gids(inputs.user.groups.clone()).build() {
             process.set_user(user);
         }
@@ -130,13 +108,7 @@ pub fn build(inputs: &SpecInputs) -> Result<Spec, SpecError> {
             let kind = serde_json::from_value::<PosixRlimitType>(serde_json::Value::String(name));
             if let Ok(kind) = kind {
                 rlimits.retain(|limit| limit.typ() != kind);
-                rlimits.extend(
-                    PosixRlimitBuilder::default()
-                        .typ(kind)
-                        .soft(ulimit.soft)
-                        .hard(ulimit.hard)
-                        .build(),
-                );
+                rlimits.extend(PosixRlimitBuilder::default().typ(kind).soft(ulimit.soft).hard(ulimit.hard).build());
             }
         }
         process.set_rlimits(Some(rlimits));
@@ -155,24 +127,17 @@ pub fn build(inputs: &SpecInputs) -> Result<Spec, SpecError> {
 }
 
 fn check_hostname(name: &str) -> Result<(), SpecError> {
-    let clean = name
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
-    if name.is_empty() || name.len() > HOSTNAME_BYTES_MAX || !clean || name.starts_with(['-', '.'])
-    {
+    let clean = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
+    if name.is_empty() || name.len() > HOSTNAME_BYTES_MAX || !clean || name.starts_with(['-', '.']) {
         return Err(SpecError::Hostname(name.to_owned()));
     }
     Ok(())
 }
 
 fn check_mapped(inputs: &SpecInputs) -> Result<(), SpecError> {
-    let mapped = |ranges: &[coracle_runtime::IdRange], id| {
-        ranges.iter().any(|r| maps(r.container, r.size, id))
-    };
+    let mapped = |ranges: &[coracle_runtime::IdRange], id| ranges.iter().any(|r| maps(r.container, r.size, id));
     if !mapped(&inputs.idmap.uids, inputs.user.uid) {
-        return Err(SpecError::UnmappedUser {
-            uid: inputs.user.uid,
-        });
+        return Err(SpecError::UnmappedUser { uid: inputs.user.uid });
     }
     let mut gids = std::iter::once(inputs.user.gid).chain(inputs.user.groups.iter().copied());
     match gids.find(|gid| !mapped(&inputs.idmap.gids, *gid)) {
@@ -189,9 +154,7 @@ fn mappings(ranges: &[coracle_runtime::IdRange]) -> Vec<LinuxIdMapping> {
     ranges
         .iter()
         .filter_map(|range| {
-            let mapping = LinuxIdMappingBuilder::default()
-                .container_id(range.container)
-                .host_id(range.host);
+            let mapping = LinuxIdMappingBuilder::default().container_id(range.container).host_id(range.host);
             mapping.size(range.size).build().ok()
         })
         .collect()
@@ -204,18 +167,13 @@ fn all_mounts(inputs: &SpecInputs, options: &MountOptions) -> Result<Vec<Mount>,
     asked.sort_by_key(|mount| mount.request.destination.components().count());
     for (index, mount) in asked.iter().enumerate() {
         let destination = &mount.request.destination;
-        if asked[..index]
-            .iter()
-            .any(|earlier| earlier.request.destination == *destination)
-        {
+        if asked[..index].iter().any(|earlier| earlier.request.destination == *destination) {
             return Err(SpecError::DuplicateMount(destination.clone()));
         }
     }
     // What the person mounts at or above a file of ours is theirs: nothing is written into it.
     for (destination, source) in &inputs.files {
-        let covered = asked
-            .iter()
-            .any(|mount| Path::new(destination).starts_with(&mount.request.destination));
+        let covered = asked.iter().any(|mount| Path::new(destination).starts_with(&mount.request.destination));
         if !covered {
             list.push(new_mount(
                 Path::new(destination),
@@ -247,11 +205,7 @@ fn requested_mount(mount: &ResolvedMount) -> Mount {
         }
         MountSource::Bind { .. } | MountSource::Anonymous => {
             options.push(if given("bind") { "bind" } else { "rbind" }.into());
-            if !request
-                .options
-                .iter()
-                .any(|option| option.ends_with("private") || option.ends_with("slave"))
-            {
+            if !request.options.iter().any(|option| option.ends_with("private") || option.ends_with("slave")) {
                 options.push("rprivate".into());
             }
             if matches!(request.source, MountSource::Anonymous) {
@@ -261,13 +215,8 @@ fn requested_mount(mount: &ResolvedMount) -> Mount {
         }
     };
     options.extend(["nosuid".to_owned(), "nodev".to_owned()]);
-    options.extend(
-        request
-            .options
-            .iter()
-            .filter(|option| !matches!(option.as_str(), "bind" | "rbind" | "exec"))
-            .cloned(),
-    );
+    options
+        .extend(request.options.iter().filter(|option| !matches!(option.as_str(), "bind" | "rbind" | "exec")).cloned());
     if request.read_only {
         options.push(if kind == "bind" { "rro" } else { "ro" }.into());
     }
@@ -282,9 +231,7 @@ fn new_mount(destination: &Path, kind: &str, source: &Path, options: &[&str]) ->
         .set_destination(destination.to_owned())
         .set_typ(Some(kind.to_owned()))
         .set_source(Some(source.to_owned()))
-        .set_options(Some(
-            options.iter().map(|option| (*option).to_owned()).collect(),
-        ));
+        .set_options(Some(options.iter().map(|option| (*option).to_owned()).collect()));
     mount
 }
 
@@ -294,29 +241,12 @@ mod tests {
     use coracle_runtime::IdRange;
 
     fn idmap() -> IdMap {
-        let ranges = vec![
-            IdRange {
-                container: 0,
-                host: 1000,
-                size: 1,
-            },
-            IdRange {
-                container: 1,
-                host: 100_000,
-                size: 65536,
-            },
-        ];
-        IdMap {
-            uids: ranges.clone(),
-            gids: ranges,
-        }
+        let ranges =
+            vec![IdRange { container: 0, host: 1000, size: 1 }, IdRange { container: 1, host: 100_000, size: 65536 }];
+        IdMap { uids: ranges.clone(), gids: ranges }
     }
 
-    fn with(
-        options: &RunOptions,
-        user: &ProcessUser,
-        mounts: Vec<ResolvedMount>,
-    ) -> Result<Spec, SpecError> {
+    fn with(options: &RunOptions, user: &ProcessUser, mounts: Vec<ResolvedMount>) -> Result<Spec, SpecError> {
         build(&SpecInputs {
             options,
             argv: vec!["/bin/true".into()],
@@ -333,12 +263,7 @@ mod tests {
     }
 
     fn root() -> ProcessUser {
-        ProcessUser {
-            uid: 0,
-            gid: 0,
-            groups: vec![],
-            home: "/root".into(),
-        }
+        ProcessUser { uid: 0, gid: 0, groups: vec![], home: "/root".into() }
     }
 
     fn bind(source: &str, destination: &str) -> ResolvedMount {
@@ -349,38 +274,19 @@ mod tests {
     }
 
     fn destinations(spec: &Spec) -> Vec<String> {
-        spec.mounts()
-            .iter()
-            .flatten()
-            .map(|mount| mount.destination().display().to_string())
-            .collect()
+        spec.mounts().iter().flatten().map(|mount| mount.destination().display().to_string()).collect()
     }
 
     #[test]
     fn parents_come_before_children_and_ours_yield() {
-        let spec = with(
-            &RunOptions::default(),
-            &root(),
-            vec![bind("/b", "/etc/x/y"), bind("/a", "/etc/x")],
-        )
-        .unwrap();
+        let spec = with(&RunOptions::default(), &root(), vec![bind("/b", "/etc/x/y"), bind("/a", "/etc/x")]).unwrap();
         let list = destinations(&spec);
         let at = |path: &str| list.iter().position(|item| item == path);
         assert!(at("/etc/x") < at("/etc/x/y"));
         assert!(at("/etc/hosts").is_some());
         let spec = with(&RunOptions::default(), &root(), vec![bind("/a", "/etc")]).unwrap();
-        assert!(
-            !destinations(&spec).contains(&"/etc/hosts".to_owned()),
-            "nothing of ours lands in the person's /etc"
-        );
-        assert!(
-            with(
-                &RunOptions::default(),
-                &root(),
-                vec![bind("/a", "/x"), bind("/b", "/x")]
-            )
-            .is_err()
-        );
+        assert!(!destinations(&spec).contains(&"/etc/hosts".to_owned()), "nothing of ours lands in the person's /etc");
+        assert!(with(&RunOptions::default(), &root(), vec![bind("/a", "/x"), bind("/b", "/x")]).is_err());
     }
 
     #[test]
@@ -391,21 +297,13 @@ mod tests {
         let mounts = spec.mounts().clone().unwrap();
         let options = mounts.last().unwrap().options().clone().unwrap();
         for wanted in ["rbind", "rprivate", "nosuid", "nodev", "rro"] {
-            assert!(
-                options.iter().any(|option| option == wanted),
-                "{wanted} in {options:?}"
-            );
+            assert!(options.iter().any(|option| option == wanted), "{wanted} in {options:?}");
         }
     }
 
     #[test]
     fn a30_an_ordinary_user_starts_without_capabilities() {
-        let user = ProcessUser {
-            uid: 33,
-            gid: 33,
-            groups: vec![4],
-            home: "/".into(),
-        };
+        let user = ProcessUser { uid: 33, gid: 33, groups: vec![4], home: "/".into() };
         let spec = with(&RunOptions::default(), &user, vec![]).unwrap();
         let process = spec.process().clone().unwrap();
         let sets = process.capabilities().clone().unwrap();
@@ -417,22 +315,10 @@ mod tests {
 
     #[test]
     fn ids_outside_the_map_are_refused() {
-        let user = ProcessUser {
-            uid: 70_000,
-            ..root()
-        };
-        assert!(matches!(
-            with(&RunOptions::default(), &user, vec![]),
-            Err(SpecError::UnmappedUser { uid: 70_000 })
-        ));
-        let user = ProcessUser {
-            groups: vec![65_537],
-            ..root()
-        };
-        assert!(matches!(
-            with(&RunOptions::default(), &user, vec![]),
-            Err(SpecError::UnmappedGroup { .. })
-        ));
+        let user = ProcessUser { uid: 70_000, ..root() };
+        assert!(matches!(with(&RunOptions::default(), &user, vec![]), Err(SpecError::UnmappedUser { uid: 70_000 })));
+        let user = ProcessUser { groups: vec![65_537], ..root() };
+        assert!(matches!(with(&RunOptions::default(), &user, vec![]), Err(SpecError::UnmappedGroup { .. })));
     }
 
     #[test]
@@ -463,20 +349,10 @@ mod tests {
             "sigpending",
             "stack",
         ] {
-            let options = RunOptions {
-                ulimits: vec![format!("{name}=7:8").parse().unwrap()],
-                ..RunOptions::default()
-            };
+            let options = RunOptions { ulimits: vec![format!("{name}=7:8").parse().unwrap()], ..RunOptions::default() };
             let spec = with(&options, &root(), vec![]).unwrap();
             let limits = spec.process().clone().unwrap().rlimits().clone().unwrap();
-            assert_eq!(
-                limits
-                    .iter()
-                    .filter(|limit| limit.soft() == 7 && limit.hard() == 8)
-                    .count(),
-                1,
-                "{name}"
-            );
+            assert_eq!(limits.iter().filter(|limit| limit.soft() == 7 && limit.hard() == 8).count(), 1, "{name}");
         }
     }
 }

@@ -66,29 +66,21 @@ pub fn resolve(spec: &str, passwd: &str, group: &str) -> Result<ProcessUser, Use
         Some((user, group)) => (user, Some(group)),
         None => (spec, None),
     };
-    let user = if spec.is_empty() {
-        NameOrId::Id(0)
-    } else {
-        parse(user, spec)?
-    };
+    let user = if spec.is_empty() { NameOrId::Id(0) } else { parse(user, spec)? };
     let entry = match user {
         // A number is always a number, even where a user has that name (CVE-2016-3697).
         NameOrId::Id(uid) => passwd_entries(passwd).find(|entry| entry.uid == uid),
         NameOrId::Name(name) => Some(
             passwd_entries(passwd)
                 .find(|entry| entry.name == name)
-                .ok_or_else(|| UserError::UnknownUser {
-                    name: name.to_owned(),
-                })?,
+                .ok_or_else(|| UserError::UnknownUser { name: name.to_owned() })?,
         ),
     };
     let uid = match (&user, &entry) {
         (NameOrId::Id(uid), _) => *uid,
         (NameOrId::Name(_), Some(entry)) => entry.uid,
         (NameOrId::Name(name), None) => {
-            return Err(UserError::UnknownUser {
-                name: (*name).to_owned(),
-            });
+            return Err(UserError::UnknownUser { name: (*name).to_owned() });
         }
     };
     let home = entry.as_ref().map_or("/", |entry| entry.home).to_owned();
@@ -100,12 +92,7 @@ pub fn resolve(spec: &str, passwd: &str, group: &str) -> Result<ProcessUser, Use
             (gid, supplementary(name, gid, group))
         }
     };
-    Ok(ProcessUser {
-        uid,
-        gid,
-        groups,
-        home,
-    })
+    Ok(ProcessUser { uid, gid, groups, home })
 }
 
 /// Resolves one `--group-add`.
@@ -115,17 +102,12 @@ pub fn resolve_group(text: &str, spec: &str, group: &str) -> Result<u32, UserErr
         NameOrId::Name(name) => group_entries(group)
             .find(|entry| entry.name == name)
             .map(|entry| entry.gid)
-            .ok_or_else(|| UserError::UnknownGroup {
-                name: name.to_owned(),
-            }),
+            .ok_or_else(|| UserError::UnknownGroup { name: name.to_owned() }),
     }
 }
 
 fn parse<'a>(text: &'a str, spec: &str) -> Result<NameOrId<'a>, UserError> {
-    let fail = |reason| UserError::Invalid {
-        spec: spec.to_owned(),
-        reason,
-    };
+    let fail = |reason| UserError::Invalid { spec: spec.to_owned(), reason };
     if text.is_empty() {
         return Err(fail("a part is empty"));
     }
@@ -139,9 +121,7 @@ fn parse<'a>(text: &'a str, spec: &str) -> Result<NameOrId<'a>, UserError> {
         };
     }
     let first_ok = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    let rest_ok = text
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'$' | b'@'));
+    let rest_ok = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'$' | b'@'));
     if !first_ok || !rest_ok || text.len() > NAME_BYTES_MAX {
         return Err(fail("neither a number nor a user name"));
     }
@@ -167,16 +147,8 @@ fn passwd_entries(text: &str) -> impl Iterator<Item = PasswdEntry<'_>> {
         let mut fields = line.split(':');
         let (name, _password) = (fields.next()?, fields.next()?);
         let (uid, gid) = (parse_id(fields.next()?)?, parse_id(fields.next()?)?);
-        let home = fields
-            .nth(1)
-            .filter(|home| home.starts_with('/'))
-            .unwrap_or("/");
-        (!name.is_empty()).then_some(PasswdEntry {
-            name,
-            uid,
-            gid,
-            home,
-        })
+        let home = fields.nth(1).filter(|home| home.starts_with('/')).unwrap_or("/");
+        (!name.is_empty()).then_some(PasswdEntry { name, uid, gid, home })
     })
 }
 
@@ -186,11 +158,7 @@ fn group_entries(text: &str) -> impl Iterator<Item = GroupEntry<'_>> {
         let mut fields = line.split(':');
         let (name, _password) = (fields.next()?, fields.next()?);
         let gid = parse_id(fields.next()?)?;
-        (!name.is_empty()).then_some(GroupEntry {
-            name,
-            gid,
-            members: fields.next().unwrap_or(""),
-        })
+        (!name.is_empty()).then_some(GroupEntry { name, gid, members: fields.next().unwrap_or("") })
     })
 }
 
@@ -223,23 +191,12 @@ mod tests {
     #[test]
     fn a23_groups_are_exactly_those_of_the_image() {
         let web = resolve("web", PASSWD, GROUP).unwrap();
-        assert_eq!(
-            (web.uid, web.gid, web.groups, web.home.as_str()),
-            (33, 44, vec![4, 50], "/srv")
-        );
+        assert_eq!((web.uid, web.gid, web.groups, web.home.as_str()), (33, 44, vec![4, 50], "/srv"));
         let by_id = resolve("33", PASSWD, GROUP).unwrap();
         assert_eq!((by_id.uid, by_id.gid, by_id.groups), (33, 44, vec![4, 50]));
         let explicit = resolve("web:log", PASSWD, GROUP).unwrap();
         assert_eq!((explicit.gid, explicit.groups), (50, vec![]));
-        assert_eq!(
-            resolve("7:9", "", "").unwrap(),
-            ProcessUser {
-                uid: 7,
-                gid: 9,
-                groups: vec![],
-                home: "/".into()
-            }
-        );
+        assert_eq!(resolve("7:9", "", "").unwrap(), ProcessUser { uid: 7, gid: 9, groups: vec![], home: "/".into() });
     }
 
     #[test]
@@ -272,30 +229,16 @@ mod tests {
             assert!(resolve(spec, PASSWD, GROUP).is_err(), "{spec:?}");
         }
         // 2^31 is a valid id; it needs a map that holds it, which the launch checks.
-        assert_eq!(
-            resolve("2147483648", PASSWD, GROUP).unwrap().uid,
-            2_147_483_648
-        );
+        assert_eq!(resolve("2147483648", PASSWD, GROUP).unwrap().uid, 2_147_483_648);
     }
 
     #[test]
     fn one_id_is_all_there_is() {
-        let range = vec![coracle_runtime::IdRange {
-            container: 0,
-            host: 1000,
-            size: 1,
-        }];
-        let map = IdMap {
-            uids: range.clone(),
-            gids: range,
-        };
+        let range = vec![coracle_runtime::IdRange { container: 0, host: 1000, size: 1 }];
+        let map = IdMap { uids: range.clone(), gids: range };
         let mut web = resolve("web", PASSWD, GROUP).unwrap();
         web.fit_single(&map, false);
-        assert_eq!(
-            (web.uid, web.gid, web.groups.len()),
-            (33, 44, 0),
-            "asked for: refused later"
-        );
+        assert_eq!((web.uid, web.gid, web.groups.len()), (33, 44, 0), "asked for: refused later");
         web.fit_single(&map, true);
         assert_eq!((web.uid, web.gid), (0, 0));
     }

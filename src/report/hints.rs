@@ -47,18 +47,16 @@ fn hint(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref::<IdMapError>() {
         return idmap_hint(error);
     }
-    if let Some(SpecError::UnmappedUser { .. } | SpecError::UnmappedGroup { .. }) =
-        error.downcast_ref::<SpecError>()
-    {
+    if let Some(SpecError::UnmappedUser { .. } | SpecError::UnmappedGroup { .. }) = error.downcast_ref::<SpecError>() {
         return Some("coracle info shows how many ids this host gives you".into());
     }
     match error.downcast_ref::<EngineError>()? {
         EngineError::NoImage(name) => Some(format!("coracle pull {name}")),
         EngineError::UnknownImage(_) => Some("coracle images lists what is here".into()),
         EngineError::UnknownContainer(_) => Some("coracle ps --all lists what is here".into()),
-        EngineError::WrongPlatform { found, .. } => Some(format!(
-            "pull it for this machine, or name --platform {found} if an emulator is installed"
-        )),
+        EngineError::WrongPlatform { found, .. } => {
+            Some(format!("pull it for this machine, or name --platform {found} if an emulator is installed"))
+        }
         EngineError::NoTerminal => Some("leave -t out when the input is no terminal".into()),
         EngineError::ForeignState { .. } => Some("name a directory of your own with --root".into()),
         _ => None,
@@ -68,9 +66,7 @@ fn hint(error: &(dyn Error + 'static)) -> Option<String> {
 fn io_hint(error: &std::io::Error) -> Option<&'static str> {
     match error.kind() {
         ErrorKind::StorageFull => Some("make room, or keep images elsewhere with --root"),
-        ErrorKind::QuotaExceeded => {
-            Some("your quota on this filesystem is used up; --root can name another one")
-        }
+        ErrorKind::QuotaExceeded => Some("your quota on this filesystem is used up; --root can name another one"),
         ErrorKind::ReadOnlyFilesystem => Some("name a writable directory with --root"),
         _ => None,
     }
@@ -79,27 +75,16 @@ fn io_hint(error: &std::io::Error) -> Option<&'static str> {
 fn registry_hint(error: &RegistryError) -> Option<String> {
     match error {
         RegistryError::UnknownImage { .. } => Some("check the name and the tag".into()),
-        RegistryError::Denied {
-            authenticated: false,
-            ..
-        } => Some(
-            "check the name; a private image needs credentials in ~/.docker/config.json".into(),
-        ),
-        RegistryError::Denied { .. } => {
-            Some("the account that is logged in may not pull it".into())
+        RegistryError::Denied { authenticated: false, .. } => {
+            Some("check the name; a private image needs credentials in ~/.docker/config.json".into())
         }
-        RegistryError::Unauthorized {
-            registry,
-            rejected: false,
-        } => Some(format!(
-            "put credentials for {registry} into ~/.docker/config.json"
-        )),
-        RegistryError::Unauthorized {
-            registry,
-            rejected: true,
-        } => Some(format!(
-            "renew the credentials for {registry} in ~/.docker/config.json"
-        )),
+        RegistryError::Denied { .. } => Some("the account that is logged in may not pull it".into()),
+        RegistryError::Unauthorized { registry, rejected: false } => {
+            Some(format!("put credentials for {registry} into ~/.docker/config.json"))
+        }
+        RegistryError::Unauthorized { registry, rejected: true } => {
+            Some(format!("renew the credentials for {registry} in ~/.docker/config.json"))
+        }
         RegistryError::Unreachable { .. } => {
             Some("check the name of the registry, the network and the proxy settings".into())
         }
@@ -120,21 +105,17 @@ fn registry_hint(error: &RegistryError) -> Option<String> {
 
 fn launch_hint(error: &LaunchFailure) -> Option<&'static str> {
     match (error.stage, error.errno) {
-        (Stage::Namespaces, nix::libc::EPERM | nix::libc::EACCES) => Some(
-            "this host does not let ordinary users make namespaces; coracle info says which switch it is",
-        ),
-        (Stage::Namespaces, nix::libc::ENOSPC | nix::libc::EUSERS) => Some(
-            "user namespaces are switched off or used up; an administrator can set user.max_user_namespaces=10000",
-        ),
-        (Stage::Ids, _) => {
-            Some("coracle info checks newuidmap and /etc/subuid; --userns=single needs neither")
+        (Stage::Namespaces, nix::libc::EPERM | nix::libc::EACCES) => {
+            Some("this host does not let ordinary users make namespaces; coracle info says which switch it is")
         }
+        (Stage::Namespaces, nix::libc::ENOSPC | nix::libc::EUSERS) => {
+            Some("user namespaces are switched off or used up; an administrator can set user.max_user_namespaces=10000")
+        }
+        (Stage::Ids, _) => Some("coracle info checks newuidmap and /etc/subuid; --userns=single needs neither"),
         (Stage::Rootfs | Stage::Mounts, nix::libc::ENOSPC) => {
             Some("the filesystem is full; --root can name another one")
         }
-        (Stage::Exec, nix::libc::ENOEXEC) => {
-            Some("the program is for another machine, or a script without #!")
-        }
+        (Stage::Exec, nix::libc::ENOEXEC) => Some("the program is for another machine, or a script without #!"),
         _ => None,
     }
 }
@@ -146,22 +127,19 @@ fn network_hint(error: &NetworkError) -> Option<&'static str> {
             Some("an administrator can run chmod 0666 /dev/net/tun; --network=host works without")
         }
         NetworkError::PublishNeedsPasta => Some("leave -p out, or leave --network out"),
-        NetworkError::PortPrivileged { .. } => Some(
-            "choose one from 1024 on, or an administrator can lower net.ipv4.ip_unprivileged_port_start",
-        ),
-        NetworkError::PortInUse { .. } => {
-            Some("choose another host port, or leave it out to get a free one")
+        NetworkError::PortPrivileged { .. } => {
+            Some("choose one from 1024 on, or an administrator can lower net.ipv4.ip_unprivileged_port_start")
         }
+        NetworkError::PortInUse { .. } => Some("choose another host port, or leave it out to get a free one"),
         _ => None,
     }
 }
 
 fn idmap_hint(error: &IdMapError) -> Option<String> {
     match error {
-        IdMapError::Subordinate { file, .. } => Some(format!(
-            "mend that line of {}, or use --userns=single",
-            file.display()
-        )),
+        IdMapError::Subordinate { file, .. } => {
+            Some(format!("mend that line of {}, or use --userns=single", file.display()))
+        }
         _ => None,
     }
 }

@@ -11,9 +11,7 @@ use crate::engine::image::ImageError;
 ///
 /// `#[error(transparent)]` forwards `source`, so a wrapped error would be skipped: those wrappers are
 /// opened here.
-pub fn walk<'a>(
-    error: &'a (dyn Error + 'static),
-) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+pub fn walk<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |link| next(*link))
 }
 

@@ -38,9 +38,18 @@ pub enum LoadError {
     #[error(transparent)]
     Ingest(#[from] IngestError),
     #[error("cannot {op} {}", path.display())]
-    Io { op: &'static str, path: PathBuf, #[source] source: io::Error },
+    Io {
+        op: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("{} is no image archive", path.display())]
-    Archive { path: PathBuf, #[source] source: UnpackError },
+    Archive {
+        path: PathBuf,
+        #[source]
+        source: UnpackError,
+    },
     #[error("{} has neither a manifest.json nor an index.json", path.display())]
     NoImages { path: PathBuf },
     #[error("{} has too many members", path.display())]
@@ -50,9 +59,17 @@ pub enum LoadError {
     #[error("{} in the archive is larger than {max_bytes} bytes", name.escape_debug())]
     TooLarge { name: String, max_bytes: u64 },
     #[error("{} in the archive is not valid", name.escape_debug())]
-    Json { name: String, #[source] source: serde_json::Error },
+    Json {
+        name: String,
+        #[source]
+        source: serde_json::Error,
+    },
     #[error("{name} in the archive is refused")]
-    Manifest { name: String, #[source] source: ManifestError },
+    Manifest {
+        name: String,
+        #[source]
+        source: ManifestError,
+    },
     #[error("the archive has an image for another platform only")]
     Platform,
     #[error("the archive holds {count} images, only one can be given a name")]
@@ -60,9 +77,15 @@ pub enum LoadError {
     #[error("the configuration lists {diff_ids} layers, the archive {layers}")]
     LayerCount { diff_ids: usize, layers: usize },
     #[error("a layer digest of the configuration is not valid")]
-    DiffId { #[source] source: crate::digest::DigestError },
+    DiffId {
+        #[source]
+        source: crate::digest::DigestError,
+    },
     #[error("the archive gives its image a name that is none")]
-    Name { #[source] source: ReferenceError },
+    Name {
+        #[source]
+        source: ReferenceError,
+    },
 }
 
 /// Loads every image of the file, directory or standard input (`/dev/stdin`) at `path`. An index

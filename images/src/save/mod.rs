@@ -33,15 +33,30 @@ pub enum SaveError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("cannot {op} {}", path.display())]
-    Io { op: &'static str, path: PathBuf, #[source] source: io::Error },
+    Io {
+        op: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot write the archive")]
-    Write { #[source] source: io::Error },
+    Write {
+        #[source]
+        source: io::Error,
+    },
     #[error("layer {digest} is damaged; pull the image again")]
     Layer { digest: Digest },
     #[error("layer {digest} cannot be read; pull the image again")]
-    Read { digest: Digest, #[source] source: io::Error },
+    Read {
+        digest: Digest,
+        #[source]
+        source: io::Error,
+    },
     #[error("cannot describe the image")]
-    Json { #[source] source: serde_json::Error },
+    Json {
+        #[source]
+        source: serde_json::Error,
+    },
     #[error("{} exists already", path.display())]
     Exists { path: PathBuf },
     #[error("a directory needs a name")]

@@ -23,11 +23,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timestamps, Uid};
 use rustix::io::Errno;
 
-pub use error::{ArchiveProblem, EntryProblem, UnpackError};
 pub(crate) use archive::{Archive, drain};
+pub(crate) use error::quote;
+pub use error::{ArchiveProblem, EntryProblem, UnpackError};
 pub(crate) use header::Kind;
 pub(crate) use tree::OPAQUE_XATTR;
-pub(crate) use error::quote;
 pub(crate) use xattrs::{clear as clear_xattrs, copy as copy_xattrs};
 
 use crate::layer::Ownership;
@@ -83,11 +83,7 @@ const IMPLICIT_DIRECTORY_MODE: u32 = 0o755;
 ///
 /// # Errors
 /// The tree is incomplete after an error and is to be removed.
-pub fn unpack_layer(
-    reader: impl BufRead,
-    root: OwnedFd,
-    options: &UnpackOptions<'_>,
-) -> Result<Unpacked, UnpackError> {
+pub fn unpack_layer(reader: impl BufRead, root: OwnedFd, options: &UnpackOptions<'_>) -> Result<Unpacked, UnpackError> {
     let mut archive = Archive::new(reader);
     let mut extractor = Extractor {
         tree: Tree::new(root),
@@ -166,9 +162,11 @@ impl Extractor<'_> {
         write_body(archive, &file, entry)?;
         let describe = |op| move |errno| failure(op, &entry.path, errno);
         if let Some((uid, gid)) = owner {
-            fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(describe("change the owner of"))?;
+            fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+                .map_err(describe("change the owner of"))?;
         }
-        self.report.xattrs_dropped += xattrs::set(file.as_fd(), &entry.xattrs).map_err(describe("set attributes of"))?;
+        self.report.xattrs_dropped +=
+            xattrs::set(file.as_fd(), &entry.xattrs).map_err(describe("set attributes of"))?;
         fs::fchmod(&file, Mode::from_raw_mode(entry.mode)).map_err(describe("change the mode of"))?;
         fs::futimens(&file, &times(entry.mtime)).map_err(describe("set the time of"))
     }
