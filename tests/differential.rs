@@ -41,7 +41,13 @@ fn same(name: &str, tag_in_layout: &str) {
     let layout = fixtures::images().unwrap().join("layout");
     let rootless: &[&str] = if env.who() == Who::Root { &[] } else { &["--rootless"] };
     let from = format!("{}:{tag_in_layout}", layout.display());
-    env.program("umoci").args(&["unpack"]).args(rootless).args(&["--image", &from]).args(&[&bundle]).ok();
+    env.program("umoci")
+        .args(&["unpack"])
+        .args(rootless)
+        .args(&["--image", &from])
+        .args(&[&bundle])
+        .time_limit(180)
+        .ok();
     let theirs = tree::describe(&env, &Look::Directory(bundle.join("rootfs")));
 
     assert!(theirs.len() > 100, "nothing to compare: {}", theirs.len());
