@@ -197,3 +197,24 @@ async fn an_order_reaches_its_agent_at_once() {
     // The heartbeat is ten seconds: whoever waits for the next one fails here on any machine.
     assert!(times[18] < Duration::from_secs(2), "{times:?}");
 }
+
+#[tokio::test]
+async fn f32_an_old_report_that_comes_again_changes_nothing() {
+    let env = Env::start().await;
+    let (_, agent) = env.provider(&env.admin, "p1").await;
+    let hello = json!({ "protocol_min": 1, "protocol_max": 1, "incarnation": 1, "boot_id": "b", "accepting": true,
+        "capacity": { "cpu_millis": 4000, "memory_bytes": 1 << 30 } });
+    let session = env.post(&agent, "/v1/agent/hello", hello).await.expect(200)["session"].clone();
+    let id = env.post(&env.admin, "/v1/instances", instance("web")).await.expect(201)["id"].clone();
+    let epoch = state(&env, &id).await["epoch"].clone();
+    let sync = |seq: u64, phase: &str| {
+        json!({ "session": session, "seq": seq, "applied": 1, "accepting": true,
+            "statuses": [{ "instance": id, "epoch": epoch, "phase": phase, "healthy": true }] })
+    };
+    env.post(&agent, "/v1/agent/sync", sync(1, "pulling")).await.expect(200);
+    env.post(&agent, "/v1/agent/sync", sync(2, "running")).await.expect(200);
+    assert_eq!(state(&env, &id).await["state"], "running");
+    let repeated = env.post(&agent, "/v1/agent/sync", sync(1, "pulling")).await.expect(200);
+    assert_eq!(repeated["acked"], 2);
+    assert_eq!(state(&env, &id).await["state"], "running");
+}
