@@ -86,7 +86,7 @@ fn equals_umoci() {
             // Without privilege umoci puts empty files in place of devices, we put nothing (T20).
             let is_device =
                 path.starts_with("dev") && theirs.get(path).is_some_and(|(_, _, content)| content.is_empty());
-            if ours.get(path) != theirs.get(path) && !(is_device && !ours.contains_key(path)) {
+            if (ours.contains_key(path) || !is_device) && ours.get(path) != theirs.get(path) {
                 let show = |tree: &Essence| {
                     tree.get(path).map(|(mode, mtime, content)| format!("{mode:o} {mtime:?} {} bytes", content.len()))
                 };
