@@ -254,6 +254,37 @@ fn space_names_are_no_paths() {
 }
 
 #[test]
+fn one_blob_for_two_spaces_is_fetched_once() {
+    let scratch = Scratch::new();
+    let layer = large_layer(Compression::Gzip);
+    let fetched = std::sync::atomic::AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for name in ["one", "two"] {
+            let (store, layer, fetched) = (&scratch.store, &layer, &fetched);
+            scope.spawn(move || {
+                let space = coracle_images::LayerSpace { name: name.into(), ..squashed() };
+                let ingest = LayerIngest {
+                    blob: &layer.digest,
+                    size_bytes: layer.blob.len() as u64,
+                    diff_id: &layer.diff_id,
+                    compression: layer.compression,
+                    space: &space,
+                };
+                let mut open = |offset| {
+                    fetched.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    Ok(from(&layer.blob, offset))
+                };
+                store.ingest_layer(&ingest, &mut open, &NoProgress).expect("layer");
+            });
+        }
+    });
+    assert_eq!(fetched.into_inner(), 1);
+    for space in ["one", "two"] {
+        assert!(scratch.root().join("layers").join(space).join(layer.diff_id.hex()).join("last").is_file());
+    }
+}
+
+#[test]
 fn t33_one_winner_and_a_collector() {
     let scratch = Scratch::new();
     let layer = large_layer(Compression::Gzip);

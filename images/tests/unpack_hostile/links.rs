@@ -191,6 +191,9 @@ fn t06_hard_links_inside() {
     place.unpack(&archive).expect("the link gets a second name");
     assert!(place.in_root("h").is_symlink());
     assert_eq!(fs_err::symlink_metadata(place.in_root("h")).expect("link").nlink(), 2);
+    for target in ["dead", "../canary", "/proc/self/fd/0"] {
+        check_names(&EvilTar::new().symlink("l", target).hard_link("h", "l").end(), &["h", "l"]);
+    }
 }
 
 #[test]
