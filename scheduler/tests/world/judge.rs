@@ -17,6 +17,8 @@ pub struct Judge {
     audit: u64,
     chains: BTreeMap<GroupId, String>,
     notice: u64,
+    /// Since when instances are stopping.
+    stopping: BTreeMap<String, u64>,
     /// Where each allocation was ever begun.
     begun: BTreeMap<(InstanceId, u64), usize>,
     /// Allocations that may be begun again on their host, which lost everything.
@@ -66,6 +68,13 @@ impl Judge {
     pub fn noticed(&mut self, notice: &Notice) {
         assert_eq!(notice.seq, self.notice + 1, "notices have a gap");
         self.notice = notice.seq;
+        match notice.kind.as_str() {
+            "instance.stopping" => {
+                self.stopping.entry(notice.subject.clone()).or_insert(notice.at_ms);
+            }
+            "instance.pending" | "instance.stopped" | "instance.failed" => drop(self.stopping.remove(&notice.subject)),
+            _ => {}
+        }
         if notice.kind.ends_with(".removed") {
             self.removed.insert(notice.subject.clone());
         }
@@ -128,6 +137,11 @@ impl Judge {
                     assert_eq!(here, 0, "{} is {:?} and runs {here} times", instance.id, instance.state);
                 }
                 InstanceState::Placed => assert!(here <= 1),
+                // A rolling update may just have begun with it; its agent has not reported yet.
+                InstanceState::Stopping => {
+                    let since = self.stopping.get(&instance.id.to_string()).copied().unwrap_or(0);
+                    assert!(since + 60_000 > world.now, "{} is stopping since {since}, now {}", instance.id, world.now);
+                }
                 other => panic!("{} is still {other:?}: {}", instance.id, instance.reason),
             }
             assert!(instance.old.is_empty(), "{} still waits for an old allocation", instance.id);
