@@ -62,10 +62,11 @@ impl Output {
                 let mut header = tar::Header::new_gnu();
                 header.set_size(size_bytes);
                 header.set_mode(0o644);
-                // The same images make the same archive.
+                // The same images make the same archive for the same user.
                 header.set_mtime(0);
-                header.set_uid(0);
-                header.set_gid(0);
+                // skopeo gives what it unpacks to the owner stated here, which must be allowed.
+                header.set_uid(rustix::process::geteuid().as_raw().into());
+                header.set_gid(rustix::process::getegid().as_raw().into());
                 builder
                     .append_data(&mut header, name, content.take(size_bytes))
                     .map_err(|source| SaveError::Write { source })
