@@ -1,5 +1,6 @@
 //! Where files of an archive or layout go.
 
+use std::collections::HashSet;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -9,14 +10,18 @@ use super::SaveError;
 
 /// A tar archive or a directory that is being written.
 pub(super) enum Output {
-    Archive { builder: tar::Builder<Box<dyn Write>>, place: Option<(PathBuf, PathBuf)> },
+    Archive { builder: tar::Builder<Box<dyn Write>>, place: Option<(PathBuf, PathBuf)>, directories: HashSet<PathBuf> },
     Directory { path: PathBuf, is_new: bool, written: Vec<PathBuf> },
 }
 
 impl Output {
     /// Writes an archive to standard output.
     pub fn stdout() -> Output {
-        Output::Archive { builder: tar::Builder::new(Box::new(io::stdout().lock())), place: None }
+        Output::Archive {
+            builder: tar::Builder::new(Box::new(io::stdout().lock())),
+            place: None,
+            directories: HashSet::new(),
+        }
     }
 
     /// Writes an archive to a file, which gets its name at the end. A pipe or device is written to.
@@ -29,7 +34,11 @@ impl Output {
         options.write(true);
         if fs_err::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
             let file = options.open(path).map_err(failed(path))?;
-            return Ok(Output::Archive { builder: tar::Builder::new(Box::new(file)), place: None });
+            return Ok(Output::Archive {
+                builder: tar::Builder::new(Box::new(file)),
+                place: None,
+                directories: HashSet::new(),
+            });
         }
         let mut name = std::ffi::OsString::from(".");
         name.push(path.file_name().unwrap_or_default());
@@ -38,7 +47,7 @@ impl Output {
         let file = options.create(true).truncate(true).mode(0o600).open(&temporary).map_err(failed(path))?;
         let writer = io::BufWriter::with_capacity(1 << 18, file);
         let place = Some((temporary, path.to_path_buf()));
-        Ok(Output::Archive { builder: tar::Builder::new(Box::new(writer)), place })
+        Ok(Output::Archive { builder: tar::Builder::new(Box::new(writer)), place, directories: HashSet::new() })
     }
 
     /// Writes files into a new or empty directory.
@@ -58,15 +67,9 @@ impl Output {
     /// Writes one file; `content` must have exactly that size.
     pub fn put(&mut self, name: &str, size_bytes: u64, content: &mut dyn Read) -> Result<(), SaveError> {
         match self {
-            Output::Archive { builder, .. } => {
-                let mut header = tar::Header::new_gnu();
-                header.set_size(size_bytes);
-                header.set_mode(0o644);
-                // The same images make the same archive for the same user.
-                header.set_mtime(0);
-                // skopeo gives what it unpacks to the owner stated here, which must be allowed.
-                header.set_uid(rustix::process::geteuid().as_raw().into());
-                header.set_gid(rustix::process::getegid().as_raw().into());
+            Output::Archive { builder, directories, .. } => {
+                put_parents(builder, directories, Path::new(name))?;
+                let mut header = header(tar::EntryType::Regular, 0o644, size_bytes);
                 builder
                     .append_data(&mut header, name, content.take(size_bytes))
                     .map_err(|source| SaveError::Write { source })
@@ -111,4 +114,34 @@ impl Output {
             }
         }
     }
+}
+
+/// Lists the directories of a file, topmost first, each once. skopeo gives directories that are not
+/// listed to root, which an ordinary user may not.
+fn put_parents(
+    builder: &mut tar::Builder<Box<dyn Write>>,
+    known: &mut HashSet<PathBuf>,
+    name: &Path,
+) -> Result<(), SaveError> {
+    let parents: Vec<&Path> = name.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty()).collect();
+    for parent in parents.into_iter().rev() {
+        if known.insert(parent.to_path_buf()) {
+            let mut header = header(tar::EntryType::Directory, 0o755, 0);
+            builder.append_data(&mut header, parent, io::empty()).map_err(|source| SaveError::Write { source })?;
+        }
+    }
+    Ok(())
+}
+
+/// The same images make the same archive for the same user.
+fn header(kind: tar::EntryType, mode: u32, size_bytes: u64) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_size(size_bytes);
+    header.set_mode(mode);
+    header.set_mtime(0);
+    // skopeo gives what it unpacks to the owner stated here, which must be allowed.
+    header.set_uid(rustix::process::geteuid().as_raw().into());
+    header.set_gid(rustix::process::getegid().as_raw().into());
+    header
 }
