@@ -90,7 +90,7 @@ impl Output {
 
     /// Gives the file its name.
     pub fn finish(self) -> Result<(), SaveError> {
-        let Output::Archive { builder, place } = self else { return Ok(()) };
+        let Output::Archive { builder, place, .. } = self else { return Ok(()) };
         let write = builder.into_inner().and_then(|mut writer| writer.flush());
         let Some((temporary, path)) = place else { return write.map_err(|source| SaveError::Write { source }) };
         let renamed = write.and_then(|()| fs_err::rename(&temporary, &path));
