@@ -15,7 +15,6 @@ pub const CORACLE_INSECURE_REGISTRIES: &str = "CORACLE_INSECURE_REGISTRIES";
 pub const CORACLE_TOKEN_HOSTS: &str = "CORACLE_TOKEN_HOSTS";
 const XDG_DATA_HOME: &str = "XDG_DATA_HOME";
 const HOME: &str = "HOME";
-const PATH: &str = "PATH";
 
 /// Gives any variable to code that is told which ones it may ask for: the registry client reads
 /// `DOCKER_CONFIG`, `REGISTRY_AUTH_FILE`, `XDG_CONFIG_HOME`, `XDG_RUNTIME_DIR`, `HOME`, `SSL_CERT_FILE`
@@ -60,11 +59,6 @@ pub fn xdg_data_home() -> Option<PathBuf> {
 /// Gives the caller's home directory.
 pub fn home() -> Option<PathBuf> {
     read(HOME).map(PathBuf::from).filter(|path| path.is_absolute())
-}
-
-/// Gives the directories in which helper programs are looked for.
-pub fn search_path() -> OsString {
-    read(PATH).unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into())
 }
 
 /// Gives the value of a variable that the person named with `-e NAME`.

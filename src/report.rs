@@ -11,7 +11,7 @@ use std::error::Error;
 pub use hints::{exit_code, hints};
 
 use coracle_images::registry::RegistryError;
-use coracle_runtime::LaunchFailure;
+use coracle_runtime::{LaunchFailure, failure::describe};
 
 use crate::engine::Elsewhere;
 
@@ -21,10 +21,10 @@ use crate::engine::Elsewhere;
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
     for link in walk::walk(error) {
-        let link_text = link.to_string();
+        let link_text = text_of(link);
         if text.is_empty() {
             text = link_text;
-        } else if !text.ends_with(&link_text) {
+        } else if !text.ends_with(&link_text) && !repeats_path(&text, &link_text) {
             text.push_str(": ");
             text.push_str(&link_text);
         }
@@ -34,6 +34,17 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
         }
     }
     text
+}
+
+/// Gives an error's own words; an error of the kernel reads the same wherever it came from.
+fn text_of(error: &(dyn Error + 'static)) -> String {
+    let number = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+    number.map_or_else(|| error.to_string(), describe)
+}
+
+/// Says whether a cause only names, between backquotes, a path that was named before.
+fn repeats_path(text: &str, cause: &str) -> bool {
+    cause.split('`').nth(1).is_some_and(|path| !path.is_empty() && text.contains(path))
 }
 
 /// Puts an error into words for a parent process.

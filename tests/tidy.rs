@@ -12,7 +12,10 @@ const FILE_LINES_MAX: usize = 500;
 /// No list helps a file longer than this.
 const FILE_LINES_HARD_MAX: usize = 800;
 /// Files over [`FILE_LINES_MAX`], with the reason.
-const LONG_FILES: [(&str, &str); 0] = [];
+const LONG_FILES: [(&str, &str); 2] = [
+    ("scheduler/src/core/instance.rs", "one state machine, read from top to bottom"),
+    ("scheduler/tests/world/mod.rs", "the simulated world: its parts share every field"),
+];
 /// Names that say nothing about what is inside.
 const BANNED_NAMES: [&str; 6] = ["utils", "util", "common", "helpers", "misc", "manager"];
 /// Which of our crates may see which.
@@ -125,7 +128,9 @@ fn nothing_is_left_for_later_and_no_test_is_asleep() {
     let mut offenders = Vec::new();
     for path in rust_files() {
         for (number, line) in read(&path).lines().enumerate() {
-            if words.iter().any(|word| line.contains(word)) {
+            // The program that a test starts as its own child is no test that sleeps.
+            let child = line.contains("= \"only a child process of other tests\"]");
+            if words.iter().any(|word| line.contains(word)) && !child {
                 offenders.push(format!("{}:{}: {}", path.display(), number + 1, line.trim()));
             }
         }

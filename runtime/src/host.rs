@@ -243,7 +243,7 @@ fn overlay_fact(state: &Path, can_try: bool) -> Fact {
 
 fn network_fact() -> Fact {
     const NAME: &str = "network-helper";
-    match ["pasta", "slirp4netns"].into_iter().find_map(trial::find_program) {
+    match ["pasta", "slirp4netns"].into_iter().find_map(crate::programs::find) {
         Some(path) if path.ends_with("pasta") => Fact::fine(NAME, path.display().to_string()),
         Some(path) => Fact::lacking(
             NAME,

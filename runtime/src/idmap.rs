@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::subid;
+use crate::{programs, subid};
 
 mod writer;
 
@@ -100,8 +100,6 @@ pub enum IdMapError {
 
 /// The kernel takes 340 lines in one map (user_namespaces(7)).
 const LINES_MAX: usize = 340;
-/// Where Debian, Fedora, Alpine and Arch put the helpers; a PATH of the caller is not trusted more.
-const HELPER_DIRS: [&str; 4] = ["/usr/bin", "/bin", "/usr/sbin", "/usr/local/bin"];
 
 impl HostIds {
     /// Reads what this host grants the caller.
@@ -125,8 +123,8 @@ impl HostIds {
             user,
             subuids,
             subgids,
-            newuidmap: find_helper("newuidmap"),
-            newgidmap: find_helper("newgidmap"),
+            newuidmap: programs::find("newuidmap"),
+            newgidmap: programs::find("newgidmap"),
             own_uids: read_own("/proc/self/uid_map")?,
             own_gids: read_own("/proc/self/gid_map")?,
         })
@@ -253,11 +251,6 @@ fn check_ranges(what: &str, ranges: &[IdRange]) -> Result<(), IdMapError> {
         }
     }
     Ok(())
-}
-
-fn find_helper(name: &str) -> Option<PathBuf> {
-    let places = HELPER_DIRS.iter().map(|dir| Path::new(dir).join(name));
-    places.into_iter().find(|path| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok())
 }
 
 /// Whether nsswitch.conf names a source of subordinate ids other than the files.

@@ -14,6 +14,7 @@ pub mod idmap;
 pub mod launch;
 pub mod memory;
 mod plan;
+pub mod programs;
 pub mod seal;
 pub mod seccomp;
 mod subid;

@@ -22,6 +22,26 @@ const IMPATIENCE: u32 = 3;
 
 /// A container that has been quiet for this long is worth giving memory back for.
 const SETTLED: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
+/// What a container gets to end after its terminal has gone, docker stop's time.
+const HANG_UP_GRACE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+/// Says what a quiet time means now.
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    Settling,
+    Settled,
+    HungUp,
+}
+
+impl Phase {
+    fn timeout(self) -> Option<&'static Timespec> {
+        match self {
+            Self::Settling => Some(&SETTLED),
+            Self::Settled => None,
+            Self::HungUp => Some(&HANG_UP_GRACE),
+        }
+    }
+}
 
 /// Is a watch that was prepared before the container exists, so that no signal is lost.
 #[derive(Debug)]
@@ -64,10 +84,9 @@ impl Foreground {
     /// `interactive` moves the person's input to the container's terminal, if it has one.
     pub fn run(&self, running: &mut Running, interactive: bool) -> Result<Exit> {
         let mut relay = running.console.take().map(|master| Relay::new(master, interactive)).transpose()?;
-        let mut impatience = 0;
-        let mut patience = Some(SETTLED);
+        let (mut impatience, mut phase) = (0, Phase::Settling);
         loop {
-            let ended = self.wait_for_event(running, relay.as_mut(), &mut patience)?;
+            let ended = self.wait_for_event(running, relay.as_mut(), &mut phase)?;
             if ended {
                 let exit = running.wait()?;
                 if let Some(relay) = relay.as_mut() {
@@ -75,21 +94,22 @@ impl Foreground {
                 }
                 return Ok(exit);
             }
-            self.pass_signals(running, relay.as_ref(), &mut impatience)?;
+            let hang_up = self.pass_signals(running, relay.as_ref(), &mut impatience)?;
+            if relay.is_some() && (hang_up || relay.as_ref().is_some_and(|relay| interactive && !relay.input_open)) {
+                // The person's terminal is gone: so is the container's, which says so to its processes.
+                relay = None;
+                phase = Phase::HungUp;
+                send(running, Signal::SIGHUP)?;
+            }
         }
     }
 
     /// Sleeps until something happens, moves terminal bytes, and says whether the container ended.
-    fn wait_for_event(
-        &self,
-        running: &Running,
-        relay: Option<&mut Relay>,
-        patience: &mut Option<Timespec>,
-    ) -> Result<bool> {
+    fn wait_for_event(&self, running: &Running, relay: Option<&mut Relay>, phase: &mut Phase) -> Result<bool> {
         let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
         let mut fds = vec![PollFd::new(&running.pidfd, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
         let Some(relay) = relay else {
-            wait(&mut fds, patience)?;
+            wait(&mut fds, running, phase)?;
             return Ok(!fds[0].revents().is_empty());
         };
         // A descriptor nobody wants anything of stays out: poll would report its hang-up for ever.
@@ -101,7 +121,7 @@ impl Foreground {
             })
         };
         let places = [add(stdin.as_fd(), input), add(stdout.as_fd(), output), add(relay.master.as_fd(), master)];
-        wait(&mut fds, patience)?;
+        wait(&mut fds, running, phase)?;
         let [input, output, master] =
             places.map(|place| place.map_or(PollFlags::empty(), |place| fds[place].revents()));
         let ended = !fds[0].revents().is_empty();
@@ -110,7 +130,9 @@ impl Foreground {
         Ok(ended)
     }
 
-    fn pass_signals(&self, running: &Running, relay: Option<&Relay>, impatience: &mut u32) -> Result<()> {
+    /// Passes on what has come; says whether a hang-up was among it.
+    fn pass_signals(&self, running: &Running, relay: Option<&Relay>, impatience: &mut u32) -> Result<bool> {
+        let mut hang_up = false;
         while let Some(info) = self.signals.read_signal()? {
             let signal = i32::try_from(info.ssi_signo).ok().and_then(|raw| Signal::try_from(raw).ok());
             let Some(signal) = signal else { continue };
@@ -124,24 +146,32 @@ impl Foreground {
                 *impatience += 1;
             }
             let passed = if *impatience >= IMPATIENCE { Signal::SIGKILL } else { signal };
-            if let Some(raw) = rustix::process::Signal::from_named_raw(passed as i32) {
-                match running.signal(raw) {
-                    Ok(()) | Err(Errno::SRCH) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
+            hang_up |= signal == Signal::SIGHUP;
+            send(running, passed)?;
         }
-        Ok(())
+        Ok(hang_up)
     }
 }
 
-/// Waits for an event; when there is none for a while for the first time, gives memory back.
-fn wait(fds: &mut [PollFd<'_>], patience: &mut Option<Timespec>) -> Result<()> {
+fn send(running: &Running, signal: Signal) -> Result<()> {
+    let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) else { return Ok(()) };
+    match running.signal(signal) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Waits for an event, and does what a phase's time-out asks for.
+fn wait(fds: &mut [PollFd<'_>], running: &Running, phase: &mut Phase) -> Result<()> {
     loop {
-        match poll(fds, patience.as_ref()) {
+        match poll(fds, phase.timeout()) {
             Ok(0) => {
-                *patience = None;
-                memory::release_program();
+                match phase {
+                    Phase::Settling => memory::release_program(),
+                    Phase::HungUp => send(running, Signal::SIGKILL)?,
+                    Phase::Settled => {}
+                }
+                *phase = Phase::Settled;
             }
             Ok(_) | Err(Errno::INTR) => return Ok(()),
             Err(error) => return Err(error.into()),

@@ -85,7 +85,7 @@ fn usage(error: &clap::Error) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         ErrorKind::UnknownArgument => {
-            let flag = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+            let flag = context(error, ContextKind::InvalidArg);
             note(&format!("error: flag {flag} is not implemented"));
             let near = error.get(ContextKind::SuggestedArg).map(ToString::to_string);
             // A mere likeness of letters is no hint: the two start the same or nothing is said.
@@ -94,9 +94,31 @@ fn usage(error: &clap::Error) -> ExitCode {
                 None => note("hint: add --help to see the flags that are"),
             }
         }
+        ErrorKind::InvalidSubcommand => {
+            let command = context(error, ContextKind::InvalidSubcommand);
+            note(&format!("error: command {command} is not implemented"));
+            note("hint: add --help to see the commands that are");
+        }
+        ErrorKind::MissingRequiredArgument => {
+            let missing = context(error, ContextKind::InvalidArg).to_lowercase();
+            let missing = missing.trim_matches(['<', '>', '.']).trim_end_matches('s');
+            note(&format!("error: no {missing} given"));
+            note("hint: add --help to see what the command needs");
+        }
         _ => {
-            let _ = error.print();
+            let text = error.render().to_string();
+            let mut lines =
+                text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("For more"));
+            note(lines.next().unwrap_or("error: the command line is not understood"));
+            match lines.next().filter(|line| line.starts_with('[')) {
+                Some(values) => note(&format!("hint: {}", values.trim_matches(['[', ']']))),
+                None => note("hint: add --help to see how it is used"),
+            }
         }
     }
     ExitCode::from(EXIT_CORACLE_FAILED)
+}
+
+fn context(error: &clap::Error, kind: ContextKind) -> String {
+    error.get(kind).map(ToString::to_string).unwrap_or_default()
 }

@@ -54,13 +54,13 @@ pub struct PastaPlan {
 pub fn plan(
     asked: Network,
     publish: &[PortMapping],
-    search_path: &std::ffi::OsStr,
+    find: &dyn Fn(&str) -> Option<PathBuf>,
 ) -> Result<(Plan, Option<&'static str>), NetworkError> {
     match asked {
         Network::None | Network::Host if !publish.is_empty() => Err(NetworkError::PublishNeedsPasta),
         Network::None => Ok((Plan::None, None)),
         Network::Host => Ok((Plan::Host, None)),
-        Network::Pasta | Network::Auto => match pasta_plan(publish, search_path) {
+        Network::Pasta | Network::Auto => match pasta_plan(publish, find) {
             Ok(plan) => Ok((Plan::Pasta(plan), None)),
             Err(NetworkError::NoPasta | NetworkError::NoTun(_)) if asked == Network::Auto && publish.is_empty() => {
                 Ok((
@@ -73,18 +73,11 @@ pub fn plan(
     }
 }
 
-fn pasta_plan(publish: &[PortMapping], search_path: &std::ffi::OsStr) -> Result<PastaPlan, NetworkError> {
-    let program = find_program("pasta", search_path).ok_or(NetworkError::NoPasta)?;
+fn pasta_plan(publish: &[PortMapping], find: &dyn Fn(&str) -> Option<PathBuf>) -> Result<PastaPlan, NetworkError> {
+    let program = find("pasta").ok_or(NetworkError::NoPasta)?;
     fs_err::OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(NetworkError::NoTun)?;
     let ports = publish.iter().map(|mapping| free_port(*mapping)).collect::<Result<_, _>>()?;
     Ok(PastaPlan { program, ports, forward_dns: false })
-}
-
-fn find_program(name: &str, search_path: &std::ffi::OsStr) -> Option<PathBuf> {
-    std::env::split_paths(search_path)
-        .filter(|dir| dir.is_absolute())
-        .map(|dir| dir.join(name))
-        .find(|path| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file())
 }
 
 /// Checks that the host port is free, or picks one for port 0, before anything is made.
@@ -188,7 +181,7 @@ mod tests {
 
     #[test]
     fn without_pasta_auto_shares_and_publish_fails() {
-        let nowhere = std::ffi::OsStr::new("/nonexistent");
+        let nowhere = &|_: &str| None;
         let (shared, note) = plan(Network::Auto, &[], nowhere).unwrap();
         assert_eq!(shared, Plan::Host);
         assert!(note.is_some());

@@ -166,7 +166,7 @@ fn resolve_user(options: &RunOptions, source: &Source, idmap: &IdMap) -> Result<
     }
     for extra in &options.group_add {
         let gid = user::resolve_group(extra, extra, &group)?;
-        if gid != user.gid && !user.groups.contains(&gid) {
+        if !user.groups.contains(&gid) {
             user.groups.push(gid);
         }
     }

@@ -4,7 +4,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use coracle_images::{Image, Progress, flatten};
-use coracle_runtime::{IdMap, LaunchFailure, LaunchOptions, Rootfs, Running, Stage, Stdio, host, launch, userns};
+use coracle_runtime::{
+    IdMap, LaunchFailure, LaunchOptions, Rootfs, Running, Stage, Stdio, host, launch, programs, userns,
+};
 use coracle_shim::{Foreground, Keeper};
 use rustix::fs::{Mode, OFlags, open};
 
@@ -13,7 +15,6 @@ use super::network::{self, Plan};
 use super::options::RunOptions;
 use super::prepare::{self, Prepared, Source};
 use super::{Engine, EngineError, elsewhere, hello};
-use crate::env;
 
 /// Hears what a person should know while a container starts.
 pub trait Notes {
@@ -35,7 +36,7 @@ pub fn run<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress:
     if options.publish_all {
         publish.extend(prepare::exposed_ports(&source.config));
     }
-    let (plan, note) = network::plan(options.network, &publish, &env::search_path())?;
+    let (plan, note) = network::plan(options.network, &publish, &programs::find)?;
     if let Some(note) = note {
         progress.note(note);
     }

@@ -8,8 +8,8 @@
 
 use coracle_runtime::IdMap;
 
-/// The largest id a process can have; 4294967295 is (uid_t)-1, "no change" to the kernel.
-const ID_MAX: u32 = u32::MAX - 1;
+/// Docker's and runc's largest id; the kernel's is higher, but many programs keep ids in an int.
+const ID_MAX: u32 = i32::MAX.cast_unsigned();
 /// The longest user or group name shadow-utils accepts.
 const NAME_BYTES_MAX: usize = 32;
 
@@ -29,7 +29,8 @@ pub enum UserError {
 pub struct ProcessUser {
     pub uid: u32,
     pub gid: u32,
-    /// Supplementary groups, without duplicates, the primary one excluded.
+    /// Supplementary groups, without duplicates; the primary one is among them, as in Docker, so that a
+    /// setgid program cannot drop it (CVE-2022-36109).
     pub groups: Vec<u32>,
     pub home: String,
 }
@@ -85,7 +86,10 @@ pub fn resolve(spec: &str, passwd: &str, group: &str) -> Result<ProcessUser, Use
     };
     let home = entry.as_ref().map_or("/", |entry| entry.home).to_owned();
     let (gid, groups) = match group_spec {
-        Some(group_spec) => (resolve_group(group_spec, spec, group)?, Vec::new()),
+        Some(group_spec) => {
+            let gid = resolve_group(group_spec, spec, group)?;
+            (gid, vec![gid])
+        }
         None => {
             let gid = entry.as_ref().map_or(0, |entry| entry.gid);
             let name = entry.as_ref().map_or("", |entry| entry.name);
@@ -117,7 +121,7 @@ fn parse<'a>(text: &'a str, spec: &str) -> Result<NameOrId<'a>, UserError> {
         }
         return match text.parse::<u32>() {
             Ok(id) if id <= ID_MAX => Ok(NameOrId::Id(id)),
-            _ => Err(fail("an id is at most 4294967294")),
+            _ => Err(fail("an id is at most 2147483647")),
         };
     }
     let first_ok = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
@@ -173,7 +177,7 @@ fn supplementary(name: &str, primary: u32, group: &str) -> Vec<u32> {
     let mut groups: Vec<u32> = group_entries(group)
         .filter(|entry| !name.is_empty() && entry.members.split(',').any(|member| member == name))
         .map(|entry| entry.gid)
-        .filter(|gid| *gid != primary)
+        .chain([primary])
         .collect();
     groups.sort_unstable();
     groups.dedup();
@@ -191,12 +195,12 @@ mod tests {
     #[test]
     fn a23_groups_are_exactly_those_of_the_image() {
         let web = resolve("web", PASSWD, GROUP).unwrap();
-        assert_eq!((web.uid, web.gid, web.groups, web.home.as_str()), (33, 44, vec![4, 50], "/srv"));
+        assert_eq!((web.uid, web.gid, web.groups, web.home.as_str()), (33, 44, vec![4, 44, 50], "/srv"));
         let by_id = resolve("33", PASSWD, GROUP).unwrap();
-        assert_eq!((by_id.uid, by_id.gid, by_id.groups), (33, 44, vec![4, 50]));
+        assert_eq!((by_id.uid, by_id.gid, by_id.groups), (33, 44, vec![4, 44, 50]));
         let explicit = resolve("web:log", PASSWD, GROUP).unwrap();
-        assert_eq!((explicit.gid, explicit.groups), (50, vec![]));
-        assert_eq!(resolve("7:9", "", "").unwrap(), ProcessUser { uid: 7, gid: 9, groups: vec![], home: "/".into() });
+        assert_eq!((explicit.gid, explicit.groups), (50, vec![50]));
+        assert_eq!(resolve("7:9", "", "").unwrap(), ProcessUser { uid: 7, gid: 9, groups: vec![9], home: "/".into() });
     }
 
     #[test]
@@ -228,8 +232,9 @@ mod tests {
         ] {
             assert!(resolve(spec, PASSWD, GROUP).is_err(), "{spec:?}");
         }
-        // 2^31 is a valid id; it needs a map that holds it, which the launch checks.
-        assert_eq!(resolve("2147483648", PASSWD, GROUP).unwrap().uid, 2_147_483_648);
+        assert!(resolve("2147483648", PASSWD, GROUP).is_err());
+        // It still needs a map that holds it, which is checked later.
+        assert_eq!(resolve("2147483647", PASSWD, GROUP).unwrap().uid, 2_147_483_647);
     }
 
     #[test]

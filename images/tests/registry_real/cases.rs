@@ -27,7 +27,7 @@ fn name(registry: &Registry, rest: &str) -> Reference {
 
 /// The tests' own child: pulls when told to, and is nothing otherwise.
 #[test]
-#[ignore = "only run by spawn_puller"]
+#[ignore = "only a child process of other tests"]
 fn puller() {
     let (Some(root), Ok(name)) = (std::env::var_os(PULLER_ROOT), std::env::var(PULLER_NAME)) else { return };
     let mut place = Place::new();

@@ -1,8 +1,8 @@
 //! Finds out by trying, in children that leave nothing behind.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::fs::{FileType, Mode};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use crate::failure::{LaunchFailure, Stage, describe};
@@ -125,14 +125,4 @@ pub(super) fn is_privileged(helper: &Path) -> bool {
     };
     let setuid = Mode::from_raw_mode(stat.st_mode).contains(Mode::SUID) && stat.st_uid == 0;
     setuid || rustix::fs::getxattr(helper, "security.capability", &mut [0_u8; 64]).is_ok()
-}
-
-/// Finds a program in the usual places.
-pub(super) fn find_program(name: &str) -> Option<PathBuf> {
-    const DIRS: [&str; 4] = ["/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin"];
-    let is_program = |path: &PathBuf| {
-        let kind = rustix::fs::stat(path).map(|stat| FileType::from_raw_mode(stat.st_mode));
-        kind == Ok(FileType::RegularFile) && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
-    };
-    DIRS.iter().map(|dir| Path::new(dir).join(name)).find(is_program)
 }

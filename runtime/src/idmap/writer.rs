@@ -10,8 +10,9 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::io::Errno;
 
-use super::{IdMap, IdRange, find_helper};
+use super::{IdMap, IdRange};
 use crate::failure::{LaunchFailure, Stage};
+use crate::programs;
 
 /// A helper says one line; more is not read.
 const HELPER_TEXT_MAX: u64 = 1024;
@@ -71,7 +72,7 @@ fn write_file(pid: i32, file: &str, text: &str) -> Result<(), LaunchFailure> {
 }
 
 fn spawn_helper(name: &str, pid: i32, ranges: &[IdRange]) -> Result<Child, LaunchFailure> {
-    let path = find_helper(name).ok_or_else(|| LaunchFailure::new(Stage::Ids, "execute", name, Errno::NOENT))?;
+    let path = programs::find(name).ok_or_else(|| LaunchFailure::new(Stage::Ids, "execute", name, Errno::NOENT))?;
     let mut command = Command::new(&path);
     command.arg(pid.to_string());
     for range in ranges {

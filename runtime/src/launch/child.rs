@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, fstatfs};
+use rustix::net::{AddressFamily, SocketType, socket};
 use rustix::process::umask;
 
 use super::channel::{self, Message};
@@ -22,7 +23,7 @@ use super::{confining, identity, rootfs};
 use crate::failure::{LaunchFailure, Stage};
 use crate::idmap::{IdMap, read_map};
 use crate::plan::{MountStep, Plan, fit_ids, flags};
-use crate::sys::{CloneFlags, MountAttr, mount_setattr};
+use crate::sys::{CloneFlags, MountAttr, mount_setattr, raise_loopback};
 
 /// Everything the child needs, opened and decided by its parent.
 pub(crate) struct Child<'a> {
@@ -87,6 +88,10 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
     if !joins {
         // A change of ids closes /proc again.
         show()?;
+    }
+    if plan.namespaces.create.contains(CloneFlags::NET) {
+        let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).fault(Stage::Network, "make", "socket")?;
+        raise_loopback(socket.as_fd()).fault(Stage::Network, "switch on", "lo")?;
     }
     let root = rootfs::mount_root(child.rootfs)?;
     let inside = Inside::new(&root);

@@ -7,6 +7,7 @@ mod clone;
 mod descriptor;
 mod memory;
 mod mount;
+mod net;
 mod seccomp;
 mod signal;
 
@@ -14,6 +15,7 @@ pub(crate) use clone::{CloneFlags, CloneOptions, Cloned, clone_process, exit_now
 pub(crate) use descriptor::{close_from, set_inheritable};
 pub(crate) use memory::forget;
 pub(crate) use mount::{MountAttr, mount_setattr};
+pub(crate) use net::raise_loopback;
 pub(crate) use seccomp::load_filter;
 pub(crate) use signal::{Origin, SignalSet, default_child_signal, reset_signals, send_signal};
 

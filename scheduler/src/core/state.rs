@@ -81,7 +81,6 @@ pub struct State {
 macro_rules! tables {
     ($($map:ident $id:ident $record:ident $kind:ident $mutable:ident $put:ident;)*) => {
         impl State { $(
-            #[allow(dead_code, reason = "the table is uniform; not every record is changed in place")]
             pub(super) fn $mutable(&mut self, id: $id) -> Option<&mut $record> {
                 self.dirty.insert(Key::$kind(id));
                 self.$map.get_mut(&id)
@@ -91,6 +90,8 @@ macro_rules! tables {
                 self.$map.insert(record.id, record);
             }
         )* }
+        // The table is uniform; not every kind of record is changed in place.
+        $(const _: fn(&mut State, $id) -> Option<&mut $record> = State::$mutable;)*
     };
 }
 

@@ -26,7 +26,7 @@ const POSTGRES: &str = "CORACLE_TEST_SCHEDULER_POSTGRES";
 
 /// Not a test: the scheduler process of the tests below.
 #[test]
-#[ignore = "a child of the other tests"]
+#[ignore = "only a child process of other tests"]
 fn child() {
     let Ok(folder) = std::env::var(FOLDER) else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
