@@ -90,6 +90,12 @@ pub enum IdMapError {
         #[source]
         source: std::io::Error,
     },
+    /// Ids are granted, and what maps them is missing. One id is then the person's choice, not ours.
+    #[error("subordinate ids are granted, but {program} is not installed")]
+    NoHelper {
+        /// The program.
+        program: &'static str,
+    },
     /// A map that the kernel would refuse.
     #[error("invalid id map: {problem}")]
     Invalid {
@@ -175,6 +181,14 @@ impl IdMap {
 
 /// Chooses the map of a container.
 pub fn choose(mode: UserNs, facts: &HostIds) -> Result<IdMap, IdMapError> {
+    let granted = !facts.subuids.is_empty() && !facts.subgids.is_empty();
+    if mode != UserNs::Single && facts.uid != 0 && granted {
+        for (program, found) in [("newuidmap", &facts.newuidmap), ("newgidmap", &facts.newgidmap)] {
+            if found.is_none() {
+                return Err(IdMapError::NoHelper { program });
+            }
+        }
+    }
     let keep = |id: u32| if mode == UserNs::KeepId { id } else { 0 };
     let map = if mode == UserNs::Single || !facts.has_ranges() {
         let one = |id: u32| vec![IdRange { container: keep(id), host: id, size: 1 }];

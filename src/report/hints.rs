@@ -137,6 +137,7 @@ fn network_hint(error: &NetworkError) -> Option<&'static str> {
 
 fn idmap_hint(error: &IdMapError) -> Option<String> {
     match error {
+        IdMapError::NoHelper { .. } => Some("apt install uidmap, or run with --userns=single".into()),
         IdMapError::Subordinate { file, .. } => {
             Some(format!("mend that line of {}, or use --userns=single", file.display()))
         }

@@ -41,12 +41,16 @@ fn keep_id_works_with_few_ids() {
 }
 
 #[test]
-fn one_id_without_grants_or_helpers() {
+fn f18_one_id_without_grants_and_an_error_without_helpers() {
     let none = HostIds { subuids: Vec::new(), ..alice() };
     assert_eq!(uids(UserNs::Auto, &none), [(0, 1000, 1)]);
     assert_eq!(uids(UserNs::KeepId, &none), [(1000, 1000, 1)]);
     let no_helper = HostIds { newgidmap: None, ..alice() };
-    assert_eq!(uids(UserNs::Auto, &no_helper), [(0, 1000, 1)]);
+    for mode in [UserNs::Auto, UserNs::KeepId] {
+        let refused = choose(mode, &no_helper);
+        assert!(matches!(refused, Err(IdMapError::NoHelper { program: "newgidmap" })), "{refused:?}");
+    }
+    assert_eq!(uids(UserNs::Single, &no_helper), [(0, 1000, 1)], "asked for, so it needs no helper");
 }
 
 #[test]
