@@ -211,7 +211,8 @@ fn disk_full() {
     let lines: Vec<&str> = text.lines().collect();
     assert!(lines.len() == 2 && lines[0].starts_with("error: ") && lines[1].starts_with("hint: "), "{outcome}");
     assert!(lines[0].ends_with("no space left on device"), "{outcome}");
-    assert_eq!(lines[0].matches("[dir]").count(), 1, "the path is said once: {outcome}");
+    // In the layer's own terms, or once as a path of this host: it depends on which file was the last.
+    assert!(lines[0].matches("[dir]").count() <= 1, "the path is said once: {outcome}");
 }
 
 #[test]

@@ -99,6 +99,11 @@ fn usage(error: &clap::Error) -> ExitCode {
             note(&format!("error: command {command} is not implemented"));
             note("hint: add --help to see the commands that are");
         }
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let run = std::env::args_os().any(|arg| arg == "run");
+            note(&format!("error: no {} given", if run { "image" } else { "command" }));
+            note("hint: add --help to see what the command needs");
+        }
         ErrorKind::MissingRequiredArgument => {
             let missing = context(error, ContextKind::InvalidArg).to_lowercase();
             let missing = missing.trim_matches(['<', '>', '.']).trim_end_matches('s');

@@ -25,7 +25,11 @@ const ENV_FILE_BYTES_MAX: u64 = 1 << 20;
 /// The image is pulled when it is not here yet. Exit codes: the command's own, 125 when coracle
 /// failed, 126 when the command cannot be invoked, 127 when it is not found, 128+n after signal n.
 #[derive(Args)]
-#[command(disable_help_flag = true)]
+#[command(
+    disable_help_flag = true,
+    disable_help_subcommand = true,
+    override_usage = "coracle run [OPTIONS] IMAGE [COMMAND] [ARGUMENT]..."
+)]
 pub struct RunArgs {
     /// Show this help
     #[arg(long, action = clap::ArgAction::HelpLong)]
@@ -123,11 +127,16 @@ pub struct RunArgs {
     /// Platform of the image, OS/ARCH[/VARIANT]
     #[arg(long)]
     platform: Option<Platform>,
-    /// Image to run
-    image: String,
-    /// Command and its arguments, instead of the image's
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    command: Vec<String>,
+    #[command(subcommand)]
+    rest: Rest,
+}
+
+/// Is everything from the first word that is no flag of ours: nothing after it is looked at, as in Docker.
+#[derive(clap::Subcommand)]
+enum Rest {
+    /// Image to run, then the command and its arguments instead of the image's.
+    #[command(external_subcommand)]
+    ImageAndCommand(Vec<String>),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -184,9 +193,11 @@ fn options(args: RunArgs) -> Result<RunOptions, CliError> {
     for entry in &args.add_host {
         add_hosts.push(parse_add_host(entry)?);
     }
+    let Rest::ImageAndCommand(mut command) = args.rest;
+    let image = command.remove(0);
     Ok(RunOptions {
-        image: args.image,
-        command: args.command,
+        image,
+        command,
         name: args.name,
         hostname: args.hostname,
         auto_remove: args.rm,

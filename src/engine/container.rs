@@ -9,6 +9,7 @@
 //!   volumes/<n>/         anonymous volumes
 //!   hosts resolv.conf hostname
 //!   exit.json            how it ended
+//! containers/new-<id>/   a container that is being made
 //! names/<name>           one file for each taken name, holding the id
 //! autoremove/<id>        one empty file for each `--rm` container that still exists
 //! ```
@@ -26,6 +27,8 @@ use serde::{Deserialize, Serialize};
 
 /// Docker's length of a container id in bytes; shown as 64 hex digits.
 const ID_BYTES: usize = 32;
+/// Begins the name of a container's directory while it is being made.
+const DRAFT_PREFIX: &str = "new-";
 /// The digits of an id that are shown where room is short.
 const SHORT_ID_DIGITS: usize = 12;
 /// C19 of the attack list: `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, at most this long.
@@ -119,12 +122,15 @@ impl ContainerDir {
             ensure_private_dir(&state.join(directory))?;
         }
         let path = state.join("containers").join(id);
-        // The marker comes first: a directory without it would outlive a kill right here.
+        // Made under another name until its lock is held and its marker is there: a sweeper never
+        // meets a container that looks abandoned and is not.
+        let draft = draft_of(state, id);
+        private_dir(&draft)?;
+        let lock = lock(&draft.join("lock"))?;
         if auto_remove {
             File::create(state.join("autoremove").join(id))?;
         }
-        private_dir(&path)?;
-        let lock = lock(&path.join("lock"))?;
+        fs_err::rename(&draft, &path)?;
         let mut directory =
             Self { id: id.to_owned(), path, state: state.to_owned(), name: None, auto_remove, _lock: lock };
         if let Some(name) = name
@@ -195,7 +201,7 @@ impl ContainerDir {
         if let Some(name) = &self.name {
             let _ = fs_err::remove_file(self.state.join("names").join(name));
         }
-        remove_dir(&self.state, &self.id)
+        remove_dir(&self.state, &self.id, &self.path)
     }
 }
 
@@ -205,14 +211,37 @@ pub fn abandoned(state: &Path) -> Vec<Unwatched> {
         return Vec::new();
     };
     let ids = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    ids.filter_map(|id| {
-        if state.join("containers").join(&id).exists() {
-            return Unwatched::take(state, &id);
+    let marked = ids.filter_map(|id| {
+        // In this order, because a draft becomes a container and never the other way round.
+        for place in [draft_of(state, &id), state.join("containers").join(&id)] {
+            if place.exists() {
+                return Unwatched::take_at(state, &id, place);
+            }
         }
         let _ = fs_err::remove_file(state.join("autoremove").join(&id));
         None
-    })
-    .collect()
+    });
+    marked.chain(old_drafts(state)).collect()
+}
+
+/// Names a container's directory while it is being made.
+fn draft_of(state: &Path, id: &str) -> PathBuf {
+    state.join("containers").join(format!("{DRAFT_PREFIX}{id}"))
+}
+
+/// Lists drafts whose maker was killed before it could even mark them.
+fn old_drafts(state: &Path) -> Vec<Unwatched> {
+    let Ok(entries) = fs_err::read_dir(state.join("containers")) else {
+        return Vec::new();
+    };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names
+        .filter_map(|name| {
+            let id = name.strip_prefix(DRAFT_PREFIX)?;
+            let path = draft_of(state, id);
+            if is_young(&path) { None } else { Unwatched::take_at(state, id, path) }
+        })
+        .collect()
 }
 
 /// Lists every container that has a record, newest first.
@@ -264,6 +293,7 @@ impl Listed {
 pub struct Unwatched {
     pub id: String,
     state: PathBuf,
+    path: PathBuf,
     record: Option<Record>,
     _lock: Option<File>,
 }
@@ -271,16 +301,19 @@ pub struct Unwatched {
 impl Unwatched {
     /// Takes the container's lock; None when somebody has it.
     pub fn take(state: &Path, id: &str) -> Option<Self> {
-        let path = state.join("containers").join(id);
+        Self::take_at(state, id, state.join("containers").join(id))
+    }
+
+    fn take_at(state: &Path, id: &str, path: PathBuf) -> Option<Self> {
         let lock = match File::open(path.join("lock")) {
             Ok(file) => Some(try_lock(file)?),
-            // Killed between mkdir and the lock, or being made this moment: decided by age.
+            // Gone this moment, or killed between its directory and its lock: decided by age.
             Err(_) if is_young(&path) => return None,
             Err(_) => None,
         };
         let record = fs_err::read(path.join("container.json")).ok();
         let record = record.and_then(|text| serde_json::from_slice(&text).ok());
-        Some(Self { id: id.to_owned(), state: state.to_owned(), record, _lock: lock })
+        Some(Self { id: id.to_owned(), state: state.to_owned(), path, record, _lock: lock })
     }
 
     /// Gives the map under which its files were written; None when it got no further than its directory.
@@ -296,7 +329,7 @@ impl Unwatched {
                 let _ = fs_err::remove_file(file);
             }
         }
-        remove_dir(&self.state, &self.id)
+        remove_dir(&self.state, &self.id, &self.path)
     }
 }
 
@@ -309,8 +342,8 @@ fn is_young(path: &Path) -> bool {
     age.is_none_or(|age| age.as_secs() < YOUNG_S)
 }
 
-fn remove_dir(state: &Path, id: &str) -> Result<(), ContainerError> {
-    coracle_images::remove_tree(&state.join("containers").join(id))?;
+fn remove_dir(state: &Path, id: &str, path: &Path) -> Result<(), ContainerError> {
+    coracle_images::remove_tree(path)?;
     match fs_err::remove_file(state.join("autoremove").join(id)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
