@@ -99,7 +99,7 @@ fn closing_the_terminal_ends_the_container() {
     terminal.expect("# ");
     // The proof that nothing is left is TestEnv's own at the end.
     let code = terminal.hang_up();
-    assert_ne!(code, 0);
+    assert!(matches!(code, 0 | 129), "the shell's own code at the end of its input, or SIGHUP's: {code}");
 }
 
 #[test]

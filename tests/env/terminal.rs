@@ -48,6 +48,8 @@ impl Terminal {
     /// Starts a program in a new terminal of this size.
     pub fn start(env: &TestEnv, columns: u16, rows: u16, program: &str, args: &[&str]) -> Self {
         let OpenptyResult { master, slave } = openpty(None, None).unwrap();
+        // A program that held the window's own side could never see it close.
+        rustix::io::fcntl_setfd(&master, rustix::io::FdFlags::CLOEXEC).unwrap();
         resize(&master, columns, rows);
         let slave_file = || File::from(slave.try_clone().unwrap());
         let run: Run = env.program("setsid").args(&["--ctty", "--wait", program]).args(args);
