@@ -64,7 +64,8 @@ fn nginx_is_reached_through_a_published_port() {
     let mut args = vec!["run", "--rm", "-p", &publish, &image];
     if env.who() == Who::Single {
         // Its workers cannot become www-data where there is one id.
-        args.extend(["nginx", "-g", "daemon off; user root;"]);
+        let as_root = "sed -i 's/^user .*/user root;/' /etc/nginx/nginx.conf && exec nginx -g 'daemon off;'";
+        args.extend(["sh", "-c", as_root]);
     }
     let run = env.coracle(&args).spawn();
     wait_until("nginx to answer", || page(port).contains("Welcome to nginx"));
