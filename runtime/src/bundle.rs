@@ -86,9 +86,9 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
-/// Reads `config.json` of a bundle.
-pub fn read(bundle: &Path, limits: Limits) -> Result<Config, BundleError> {
-    let path = bundle.join(CONFIG);
+/// Reads `config.json` of a bundle, or the `file` that takes its place; a relative one is in the bundle.
+pub fn read(bundle: &Path, file: Option<&Path>, limits: Limits) -> Result<Config, BundleError> {
+    let path = bundle.join(file.unwrap_or(Path::new(CONFIG)));
     let text = read_bounded(&path)?;
     parse(text, &path.display().to_string(), limits)
 }
@@ -273,7 +273,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let file = fs_err::File::create(dir.path().join(CONFIG)).expect("a file");
         file.set_len(1 << 30).expect("a sparse GiB");
-        assert!(matches!(read(dir.path(), Limits::Refuse), Err(BundleError::TooLarge { .. })));
+        assert!(matches!(read(dir.path(), None, Limits::Refuse), Err(BundleError::TooLarge { .. })));
     }
 
     #[test]

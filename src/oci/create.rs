@@ -14,7 +14,7 @@ use coracle_shim::Foreground;
 
 use super::error::OciError;
 use super::streams::{check_console, connect_console, preserved, send_console, write_pid};
-use super::{Context, delete};
+use super::{Context, delete, rootless};
 use crate::report;
 
 /// What `create` and `run` have in common.
@@ -23,6 +23,9 @@ pub struct BundleArgs {
     /// The bundle's directory [default: .]
     #[arg(short, long, value_name = "DIR")]
     bundle: Option<PathBuf>,
+    /// Read this file of the bundle in place of config.json, as crun does
+    #[arg(short = 'f', long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Send the terminal to the program that listens at SOCKET
     #[arg(long, value_name = "SOCKET")]
     console_socket: Option<PathBuf>,
@@ -139,7 +142,8 @@ impl<'a> Order<'a> {
         let id: Id = args.id.parse()?;
         let given = args.bundle.as_deref().unwrap_or(Path::new("."));
         let directory = fs_err::canonicalize(given).map_err(|error| OciError::file("find bundle", given, &error))?;
-        let config = bundle::read(&directory, context.limits)?;
+        let config = bundle::read(&directory, args.config.as_deref(), context.limits)?;
+        let config = rootless::complete(config, &directory.display().to_string(), context.limits)?;
         for warning in &config.warnings {
             context.journal.warn(warning);
         }

@@ -56,6 +56,8 @@ pub enum OciError {
     Kill { id: Id, source: rustix::io::Errno },
     #[error("invalid user {0:?}: uid or uid:gid, as numbers")]
     User(String),
+    #[error(transparent)]
+    Ids(#[from] coracle_runtime::idmap::IdMapError),
     #[error("invalid environment variable {0:?}: NAME=VALUE is wanted")]
     Variable(String),
     #[error("process.capabilities")]

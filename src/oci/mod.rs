@@ -12,6 +12,7 @@ mod journal;
 mod kill;
 mod list;
 mod place;
+mod rootless;
 mod spec;
 mod streams;
 
