@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::error::{CliError, line};
 use super::table::{self, Format};
 use crate::engine::Engine;
-use crate::engine::container::{self, Listed, Status, short_id};
+use crate::engine::container::short_id;
+use crate::engine::containers::{self, Container};
 
 /// What docker shows of a command without --no-trunc.
 const COMMAND_CHARS: usize = 20;
@@ -47,9 +48,9 @@ struct Row {
 /// Lists the containers.
 pub fn run(root: Option<PathBuf>, args: PsArgs) -> Result<ExitCode, CliError> {
     let engine = Engine::open(root)?;
-    let listed = container::list(engine.root());
-    let shown = listed.iter().filter(|listed| args.all || listed.status == Status::Running);
-    let rows: Vec<Row> = shown.map(|listed| row(listed, args.no_trunc)).collect();
+    let listed = containers::list(engine.root());
+    let shown = listed.iter().filter(|container| args.all || container.status().is_active());
+    let rows: Vec<Row> = shown.map(|container| row(container, args.no_trunc)).collect();
     if args.quiet {
         rows.iter().for_each(|row| line(&row.id));
     } else if args.format == Format::Json {
@@ -64,25 +65,29 @@ pub fn run(root: Option<PathBuf>, args: PsArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn row(listed: &Listed, whole: bool) -> Row {
-    let record = &listed.record;
+fn row(container: &Container, whole: bool) -> Row {
+    let record = &container.record;
     let command = record.argv.join(" ");
     let short = command.chars().count() > COMMAND_CHARS && !whole;
     let command = if short { command.chars().take(COMMAND_CHARS - 1).chain(['…']).collect() } else { command };
-    let (state, status) = match listed.status {
-        Status::Running => ("running", "Up".to_owned()),
-        Status::Exited { code, finished_s } => {
-            ("exited", format!("Exited ({code}) {}", table::age_since_epoch(finished_s)))
-        }
-        Status::Lost => ("exited", "Exited (unknown)".to_owned()),
+    let state = container.status().word();
+    let status = match &container.exit {
+        Some(exit) if exit.unknown => "Exited (unknown)".to_owned(),
+        Some(exit) => format!("Exited ({}) {}", exit.exit_code, age(exit.finished_ns)),
+        None if container.status().is_active() => "Up".to_owned(),
+        None => "Created".to_owned(),
     };
     Row {
         id: if whole { record.id.clone() } else { short_id(&record.id).to_owned() },
         image: record.image.clone(),
         command: format!("\"{command}\""),
-        created_since: table::age_since_epoch(record.created_s),
+        created_since: age(record.created_ns),
         state,
         status,
         names: record.name.clone().unwrap_or_default(),
     }
+}
+
+fn age(moment_ns: u64) -> String {
+    table::age_since_epoch(moment_ns / 1_000_000_000)
 }

@@ -238,6 +238,7 @@ fn options(args: RunArgs) -> Result<RunOptions, CliError> {
             PullArg::Never => PullPolicy::Never,
         },
         platform: args.platform,
+        ..RunOptions::default()
     })
 }
 

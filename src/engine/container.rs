@@ -2,28 +2,40 @@
 //!
 //! ```text
 //! containers/<id>/       0700, one container
-//!   lock                 flock, held by the process that looks after the container
+//!   lock                 locked by the process that looks after the container; at its end it
+//!                        holds the exit record, for those who have it open when all is removed
 //!   config.json          the OCI bundle's specification
-//!   container.json       what was asked: name, image, command, id map
+//!   container.json       what was asked (`record::Record`)
+//!   state.json           the latest run (`record::State`), absent until the first start
+//!   exit.json            how a run ended (`record::ExitRecord`)
+//!   health.json          what the health checks said (`record::Health`)
+//!   stopped              a person stopped it: the restart policy rests until the next start
+//!   logs/current.json    output in docker's json-file form; current.json.1 … are older
+//!   shim.sock            the shim listens here while it lives
 //!   upper/ work/         the writable layer and overlayfs' scratch directory
 //!   volumes/<n>/         anonymous volumes
 //!   hosts resolv.conf hostname
-//!   exit.json            how it ended
 //! containers/new-<id>/   a container that is being made
 //! names/<name>           one file for each taken name, holding the id
-//! autoremove/<id>        one empty file for each `--rm` container that still exists
+//! autoremove/<id>        one empty file for each `--rm` container that has been started
 //! ```
 //! Invariant: a directory under `autoremove` whose lock nobody holds is rubbish of a killed run and
 //! is removed by the next one, so `--rm` holds even across SIGKILL.
 
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use coracle_runtime::IdMap;
 use fs_err::File;
 use fs_err::os::unix::fs::OpenOptionsExt;
-use serde::{Deserialize, Serialize};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use serde::Serialize;
+
+use super::record::{ExitRecord, Record};
 
 /// Docker's length of a container id in bytes; shown as 64 hex digits.
 const ID_BYTES: usize = 32;
@@ -46,7 +58,7 @@ pub enum ContainerError {
     #[error("cannot make {path}")]
     MakeDir { path: PathBuf, source: std::io::Error },
     #[error("cannot lock {path}")]
-    Lock { path: PathBuf, source: rustix::io::Errno },
+    Lock { path: PathBuf, source: Errno },
     #[error("cannot write {path}")]
     Encode { path: PathBuf, source: serde_json::Error },
     #[error("no randomness from the kernel")]
@@ -59,30 +71,6 @@ impl From<std::io::Error> for ContainerError {
     }
 }
 
-/// Is what is kept about a container.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Record {
-    pub id: String,
-    pub name: Option<String>,
-    /// As it was asked for.
-    pub image: String,
-    pub image_id: String,
-    pub argv: Vec<String>,
-    pub auto_remove: bool,
-    pub stop_signal: Option<String>,
-    /// The map under which the writable layer was written.
-    pub idmap: IdMap,
-    /// Seconds since the epoch.
-    pub created_s: u64,
-}
-
-/// Is how a container ended.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ExitRecord {
-    pub exit_code: i32,
-    pub finished_s: u64,
-}
-
 /// Is a container's directory that this process holds the lock of.
 pub struct ContainerDir {
     pub id: String,
@@ -90,7 +78,7 @@ pub struct ContainerDir {
     state: PathBuf,
     name: Option<String>,
     auto_remove: bool,
-    _lock: File,
+    lock: File,
 }
 
 /// Checks a name by the grammar that is safe as a file name and in every output.
@@ -131,8 +119,7 @@ impl ContainerDir {
             File::create(state.join("autoremove").join(id))?;
         }
         fs_err::rename(&draft, &path)?;
-        let mut directory =
-            Self { id: id.to_owned(), path, state: state.to_owned(), name: None, auto_remove, _lock: lock };
+        let mut directory = Self { id: id.to_owned(), path, state: state.to_owned(), name: None, auto_remove, lock };
         if let Some(name) = name
             && let Err(error) = directory.take_name(name)
         {
@@ -142,7 +129,54 @@ impl ContainerDir {
         Ok(directory)
     }
 
-    fn take_name(&mut self, name: &str) -> Result<(), ContainerError> {
+    /// Takes over a container that is there; None when somebody else looks after it or it is gone.
+    pub fn take(state: &Path, record: &Record) -> Result<Option<Self>, ContainerError> {
+        let path = state.join("containers").join(&record.id);
+        let Ok(file) = open_existing_lock(&path) else { return Ok(None) };
+        let Some(lock) = try_lock(file) else { return Ok(None) };
+        // Removed between the two: what is locked is nobody's any more.
+        if !path.join("lock").exists() {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            id: record.id.clone(),
+            path,
+            state: state.to_owned(),
+            name: record.name.clone(),
+            auto_remove: record.auto_remove,
+            lock,
+        }))
+    }
+
+    /// Says whether the container's directory goes away by itself when nobody looks after it.
+    ///
+    /// One that was only created waits for its start, however long.
+    pub fn set_abandonable(&self, abandonable: bool) -> Result<(), ContainerError> {
+        let mark = self.state.join("autoremove").join(&self.id);
+        if !abandonable {
+            let _ = fs_err::remove_file(mark);
+        } else if self.auto_remove {
+            File::create(mark)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the lock's descriptor, which a shim has to keep open.
+    pub fn lock_fd(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    /// Publishes how a run ended; also into the lock, for a waiter that finds the directory gone.
+    pub fn publish_exit(&self, exit: &ExitRecord) -> Result<(), ContainerError> {
+        if let Ok(text) = serde_json::to_vec(exit) {
+            // Only a waiter of a `--rm` container reads it, and it has the code of its own process else.
+            let _ = self.lock.file().write_all_at(&text, 0).and_then(|()| self.lock.file().set_len(text.len() as u64));
+        }
+        self.publish("exit.json", exit)
+    }
+
+    /// Gives another name to the container; the caller writes the record.
+    pub fn take_name(&mut self, name: &str) -> Result<(), ContainerError> {
         check_name(name)?;
         let taken = self.state.join("names").join(name);
         // Written aside and linked, so that a name file always holds a whole id.
@@ -183,12 +217,21 @@ impl ContainerDir {
     /// Of a `--rm` container nothing is worth waiting for the disk: after a crash of the machine it is
     /// rubbish, whatever its record says.
     pub fn publish<T: Serialize>(&self, name: &str, value: &T) -> Result<(), ContainerError> {
+        self.publish_as(name, value, !self.auto_remove)
+    }
+
+    /// Publishes a JSON file that means nothing after a crash of the machine.
+    pub fn publish_soon<T: Serialize>(&self, name: &str, value: &T) -> Result<(), ContainerError> {
+        self.publish_as(name, value, false)
+    }
+
+    fn publish_as<T: Serialize>(&self, name: &str, value: &T, durable: bool) -> Result<(), ContainerError> {
         let path = self.path.join(name);
         let text = serde_json::to_vec(value).map_err(|source| ContainerError::Encode { path: path.clone(), source })?;
         let draft = self.path.join(format!("{name}.new"));
         let mut file = fs_err::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
         file.write_all(&text)?;
-        if !self.auto_remove {
+        if durable {
             file.sync_all()?;
         }
         drop(file);
@@ -244,51 +287,6 @@ fn old_drafts(state: &Path) -> Vec<Unwatched> {
         .collect()
 }
 
-/// Lists every container that has a record, newest first.
-pub fn list(state: &Path) -> Vec<Listed> {
-    let Ok(entries) = fs_err::read_dir(state.join("containers")) else {
-        return Vec::new();
-    };
-    let ids = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut all: Vec<Listed> = ids.filter_map(|id| Listed::read(state, &id)).collect();
-    all.sort_by_key(|listed| std::cmp::Reverse(listed.record.created_s));
-    all
-}
-
-/// Is a container as a listing shows it.
-pub struct Listed {
-    pub record: Record,
-    pub status: Status,
-}
-
-/// Says how a container is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    Running,
-    Exited {
-        code: i32,
-        finished_s: u64,
-    },
-    /// Its watcher was killed before it could write down how it ended.
-    Lost,
-}
-
-impl Listed {
-    fn read(state: &Path, id: &str) -> Option<Self> {
-        let path = state.join("containers").join(id);
-        let record = serde_json::from_slice(&fs_err::read(path.join("container.json")).ok()?).ok()?;
-        let exit: Option<ExitRecord> =
-            fs_err::read(path.join("exit.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        let watched = File::open(path.join("lock")).is_ok_and(|file| try_lock(file).is_none());
-        let status = match exit {
-            Some(exit) => Status::Exited { code: exit.exit_code, finished_s: exit.finished_s },
-            None if watched => Status::Running,
-            None => Status::Lost,
-        };
-        Some(Self { record, status })
-    }
-}
-
 /// Is a container that no process looks after; its lock is held until this is dropped.
 pub struct Unwatched {
     pub id: String,
@@ -305,7 +303,7 @@ impl Unwatched {
     }
 
     fn take_at(state: &Path, id: &str, path: PathBuf) -> Option<Self> {
-        let lock = match File::open(path.join("lock")) {
+        let lock = match open_existing_lock(&path) {
             Ok(file) => Some(try_lock(file)?),
             // Gone this moment, or killed between its directory and its lock: decided by age.
             Err(_) if is_young(&path) => return None,
@@ -364,14 +362,39 @@ fn ensure_private_dir(path: &Path) -> Result<(), ContainerError> {
 }
 
 fn lock(path: &Path) -> Result<File, ContainerError> {
-    let file = fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .map_err(|source| ContainerError::Lock { path: path.to_owned(), source })?;
+    let file = open_lock(path)?;
+    set_lock(&file).map_err(|source| ContainerError::Lock { path: path.to_owned(), source })?;
     Ok(file)
 }
 
+fn open_existing_lock(directory: &Path) -> Result<File, std::io::Error> {
+    fs_err::OpenOptions::new().read(true).write(true).open(directory.join("lock"))
+}
+
+fn open_lock(path: &Path) -> Result<File, std::io::Error> {
+    fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
 fn try_lock(file: File) -> Option<File> {
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).ok().map(|()| file)
+    set_lock(&file).ok().map(|()| file)
+}
+
+/// A lock of the open file description (fcntl_locking(2), Linux 3.15): it goes over to forked children,
+/// the kernel ends it with its last holder, and unlike flock(2) others can ask for it without taking it.
+fn set_lock(file: &File) -> Result<(), Errno> {
+    fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file())).map(drop)
+}
+
+/// Says whether somebody holds a lock, without taking it.
+pub fn is_locked(file: &File) -> bool {
+    let mut lock = whole_file();
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
+}
+
+fn whole_file() -> libc::flock {
+    /// F_WRLCK has the type of another field in libc.
+    const WRITE_LOCK: i16 = 1;
+    libc::flock { l_type: WRITE_LOCK, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use coracle_runtime::IdMap;
 use serde::{Deserialize, Serialize};
 
 use super::options::PullPolicy;
-use super::{Engine, EngineError, container, elsewhere, layer_space};
+use super::{Engine, EngineError, containers, elsewhere, layer_space};
 use crate::env;
 
 /// Says what went wrong with an image.
@@ -102,7 +102,7 @@ impl Engine {
 
     /// Removes an image, or one of its names.
     pub fn remove_image(&self, name: &str, force: bool) -> Result<RemovedImage, EngineError> {
-        let used: Vec<String> = container::list(&self.root).into_iter().map(|listed| listed.record.image_id).collect();
+        let used: Vec<String> = containers::list(&self.root).into_iter().map(|found| found.record.image_id).collect();
         let idmap = self.idmap(coracle_runtime::UserNs::Auto)?;
         elsewhere::call(&idmap, || {
             let in_use = |id: &Digest| used.contains(&id.to_string());

@@ -3,9 +3,13 @@
 //! A command line (and later an API) hands plain options in and gets typed errors out; nothing here
 //! prints or exits.
 
+#[expect(dead_code, reason = "the commands that use the rest come next")]
 pub mod container;
+#[expect(dead_code, reason = "the commands that use the rest come next")]
+pub mod containers;
 mod elsewhere;
 mod files;
+pub mod health;
 pub mod hello;
 pub mod image;
 pub mod mounts;
@@ -14,7 +18,10 @@ pub mod options;
 pub mod ports;
 mod prepare;
 mod process;
+#[expect(dead_code, reason = "the commands that use the rest come next")]
+pub mod record;
 pub mod run;
+mod signals;
 pub mod size;
 mod spec;
 mod user;
@@ -49,6 +56,12 @@ pub enum EngineError {
     UnknownImage(String),
     #[error("no such container: {0}")]
     UnknownContainer(String),
+    #[error("{0} begins the ids of more than one container")]
+    AmbiguousContainer(String),
+    #[error("container {id} was written by a newer coracle (form {version})")]
+    NewerRecord { id: String, version: u32 },
+    #[error("cannot understand the record of container {id}")]
+    BrokenRecord { id: String, source: serde_json::Error },
     #[error("container {0} is running")]
     ContainerRuns(String),
     #[error("image {image} is for {found}, not for {wanted}")]
@@ -89,6 +102,10 @@ pub enum EngineError {
     Process(#[from] process::ProcessError),
     #[error(transparent)]
     User(#[from] user::UserError),
+    #[error(transparent)]
+    Identity(#[from] coracle_runtime::container::IdentityError),
+    #[error(transparent)]
+    Health(#[from] health::HealthError),
 }
 
 /// Is one user's images and containers.
@@ -122,14 +139,7 @@ impl Engine {
 
     /// Removes a container that has ended, named by name, id or the beginning of an id.
     pub fn remove_container(&self, wanted: &str) -> Result<(), EngineError> {
-        let listed = container::list(&self.root);
-        let unknown = || EngineError::UnknownContainer(wanted.to_owned());
-        let by_name = listed.iter().find(|listed| listed.record.name.as_deref() == Some(wanted));
-        let mut by_id = listed.iter().filter(|listed| !wanted.is_empty() && listed.record.id.starts_with(wanted));
-        let found = match (by_name, by_id.next(), by_id.next()) {
-            (Some(found), _, _) | (None, Some(found), None) => found,
-            _ => return Err(unknown()),
-        };
+        let found = containers::find(&self.root, wanted)?;
         let container = container::Unwatched::take(&self.root, &found.record.id)
             .ok_or_else(|| EngineError::ContainerRuns(wanted.to_owned()))?;
         run::remove_unwatched(&container)

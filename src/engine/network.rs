@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use coracle_shim::Keeper;
+use serde::{Deserialize, Serialize};
 
 use super::files::FORWARDED_DNS;
 use super::options::Network;
@@ -34,7 +35,8 @@ pub enum NetworkError {
 }
 
 /// Is the network a container will get.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Plan {
     /// Loopback only.
     None,
@@ -43,7 +45,7 @@ pub enum Plan {
 }
 
 /// Is everything pasta has to be told.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PastaPlan {
     program: PathBuf,
     pub ports: Vec<PortMapping>,

@@ -2,12 +2,14 @@
 //! fill it, the engine reads it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use coracle_images::Platform;
 use coracle_runtime::UserNs;
 
 use super::mounts::MountRequest;
 use super::ports::PortMapping;
+use super::record::{LogOptions, RestartPolicy};
 use super::size::Ulimit;
 
 /// Is everything `coracle run` can be told, with Docker's meanings.
@@ -43,8 +45,29 @@ pub struct RunOptions {
     pub ulimits: Vec<Ulimit>,
     pub shm_size_bytes: Option<u64>,
     pub stop_signal: Option<String>,
+    /// Seconds between the stop signal and SIGKILL.
+    pub stop_timeout_s: Option<u64>,
+    /// `-d`: the container gets a shim of its own and the command returns.
+    pub detach: bool,
+    pub labels: Vec<(String, String)>,
+    pub restart: RestartPolicy,
+    pub log: LogOptions,
+    pub health: HealthOptions,
     pub pull: PullPolicy,
     pub platform: Option<Platform>,
+}
+
+/// Is what a person says about health checks; what is not said is the image's, then docker's default.
+#[derive(Debug, Clone, Default)]
+pub struct HealthOptions {
+    /// `--no-healthcheck`.
+    pub disabled: bool,
+    /// A command for the container's shell.
+    pub command: Option<String>,
+    pub interval: Option<Duration>,
+    pub timeout: Option<Duration>,
+    pub start_period: Option<Duration>,
+    pub retries: Option<u32>,
 }
 
 /// Says which streams of the caller the container gets.

@@ -1,6 +1,7 @@
 //! Everything between options and a launch: what is decided and refused before anything is made, and
 //! what is then made on disk. Nothing here starts a process but the chown of a keep-id layer.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,12 +10,14 @@ use coracle_runtime::{IdMap, Rootfs, UserNs};
 use oci_spec::image::Config;
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 
-use super::container::{self, ContainerDir, Record, short_id};
+use super::container::{self, ContainerDir, short_id};
+use super::health::{self, ImageHealth};
 use super::mounts::{MountRequest, MountSource, checked_destination};
 use super::network::Plan;
 use super::options::{RunOptions, SeccompChoice};
 use super::ports::{PortMapping, parse_publish};
 use super::process::{self, EnvironmentInputs};
+use super::record::{HealthCheck, MountRecord, Record, STOP_TIMEOUT_S, VERSION};
 use super::spec::{self, ResolvedMount, SeccompInput, SpecInputs};
 use super::user::{self, ProcessUser};
 use super::{Engine, EngineError, elsewhere, files, hello};
@@ -29,6 +32,8 @@ const IDENTITY_FILE_BYTES_MAX: u64 = 1 << 20;
 pub struct Source {
     pub image_id: String,
     pub config: Config,
+    /// The image's HEALTHCHECK, which oci_spec does not know.
+    pub health: Option<ImageHealth>,
     pub layers: Vec<PathBuf>,
 }
 
@@ -42,9 +47,7 @@ pub fn exposed_ports(config: &Config) -> Vec<PortMapping> {
 pub struct Prepared {
     pub directory: ContainerDir,
     pub spec: Spec,
-    pub rootfs: Rootfs,
-    pub idmap: IdMap,
-    pub plan: Plan,
+    pub record: Record,
 }
 
 /// Is everything that can be decided, and refused, before anything is made on disk.
@@ -59,6 +62,8 @@ pub struct Decided<'a> {
     cwd: String,
     stop_signal: Option<String>,
     seccomp: Option<SeccompInput>,
+    labels: BTreeMap<String, String>,
+    health: Option<HealthCheck>,
 }
 
 pub fn decide<'a>(options: &'a RunOptions, source: Source, idmap: &IdMap) -> Result<Decided<'a>, EngineError> {
@@ -87,14 +92,18 @@ pub fn decide<'a>(options: &'a RunOptions, source: Source, idmap: &IdMap) -> Res
         coracle_shim::parse_signal(signal).ok_or_else(|| EngineError::UnknownSignal(signal.clone()))?;
     }
     let seccomp = seccomp_input(&options.security.seccomp)?;
-    Ok(Decided { options, source, id, hostname, user, argv, environment, cwd, stop_signal, seccomp })
+    // Labels of the image first: the person's win.
+    let mut labels: BTreeMap<String, String> = source.config.labels().clone().unwrap_or_default().into_iter().collect();
+    labels.extend(options.labels.clone());
+    let health = health::decide(&options.health, source.health.as_ref())?;
+    Ok(Decided { options, source, id, hostname, user, argv, environment, cwd, stop_signal, seccomp, labels, health })
 }
 
 pub fn prepare(engine: &Engine, idmap: &IdMap, decided: Decided<'_>, mut plan: Plan) -> Result<Prepared, EngineError> {
     let options = decided.options;
     let directory = ContainerDir::create(engine.root(), &decided.id, options.name.as_deref(), options.auto_remove)?;
     match fill(engine, &directory, idmap, decided, &mut plan) {
-        Ok((spec, rootfs)) => Ok(Prepared { directory, spec, rootfs, idmap: idmap.clone(), plan }),
+        Ok((spec, record)) => Ok(Prepared { directory, spec, record }),
         Err(error) => {
             // Nothing in it belongs to anybody else yet.
             let _ = directory.remove();
@@ -110,22 +119,14 @@ fn fill(
     idmap: &IdMap,
     decided: Decided<'_>,
     plan: &mut Plan,
-) -> Result<(Spec, Rootfs), EngineError> {
+) -> Result<(Spec, Record), EngineError> {
     let options = decided.options;
-    let record = Record {
-        id: decided.id.clone(),
-        name: options.name.clone(),
-        image: options.image.clone(),
-        image_id: decided.source.image_id.clone(),
-        argv: decided.argv.clone(),
-        auto_remove: options.auto_remove,
-        stop_signal: decided.stop_signal.clone(),
-        idmap: idmap.clone(),
-        created_s: now_s(),
-    };
-    directory.publish("container.json", &record)?;
     let rootfs = rootfs(directory, &decided.source, options)?;
     let requests = with_image_volumes(options, &decided.source.config);
+    let files = shared_files(directory, options, &decided.hostname, plan)?;
+    let mounts = resolve_mounts(engine.root(), directory, requests)?;
+    let record = record(&decided, idmap, &mounts, (rootfs, plan.clone()));
+    directory.publish("container.json", &record)?;
     let spec = spec::build(&SpecInputs {
         options,
         argv: decided.argv,
@@ -135,19 +136,65 @@ fn fill(
         idmap,
         hostname: &decided.hostname,
         own_network: *plan != Plan::Host,
-        files: shared_files(directory, options, &decided.hostname, plan)?,
-        mounts: resolve_mounts(engine.root(), directory, requests)?,
+        files,
+        mounts,
         seccomp: decided.seccomp,
     })?;
     directory.publish("config.json", &spec)?;
     if options.userns.0 == UserNs::KeepId && !idmap.is_single() {
-        own_by_root(idmap, &rootfs)?;
+        own_by_root(idmap, &record.rootfs)?;
     }
-    Ok((spec, rootfs))
+    Ok((spec, record))
 }
 
-pub fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+/// Collects what has to be known about the container later.
+fn record(decided: &Decided<'_>, idmap: &IdMap, mounts: &[ResolvedMount], (rootfs, network): (Rootfs, Plan)) -> Record {
+    let options = decided.options;
+    Record {
+        version: VERSION,
+        id: decided.id.clone(),
+        name: options.name.clone(),
+        image: options.image.clone(),
+        image_id: decided.source.image_id.clone(),
+        argv: decided.argv.clone(),
+        auto_remove: options.auto_remove,
+        stop_signal: decided.stop_signal.clone(),
+        stop_timeout_s: options.stop_timeout_s.unwrap_or(STOP_TIMEOUT_S),
+        idmap: idmap.clone(),
+        created_ns: now_ns(),
+        labels: decided.labels.clone(),
+        tty: options.terminal.tty,
+        open_stdin: options.terminal.interactive,
+        stdin_once: options.terminal.interactive && !options.detach,
+        init: options.init,
+        hostname: decided.hostname.clone(),
+        restart: options.restart,
+        health: decided.health.clone(),
+        log: options.log.clone(),
+        mounts: mounts.iter().map(mount_record).collect(),
+        rootfs,
+        network,
+    }
+}
+
+fn mount_record(mount: &ResolvedMount) -> MountRecord {
+    let kind = match mount.request.source {
+        MountSource::Bind { .. } => "bind",
+        MountSource::Tmpfs { .. } => "tmpfs",
+        MountSource::Anonymous => "volume",
+    };
+    MountRecord {
+        kind: kind.to_owned(),
+        name: None,
+        source: mount.source.clone(),
+        destination: mount.request.destination.clone(),
+        read_only: mount.request.read_only,
+    }
+}
+
+/// Gives nanoseconds since the epoch.
+pub fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| u64::try_from(elapsed.as_nanos()).unwrap_or(0))
 }
 
 fn resolve_user(options: &RunOptions, source: &Source, idmap: &IdMap) -> Result<ProcessUser, EngineError> {

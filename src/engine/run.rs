@@ -4,16 +4,19 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use coracle_images::{Image, Progress, flatten};
+use coracle_runtime::container::Identity;
 use coracle_runtime::{
     IdMap, LaunchFailure, LaunchOptions, Rootfs, Running, Stage, Stdio, host, launch, programs, userns,
 };
 use coracle_shim::{Foreground, Keeper};
 use rustix::fs::{Mode, OFlags, open};
 
-use super::container::{self, ContainerDir, ExitRecord, Unwatched, short_id};
+use super::container::{self, ContainerDir, Unwatched, short_id};
+use super::health::ImageHealth;
 use super::network::{self, Plan};
 use super::options::RunOptions;
 use super::prepare::{self, Prepared, Source};
+use super::record::{ExitRecord, Phase, State, VERSION};
 use super::{Engine, EngineError, elsewhere, hello};
 
 /// Hears what a person should know while a container starts.
@@ -66,7 +69,7 @@ fn overlay_refused(
     prepared: &Prepared,
     outcome: &Result<(i32, OwnedFd), EngineError>,
 ) -> Option<LaunchFailure> {
-    let overlay = matches!(prepared.rootfs, Rootfs::Overlay { .. });
+    let overlay = matches!(prepared.record.rootfs, Rootfs::Overlay { .. });
     match outcome {
         Err(EngineError::Launch { source, .. }) if overlay && source.stage == Stage::Rootfs => {
             host::overlay_works(engine.root()).err()
@@ -82,22 +85,23 @@ fn source<P: Progress>(
     progress: &P,
 ) -> Result<Source, EngineError> {
     if hello::is_hello(&options.image) && engine.store().find(&options.image)?.is_none() {
-        return Ok(Source { image_id: hello::NAME.into(), config: hello::config(), layers: Vec::new() });
+        return Ok(Source { image_id: hello::NAME.into(), config: hello::config(), health: None, layers: Vec::new() });
     }
     let (image, layers): (Image, Vec<PathBuf>) =
         engine.ready_image(&options.image, options.pull, options.platform.as_ref(), idmap, progress)?;
     let config = image.config.config().clone().unwrap_or_default();
-    Ok(Source { image_id: image.id.to_string(), config, layers })
+    let health = ImageHealth::from_configuration(&engine.store().read_blob(&image.id)?);
+    Ok(Source { image_id: image.id.to_string(), config, health, layers })
 }
 
 impl Prepared {
     /// Replaces the overlay by a plain directory with the layers' merged content.
     fn copy_rootfs(&mut self) -> Result<(), EngineError> {
-        let Rootfs::Overlay { lower, .. } = &self.rootfs else { return Ok(()) };
+        let Rootfs::Overlay { lower, .. } = &self.record.rootfs else { return Ok(()) };
         let path = self.directory.make_dir("rootfs", 0o755)?;
-        elsewhere::call(&self.idmap, || Ok(flatten(lower, &path)?))?;
-        self.rootfs = Rootfs::Directory(path);
-        Ok(())
+        elsewhere::call(&self.record.idmap, || Ok(flatten(lower, &path)?))?;
+        self.record.rootfs = Rootfs::Directory(path);
+        Ok(self.directory.publish("container.json", &self.record)?)
     }
 
     /// Launches and watches over it; gives the exit code and the user namespace for the clean-up.
@@ -107,7 +111,7 @@ impl Prepared {
         let watch = Foreground::prepare().map_err(EngineError::Supervise)?;
         let running = {
             let mut connect = |namespaces: &coracle_runtime::Namespaces<'_>| {
-                let Plan::Pasta(pasta) = &self.plan else {
+                let Plan::Pasta(pasta) = &self.record.network else {
                     return Ok(());
                 };
                 match self.connect(pasta, namespaces) {
@@ -130,11 +134,31 @@ impl Prepared {
                 return Err(EngineError::Launch { id: short_id(&self.directory.id).to_owned(), source });
             }
         };
+        self.publish_state(running.pid)?;
         let exit = watch.run(&mut running, options.terminal.interactive).map_err(EngineError::Supervise)?;
         if let Some(keeper) = keeper {
             keeper.finish();
         }
         Ok((exit.status(), running.userns))
+    }
+
+    /// Writes down which process this is, so that others can reach it.
+    fn publish_state(&self, pid: i32) -> Result<(), EngineError> {
+        let own = Identity::of(rustix::process::getpid().as_raw_pid())?;
+        Ok(self.directory.publish_soon(
+            "state.json",
+            &State {
+                version: VERSION,
+                run: 1,
+                phase: Phase::Running,
+                // A program that has ended already needs no signal.
+                init: Identity::of(pid).ok(),
+                watcher: own,
+                foreground: true,
+                started_ns: prepare::now_ns(),
+                restarts: 0,
+            },
+        )?)
     }
 
     fn launch(
@@ -149,12 +173,12 @@ impl Prepared {
         let stdio =
             if options.terminal.tty { Stdio::Console } else { Stdio::Fds([stdin, output.as_fd(), errors.as_fd()]) };
         launch(LaunchOptions {
-            idmap: Some(self.idmap.clone()),
+            idmap: Some(self.record.idmap.clone()),
             stdio,
             die_with_parent: true,
             init_reaper: options.init,
             on_namespaces: Some(connect),
-            ..LaunchOptions::new(&self.directory.id, &self.spec, &self.directory.path, self.rootfs.clone())
+            ..LaunchOptions::new(&self.directory.id, &self.spec, &self.directory.path, self.record.rootfs.clone())
         })
     }
 
@@ -173,7 +197,15 @@ fn finish(directory: &ContainerDir, auto_remove: bool, exit_code: i32, userns: O
         userns::enter(userns.as_fd()).map_err(EngineError::UserNamespace)?;
         directory.remove()?;
     } else {
-        directory.publish("exit.json", &ExitRecord { exit_code, finished_s: prepare::now_s() })?;
+        directory.publish_exit(&ExitRecord {
+            version: VERSION,
+            run: 1,
+            exit_code,
+            finished_ns: prepare::now_ns(),
+            oom_killed: false,
+            unknown: false,
+            error: None,
+        })?;
     }
     Ok(())
 }

@@ -4,12 +4,14 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::LaunchFailure;
 use crate::idmap::IdMap;
 
 /// Where the root filesystem of the container comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Rootfs {
     /// A directory that is used as it is.
     Directory(PathBuf),

@@ -1,0 +1,276 @@
+//! The containers there are, as others see them: found by name or id, with their state.
+//!
+//! Reading never takes a lock and never changes anything. What a reader concludes:
+//!
+//! | state.json | exit.json of the same run | lock held | the container is |
+//! |---|---|---|---|
+//! | none | | | created |
+//! | there | there | | exited |
+//! | there | none | yes | starting, running, paused or restarting |
+//! | there | none | no | exited, code unknown: the watcher was killed and the container with it (F02) |
+//!
+//! The last row is written down (`sweep`) by the next command that changes containers.
+
+use std::path::{Path, PathBuf};
+
+use coracle_runtime::container::Identity;
+use fs_err::File;
+use rustix::process::{Signal, pidfd_send_signal};
+use serde::de::DeserializeOwned;
+
+use super::container::{self, ContainerDir, ContainerError};
+use super::record::{ExitRecord, Health, Phase, Record, State, UNKNOWN_EXIT_CODE, VERSION};
+use super::{Engine, EngineError};
+
+/// An id's beginning shorter than this is still looked for; docker has no limit either.
+const PREFIX_DIGITS_MIN: usize = 1;
+/// More of a file of ours is never read.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// Is a container as it is at this moment.
+#[derive(Debug, Clone)]
+pub struct Container {
+    pub record: Record,
+    pub state: Option<State>,
+    /// Of the latest run; a guess with `unknown` set when nobody saw its end.
+    pub exit: Option<ExitRecord>,
+    pub path: PathBuf,
+    status: Status,
+}
+
+/// Says how a container is, in docker's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    Created,
+    /// Starting counts as running.
+    Running,
+    Paused,
+    Restarting,
+    Exited,
+}
+
+impl Status {
+    /// Gives docker's word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Restarting => "restarting",
+            Self::Exited => "exited",
+        }
+    }
+
+    /// Says whether somebody looks after it: it runs, or will in a moment.
+    pub fn is_active(self) -> bool {
+        matches!(self, Self::Running | Self::Paused | Self::Restarting)
+    }
+}
+
+impl Container {
+    /// Reads one container by its whole id; None when there is none.
+    pub fn read(root: &Path, id: &str) -> Result<Option<Self>, EngineError> {
+        let path = root.join("containers").join(id);
+        // In this order: a run's end is published after its state, so an older state never meets a newer exit.
+        let Some(text) = read_bounded(&path.join("container.json")) else { return Ok(None) };
+        let record: Record = match serde_json::from_slice(&text) {
+            Ok(record) => record,
+            Err(source) => return Err(refuse(id, &text, source)),
+        };
+        if record.version > VERSION {
+            return Err(EngineError::NewerRecord { id: container::short_id(id).to_owned(), version: record.version });
+        }
+        loop {
+            let state: Option<State> = read_json(&path.join("state.json"));
+            let held = File::open(path.join("lock")).is_ok_and(|file| container::is_locked(&file));
+            let exit: Option<ExitRecord> = read_json(&path.join("exit.json"));
+            let Some(state) = state else {
+                return Ok(Some(Self { record, state: None, exit: None, path, status: Status::Created }));
+            };
+            let exit = exit.filter(|exit| exit.run == state.run);
+            // A new run may have begun meanwhile.
+            if exit.is_none()
+                && !held
+                && read_json::<State>(&path.join("state.json")).is_some_and(|now| now.run != state.run)
+            {
+                continue;
+            }
+            let status = match (&exit, held, state.phase) {
+                (_, true, Phase::Restarting) => Status::Restarting,
+                (None, true, _) if is_paused(&state) => Status::Paused,
+                (None, true, _) => Status::Running,
+                _ => Status::Exited,
+            };
+            let exit = match exit {
+                None if !held => Some(unseen_end(&state)),
+                exit => exit,
+            };
+            return Ok(Some(Self { record, state: Some(state), exit, path, status }));
+        }
+    }
+
+    /// Gives the status.
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    /// Gives the whole id.
+    pub fn id(&self) -> &str {
+        &self.record.id
+    }
+
+    /// Gives the first process while the container has one.
+    pub fn init(&self) -> Option<&Identity> {
+        self.state.as_ref()?.init.as_ref().filter(|_| matches!(self.status, Status::Running | Status::Paused))
+    }
+
+    /// Gives the first process's number as this host sees it, 0 without one, as docker shows it.
+    pub fn pid(&self) -> i32 {
+        self.init().map_or(0, |init| init.pid)
+    }
+
+    /// Gives the number of the latest run, 0 before the first.
+    pub fn run(&self) -> u64 {
+        self.state.as_ref().map_or(0, |state| state.run)
+    }
+
+    /// Gives what the health checks say, where there are any.
+    pub fn health(&self) -> Option<Health> {
+        self.record.health.as_ref()?;
+        read_json(&self.path.join("health.json"))
+    }
+
+    /// Gives the directory of the logs; the newest file is `current.json`.
+    pub fn logs(&self) -> PathBuf {
+        self.path.join("logs")
+    }
+
+    /// Gives the shim's socket, which exists while there is a shim.
+    pub fn socket(&self) -> PathBuf {
+        self.path.join("shim.sock")
+    }
+
+    /// Says whether the latest run was in the foreground of a terminal: it has no log and no shim.
+    pub fn is_foreground(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| state.foreground)
+    }
+}
+
+/// Lists every container, newest first; what a newer coracle wrote is left out.
+pub fn list(root: &Path) -> Vec<Container> {
+    let mut all: Vec<Container> = ids(root).filter_map(|id| Container::read(root, &id).ok().flatten()).collect();
+    all.sort_by_key(|container| std::cmp::Reverse(container.record.created_ns));
+    all
+}
+
+/// Finds a container by its name, its id or an unambiguous beginning of its id.
+pub fn find(root: &Path, wanted: &str) -> Result<Container, EngineError> {
+    let unknown = || EngineError::UnknownContainer(wanted.to_owned());
+    let is_name = container::check_name(wanted).is_ok();
+    let wanted_name = wanted.strip_prefix('/').unwrap_or(wanted);
+    if is_name
+        && let Ok(id) = fs_err::read_to_string(root.join("names").join(wanted_name))
+        && let Some(found) = Container::read(root, id.trim())?
+        && found.record.name.as_deref() == Some(wanted_name)
+    {
+        return Ok(found);
+    }
+    if wanted.len() < PREFIX_DIGITS_MIN || !wanted.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(unknown());
+    }
+    let mut matches = ids(root).filter(|id| id.starts_with(wanted));
+    let id = matches.next().ok_or_else(unknown)?;
+    if matches.next().is_some() {
+        return Err(EngineError::AmbiguousContainer(wanted.to_owned()));
+    }
+    Container::read(root, &id)?.ok_or_else(unknown)
+}
+
+/// Gives the ids of the containers' directories, drafts left out.
+fn ids(root: &Path) -> impl Iterator<Item = String> {
+    let entries = fs_err::read_dir(root.join("containers")).into_iter().flatten();
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// Writes down the end of runs whose watcher was killed, and ends what is left of them.
+pub fn sweep(engine: &Engine) {
+    for container in list(engine.root()) {
+        if container.exit.as_ref().is_some_and(|exit| exit.unknown) {
+            // Best effort: whoever comes next finds it again.
+            let _ = sweep_one(engine.root(), &container);
+        }
+    }
+}
+
+/// Writes down the end of one such run; its lock is taken for it.
+pub fn sweep_one(root: &Path, container: &Container) -> Result<(), EngineError> {
+    let Some(directory) = ContainerDir::take(root, &container.record)? else { return Ok(()) };
+    settle(&directory, root)?;
+    Ok(())
+}
+
+/// Brings a container whose lock the caller holds to rest: no process, an exit for its latest run.
+pub fn settle(directory: &ContainerDir, root: &Path) -> Result<(), EngineError> {
+    let path = root.join("containers").join(&directory.id);
+    let Some(state) = read_json::<State>(&path.join("state.json")) else { return Ok(()) };
+    if read_json::<ExitRecord>(&path.join("exit.json")).is_some_and(|exit| exit.run == state.run) {
+        return Ok(());
+    }
+    // The kernel kills init with its parent, but a setuid program of the image can have undone that
+    // where no_new_privs was switched off (prctl(2), PR_SET_PDEATHSIG).
+    if let Some(pidfd) = state.init.as_ref().and_then(|init| init.open().ok().flatten()) {
+        let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+        super::signals::wait_for_end(&pidfd, None);
+    }
+    let _ = fs_err::remove_file(path.join("shim.sock"));
+    Ok(directory.publish_exit(&unseen_end(&state))?)
+}
+
+/// Says what is known about the end of a run that nobody saw.
+fn unseen_end(state: &State) -> ExitRecord {
+    let this_boot = fs_err::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let reboot = this_boot.trim() != state.watcher.boot_id;
+    let error = if reboot { "the machine went down while it ran" } else { "its shim was killed, and it with it" };
+    ExitRecord {
+        version: VERSION,
+        run: state.run,
+        exit_code: UNKNOWN_EXIT_CODE,
+        // Nobody knows; it cannot have been earlier.
+        finished_ns: state.started_ns,
+        oom_killed: false,
+        unknown: true,
+        error: Some(error.to_owned()),
+    }
+}
+
+fn is_paused(_state: &State) -> bool {
+    false
+}
+
+fn refuse(id: &str, text: &[u8], source: serde_json::Error) -> EngineError {
+    let id = container::short_id(id).to_owned();
+    let version = serde_json::from_slice::<serde_json::Value>(text).ok().and_then(|raw| raw.get("version")?.as_u64());
+    match version.and_then(|version| u32::try_from(version).ok()) {
+        Some(version) if version > VERSION => EngineError::NewerRecord { id, version },
+        _ => EngineError::BrokenRecord { id, source },
+    }
+}
+
+/// Reads a small file of ours; what is missing or not whole counts as not there.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&read_bounded(path)?).ok()
+}
+
+fn read_bounded(path: &Path) -> Option<Vec<u8>> {
+    use std::io::Read;
+    let mut text = Vec::new();
+    File::open(path).ok()?.take(FILE_BYTES_MAX).read_to_end(&mut text).ok()?;
+    Some(text)
+}
+
+impl From<std::io::Error> for EngineError {
+    fn from(source: std::io::Error) -> Self {
+        Self::Container(ContainerError::Io(source))
+    }
+}
