@@ -19,6 +19,7 @@ mod kill;
 mod network;
 mod options;
 mod pull;
+mod push;
 mod refused;
 mod run;
 mod signals;

@@ -30,11 +30,7 @@ fn unauthorised() {
     let env = TestEnv::new();
     let registry = Registry::start(&env, RegistryOptions { password: true, ..RegistryOptions::default() });
     let outcome = env.coracle(&["pull", &registry.image("busybox")]).outcome();
-    outcome.error_at(
-        registry.address(),
-        1,
-        "error: [ADDRESS] asks for credentials\nhint: put credentials for [ADDRESS] into ~/.docker/config.json",
-    );
+    outcome.error_at(registry.address(), 1, "error: [ADDRESS] asks for credentials\nhint: coracle login [ADDRESS]");
 }
 
 #[test]

@@ -25,7 +25,7 @@ const HELPER_KNOWS_NOTHING: &str = "credentials not found in native keychain";
 /// How much of a helper's complaint an error repeats.
 const COMPLAINT_LENGTH_MAX: usize = 200;
 /// The names under which tools store credentials for Docker Hub, most usual first.
-const HUB_NAMES: [&str; 3] = ["https://index.docker.io/v1/", "docker.io", "index.docker.io"];
+pub(crate) const HUB_NAMES: [&str; 3] = ["https://index.docker.io/v1/", "docker.io", "index.docker.io"];
 
 /// What opens a registry.
 #[derive(Clone, PartialEq, Eq)]
@@ -185,7 +185,7 @@ fn ask_in_time(text: &[u8], name: &str) -> Option<Result<DockerCredential, Crede
     receiver.recv_timeout(HELPER_TIMEOUT).ok()
 }
 
-fn is_program_name(helper: &str) -> bool {
+pub(crate) fn is_program_name(helper: &str) -> bool {
     helper.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 

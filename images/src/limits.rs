@@ -67,6 +67,11 @@ pub const ATTEMPTS_MAX: u32 = 5;
 pub const RETRY_AFTER_SECONDS_MAX: u64 = 600;
 /// Most indexes that are fetched while one platform is looked for.
 pub const INDEXES_FETCHED_MAX: usize = 16;
+/// What is sent to a registry in one piece without streaming: what every registry takes (the
+/// smallest known limit is 4 MiB).
+pub const UPLOAD_CHUNK_BYTES: usize = 4 << 20;
+/// The largest chunk that a registry may insist on, because a chunk is held in memory.
+pub const UPLOAD_CHUNK_BYTES_MAX: usize = 64 << 20;
 /// Most blobs that are fetched at the same time.
 pub const PARALLEL_MAX: usize = 8;
 

@@ -6,9 +6,11 @@ mod images;
 mod info;
 mod inspect;
 mod load;
+mod login;
 mod progress;
 mod ps;
 mod pull;
+mod push;
 mod rm;
 mod rmi;
 mod run;
@@ -43,6 +45,9 @@ enum Command {
     Ps(ps::PsArgs),
     Rm(rm::RmArgs),
     Pull(pull::PullArgs),
+    Push(push::PushArgs),
+    Login(login::LoginArgs),
+    Logout(login::LogoutArgs),
     Images(images::ImagesArgs),
     Rmi(rmi::RmiArgs),
     Tag(tag::TagArgs),
@@ -65,6 +70,9 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Ps(args) => ps::run(root, args),
         Command::Rm(args) => rm::run(root, args),
         Command::Pull(args) => pull::run(root, args),
+        Command::Push(args) => push::run(root, args),
+        Command::Login(args) => login::login(args),
+        Command::Logout(args) => login::logout(args),
         Command::Images(args) => images::run(root, args),
         Command::Rmi(args) => rmi::run(root, args),
         Command::Tag(args) => tag::run(root, args),

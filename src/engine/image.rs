@@ -2,17 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use coracle_images::registry::TokenHost;
 use coracle_images::{
-    Digest, Image, IngestError, LoadError, LoadOptions, Platform, Progress, PullError, PullOptions, Reference,
-    SaveError, SaveFormat, load, pull, save,
+    Digest, Image, IngestError, LoadError, LoadOptions, Platform, Progress, PullError, PushError, Reference, SaveError,
+    SaveFormat, load, pull, save,
 };
 use coracle_runtime::IdMap;
 use serde::{Deserialize, Serialize};
 
 use super::options::PullPolicy;
-use super::{Engine, EngineError, containers, elsewhere, layer_space};
-use crate::env;
+use super::{Engine, EngineError, containers, elsewhere, layer_space, registry};
 
 /// Says what went wrong with an image.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +25,8 @@ pub enum ImageError {
     Load(#[from] LoadError),
     #[error(transparent)]
     Save(#[from] SaveError),
+    #[error(transparent)]
+    Push(#[from] PushError),
 }
 
 /// Is what a removal took away: names and image ids.
@@ -85,14 +85,8 @@ impl Engine {
         progress: &dyn Progress,
     ) -> Result<Image, EngineError> {
         let reference: Reference = name.parse().map_err(ImageError::from)?;
-        let mut options = PullOptions::from_environment(layer_space(idmap), &env::value);
+        let mut options = registry::options(idmap);
         options.platform = platform.cloned();
-        options.insecure_registries = env::insecure_registries();
-        options.token_hosts.extend(env::token_hosts().into_iter().map(|(registry, host)| TokenHost {
-            registry,
-            host,
-            credentials: true,
-        }));
         let id: String = elsewhere::call(idmap, || {
             let image = pull(&self.store, &reference, &options, progress).map_err(ImageError::from)?;
             Ok(image.id.to_string())

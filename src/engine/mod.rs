@@ -20,6 +20,7 @@ mod prepare;
 mod process;
 #[expect(dead_code, reason = "the commands that use the rest come next")]
 pub mod record;
+pub mod registry;
 pub mod run;
 mod signals;
 pub mod size;
@@ -54,6 +55,8 @@ pub enum EngineError {
     NoImage(String),
     #[error("no such image: {0}")]
     UnknownImage(String),
+    #[error("{0} is no name; say where the image is to go")]
+    NoDestination(String),
     #[error("no such container: {0}")]
     UnknownContainer(String),
     #[error("{0} begins the ids of more than one container")]

@@ -76,14 +76,12 @@ fn registry_hint(error: &RegistryError) -> Option<String> {
     match error {
         RegistryError::UnknownImage { .. } => Some("check the name and the tag".into()),
         RegistryError::Denied { authenticated: false, .. } => {
-            Some("check the name; a private image needs credentials in ~/.docker/config.json".into())
+            Some("check the name; for a private image log in first (coracle login)".into())
         }
-        RegistryError::Denied { .. } => Some("the account that is logged in may not pull it".into()),
-        RegistryError::Unauthorized { registry, rejected: false } => {
-            Some(format!("put credentials for {registry} into ~/.docker/config.json"))
-        }
+        RegistryError::Denied { .. } => Some("the account that is logged in may not do that".into()),
+        RegistryError::Unauthorized { registry, rejected: false } => Some(format!("coracle login {registry}")),
         RegistryError::Unauthorized { registry, rejected: true } => {
-            Some(format!("renew the credentials for {registry} in ~/.docker/config.json"))
+            Some(format!("check user name and password: coracle login {registry}"))
         }
         RegistryError::Unreachable { .. } => {
             Some("check the name of the registry, the network and the proxy settings".into())

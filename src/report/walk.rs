@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use coracle_images::PullError;
+use coracle_images::{LoginError, PullError, PushError};
 
 use crate::engine::EngineError;
 use crate::engine::image::ImageError;
@@ -41,7 +41,19 @@ fn opened<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stat
             ImageError::Unpack(inner) => inner,
             ImageError::Load(inner) => inner,
             ImageError::Save(inner) => inner,
+            ImageError::Push(inner) => inner,
         });
+    }
+    if let Some(push) = error.downcast_ref::<PushError>() {
+        return match push {
+            PushError::Registry(inner) => Some(inner),
+            PushError::Credentials(inner) => Some(inner),
+            PushError::Store(inner) => Some(inner),
+            _ => None,
+        };
+    }
+    if let Some(LoginError::Registry(inner)) = error.downcast_ref::<LoginError>() {
+        return Some(inner);
     }
     match error.downcast_ref::<PullError>()? {
         PullError::Registry(inner) => Some(inner),

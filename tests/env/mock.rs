@@ -146,6 +146,10 @@ fn converse(stream: &TcpStream, log: &Mutex<Vec<Request>>, answer: &Answer) -> s
         };
         request.headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
+    // A body that is not read would be answered by a reset connection.
+    let length = request.headers.get("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+    reader.get_mut().set_limit(length);
+    std::io::copy(&mut reader.take(length), &mut std::io::sink())?;
     log.lock().unwrap().push(request.clone());
     let response = answer(&request).unwrap_or_else(Response::not_found);
     let mut writer = stream;

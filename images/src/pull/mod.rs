@@ -27,7 +27,7 @@ use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::registry::manifest::{self, Descriptor, Document, ImageDocument, IndexDocument, ManifestError};
-use crate::registry::{Manifest, Notice, Registry, RegistryOptions};
+use crate::registry::{Access, Manifest, Notice, Registry};
 use crate::store::{Image, LayerIngest, Publication, SourceError, Store};
 
 /// Pulls `reference` into `store`, unpacked in the layer space of `options`.
@@ -44,18 +44,8 @@ pub fn pull(
         return Ok(image);
     }
     let credential = credentials::find(&options.login_files, reference)?;
-    let registry = Registry::open(
-        reference,
-        RegistryOptions {
-            timeouts: options.timeouts,
-            proxies: options.proxies.clone(),
-            certs_dirs: options.certs_dirs.clone(),
-            name_files: options.name_files.clone(),
-            insecure: options.insecure_registries.iter().any(|name| name == reference.registry()),
-            token_hosts: options.token_hosts.clone(),
-            credential,
-        },
-    )?;
+    let insecure = options.insecure_registries.iter().any(|name| name == reference.registry());
+    let registry = Registry::open(reference, options.registry(insecure, credential, Access::Pull))?;
     let pull = Pull { store, registry: &registry, reference, wanted, options, progress };
     if let Some(image) = pull.unchanged()? {
         return Ok(image);

@@ -51,6 +51,37 @@ pub struct RegistryOptions {
     pub token_hosts: Vec<TokenHost>,
     /// What opens the registry.
     pub credential: Option<Credential>,
+    /// What is going to be done there.
+    pub access: Access,
+}
+
+/// What a registry is asked to allow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// Reading the repository.
+    Pull,
+    /// Reading and writing it, and reading others whose blobs may be mounted.
+    Push {
+        /// Repositories of the same registry.
+        from: Vec<String>,
+    },
+    /// Nothing but knowing who we are.
+    Login,
+}
+
+impl Access {
+    /// The scopes of the token specification.
+    fn scope(&self, repository: &str) -> String {
+        match self {
+            Access::Pull => format!("repository:{repository}:pull"),
+            Access::Push { from } => {
+                let own = format!("repository:{repository}:pull,push");
+                let others = from.iter().map(|other| format!(" repository:{other}:pull"));
+                std::iter::once(own).chain(others).collect()
+            }
+            Access::Login => String::new(),
+        }
+    }
 }
 
 /// Something worth telling a person who waits.
@@ -76,10 +107,10 @@ pub struct Manifest {
 
 /// One repository on one registry, for any number of threads.
 pub struct Registry {
-    session: Arc<Session>,
+    pub(super) session: Arc<Session>,
     host: String,
     handle: Handle,
-    cancelled: Arc<AtomicBool>,
+    pub(super) cancelled: Arc<AtomicBool>,
     cancel: watch::Sender<bool>,
     /// Dropping it ends the thread.
     stop: Option<oneshot::Sender<()>>,
@@ -104,6 +135,7 @@ impl Registry {
             image: reference.to_string(),
             credential: options.credential,
             token_hosts: options.token_hosts,
+            scope: options.access.scope(reference.repository()),
         };
         let (handle, stop, thread) = start_runtime()?;
         let opening = Session::open(transport, session_options, may_be_plain);
@@ -197,6 +229,12 @@ impl Registry {
         Ok(BlobReader { chunks, current: Bytes::new(), skipped, cancelled: self.cancelled.clone() })
     }
 
+    /// Learns whether the registry takes the credentials.
+    pub fn log_in(&self, listen: &dyn Fn(Notice)) -> Result<(), RegistryError> {
+        let session = self.session.clone();
+        self.wait(listen, async move |notices| session.log_in(&notices).await)
+    }
+
     /// Ends every request and every stream with [`RegistryError::Cancelled`].
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
@@ -209,7 +247,11 @@ impl Registry {
     }
 
     /// Runs `work` on the runtime's thread and waits for it here, passing notices on.
-    fn wait<T, F>(&self, listen: &dyn Fn(Notice), work: impl FnOnce(Notices) -> F) -> Result<T, RegistryError>
+    pub(super) fn wait<T, F>(
+        &self,
+        listen: &dyn Fn(Notice),
+        work: impl FnOnce(Notices) -> F,
+    ) -> Result<T, RegistryError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, RegistryError>> + Send + 'static,

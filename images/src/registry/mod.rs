@@ -26,17 +26,19 @@ mod strict_json;
 mod tls;
 mod token;
 mod transport;
+mod upload;
 
 use std::time::Duration;
 
 pub use challenge::{RealmProblem, TokenHost};
-pub use client::{BlobReader, Manifest, Notice, Registry, RegistryOptions};
+pub use client::{Access, BlobReader, Manifest, Notice, Registry, RegistryOptions};
 pub use destination::DestinationProblem;
 pub use dns::NameFiles;
 pub use fault::{Fault, TlsFault};
 pub use tls::CertificateError;
 pub use token::TokenProblem;
 pub use transport::{Proxies, Timeouts};
+pub use upload::{BlobUpload, OpenBlob, UploadError, Uploaded};
 
 use crate::digest::Digest;
 

@@ -24,8 +24,10 @@ const CODE_LENGTH_MAX: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Subject {
     Ping,
+    Login,
     Manifest,
     Blob,
+    Upload,
 }
 
 /// Talks about one repository.
@@ -38,6 +40,7 @@ pub(super) struct Session {
     image: String,
     credential: Option<Credential>,
     token_hosts: Vec<TokenHost>,
+    scope: String,
     authorization: Mutex<Authorization>,
 }
 
@@ -57,6 +60,8 @@ pub(super) struct SessionOptions {
     pub image: String,
     pub credential: Option<Credential>,
     pub token_hosts: Vec<TokenHost>,
+    /// What tokens are asked for: scopes of the token specification, separated by spaces, or nothing.
+    pub scope: String,
 }
 
 impl Session {
@@ -68,7 +73,7 @@ impl Session {
     ) -> Result<Session, RegistryError> {
         if may_be_plain {
             let url = join(transport.base(), "v2/");
-            let ping = Request { method: Method::GET, url, headers: HeaderMap::new(), form: None, follow: Follow::No };
+            let ping = Request::new(Method::GET, url, Follow::No);
             match transport.send(&ping, None).await {
                 // A bad certificate is no reason to talk without one (security.md A64).
                 Err(error) if speaks_no_tls(&error) => transport.use_plain_http(),
@@ -83,6 +88,7 @@ impl Session {
             image: options.image,
             credential: options.credential,
             token_hosts: options.token_hosts,
+            scope: options.scope,
             authorization: Mutex::default(),
         })
     }
@@ -93,20 +99,41 @@ impl Session {
         for media_type in manifest::ACCEPTED {
             headers.append(ACCEPT, HeaderValue::from_static(media_type));
         }
-        let url = join(self.transport.base(), &format!("v2/{}/manifests/{name}", self.repository));
-        let request = Request { method, url, headers, form: None, follow: Follow::Yes };
+        let url = self.url(&format!("manifests/{name}"));
+        let request = Request { headers, ..Request::new(method, url, Follow::Yes) };
         self.request(&request, Subject::Manifest, notices).await
     }
 
     /// Asks for a blob, from a byte on.
     pub async fn blob(&self, digest: &str, headers: HeaderMap, notices: &Notices) -> Result<Answer, RegistryError> {
-        let url = join(self.transport.base(), &format!("v2/{}/blobs/{digest}", self.repository));
-        let request = Request { method: Method::GET, url, headers, form: None, follow: Follow::Yes };
+        let url = self.url(&format!("blobs/{digest}"));
+        let request = Request { headers, ..Request::new(Method::GET, url, Follow::Yes) };
         self.request(&request, Subject::Blob, notices).await
     }
 
+    /// Asks for the API's root with the credentials, to learn whether they are good.
+    pub async fn log_in(&self, notices: &Notices) -> Result<(), RegistryError> {
+        let request = Request::new(Method::GET, join(self.transport.base(), "v2/"), Follow::No);
+        self.request(&request, Subject::Login, notices).await.map(drop)
+    }
+
+    /// The address of something of the repository. Its parts come from parsed references and digests.
+    pub fn url(&self, rest: &str) -> Url {
+        join(self.transport.base(), &format!("v2/{}/{rest}", self.repository))
+    }
+
+    /// The authorization in use, for a request that cannot be repeated by [`Session::request`].
+    pub async fn authorization(&self) -> Option<HeaderValue> {
+        self.authorization.lock().await.header.clone()
+    }
+
     /// Sends `request` until there is an answer that waiting would not change.
-    async fn request(&self, request: &Request, subject: Subject, notices: &Notices) -> Result<Answer, RegistryError> {
+    pub async fn request(
+        &self,
+        request: &Request,
+        subject: Subject,
+        notices: &Notices,
+    ) -> Result<Answer, RegistryError> {
         let mut patience = Duration::from_secs(RETRY_AFTER_SECONDS_MAX);
         let mut attempt = 0;
         loop {
@@ -137,8 +164,9 @@ impl Session {
                 let current = self.authorization.lock().await;
                 (current.header.clone(), current.generation, current.is_basic)
             };
+            let header = header.filter(|_| self.is_home(request));
             let answer = self.transport.send(request, header.as_ref()).await?;
-            let asks = answer.response.status().as_u16() == 401 && answer.at_home;
+            let asks = answer.response.status().as_u16() == 401 && answer.at_home && self.is_home(request);
             if !asks || subject == Subject::Ping {
                 return Ok(answer);
             }
@@ -148,6 +176,11 @@ impl Session {
             self.renew(answer.response.headers(), generation).await?;
             renewed = true;
         }
+    }
+
+    /// Whether a request goes to the registry itself: an upload may have to go elsewhere.
+    pub fn is_home(&self, request: &Request) -> bool {
+        request.url.origin() == self.transport.base().origin()
     }
 
     /// Gets what a challenge asks for, unless another request has done so since `seen`.
@@ -168,8 +201,7 @@ impl Session {
                     Realm::check(&realm, self.transport.base(), self.transport.reach().await, &self.token_hosts);
                 let realm = checked.map_err(|problem| self.realm_error(&realm, problem))?;
                 let credential = credential.as_ref().filter(|_| realm.credentials);
-                let scope = format!("repository:{}:pull", self.repository);
-                (token::fetch(&self.transport, &realm, service.as_deref(), &scope, credential).await?, false)
+                (token::fetch(&self.transport, &realm, service.as_deref(), &self.scope, credential).await?, false)
             }
         };
         *current = Authorization { header: Some(header), generation: seen + 1, is_basic };
@@ -187,7 +219,7 @@ impl Session {
     }
 
     /// Turns an answer that is no success into the error it means.
-    async fn settle(&self, answer: Answer, subject: Subject) -> Result<Answer, RegistryError> {
+    pub async fn settle(&self, answer: Answer, subject: Subject) -> Result<Answer, RegistryError> {
         let status = answer.response.status().as_u16();
         if (200..=299).contains(&status) {
             return Ok(answer);
@@ -204,11 +236,15 @@ impl Session {
             (401, _) if at_home && is_basic => {
                 RegistryError::Unauthorized { registry: self.registry.clone(), rejected: true }
             }
+            (401, Subject::Login) if at_home => {
+                RegistryError::Unauthorized { registry: self.registry.clone(), rejected: authenticated }
+            }
             (401 | 403, _) if at_home => RegistryError::Denied { image, authenticated, code },
             (404, Subject::Manifest) if at_home => RegistryError::UnknownImage { image, code },
             _ => {
                 let what = match subject {
-                    Subject::Ping => "the API version",
+                    Subject::Ping | Subject::Login => "the API version",
+                    Subject::Upload => "an upload",
                     Subject::Manifest => "a manifest",
                     Subject::Blob => "a blob",
                 };

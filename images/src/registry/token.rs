@@ -7,7 +7,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::Method;
-use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::header::HeaderValue;
 use url::form_urlencoded;
 
 use super::RegistryError;
@@ -85,12 +85,14 @@ fn token_request(
     credential: Option<&Credential>,
 ) -> (Request, Option<HeaderValue>) {
     let mut url = realm.url.clone();
-    let mut request =
-        Request { method: Method::GET, url: url.clone(), headers: HeaderMap::new(), form: None, follow: Follow::No };
+    let mut request = Request::new(Method::GET, url.clone(), Follow::No);
     if let Some(Credential::IdentityToken(identity)) = credential {
         let mut form = form_urlencoded::Serializer::new(String::new());
         form.append_pair("grant_type", "refresh_token").append_pair("client_id", CLIENT_ID);
-        form.append_pair("scope", scope).append_pair("refresh_token", identity);
+        if !scope.is_empty() {
+            form.append_pair("scope", scope);
+        }
+        form.append_pair("refresh_token", identity);
         if let Some(service) = service {
             form.append_pair("service", service);
         }
@@ -103,7 +105,9 @@ fn token_request(
         if let Some(service) = service {
             query.append_pair("service", service);
         }
-        query.append_pair("scope", scope);
+        for one in scope.split(' ').filter(|one| !one.is_empty()) {
+            query.append_pair("scope", one);
+        }
         if let Some(Credential::Password { user, .. }) = credential {
             query.append_pair("account", user);
         }

@@ -8,7 +8,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION};
+use bytes::Bytes;
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Method, NoProxy, Proxy, Response, Url};
 use rustls::RootCertStore;
@@ -27,6 +28,9 @@ const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * (PARALLEL_MAX as u32 + 1);
 /// How long an unused connection is kept; registries close theirs after a minute or more.
 const POOL_IDLE: Duration = Duration::from_secs(30);
+/// How much longer an answer may take where content goes up: a chunk over a slow line, and what the
+/// registry does with it.
+const UPLOAD_PATIENCE: Duration = Duration::from_secs(300);
 const USER_AGENT: &str = concat!("coracle/", env!("CARGO_PKG_VERSION"));
 
 /// How long to wait for what.
@@ -107,7 +111,16 @@ pub(super) struct Request {
     pub headers: HeaderMap,
     /// The body of a form, for POST.
     pub form: Option<String>,
+    /// Content, for PUT and PATCH.
+    pub body: Option<Bytes>,
     pub follow: Follow,
+}
+
+impl Request {
+    /// A request without headers and body.
+    pub fn new(method: Method, url: Url, follow: Follow) -> Request {
+        Request { method, url, headers: HeaderMap::new(), form: None, body: None, follow }
+    }
 }
 
 /// Whether redirects are followed.
@@ -233,7 +246,11 @@ impl Transport {
             builder =
                 builder.header(reqwest::header::CONTENT_TYPE, "application/x-www-form-urlencoded").body(form.clone());
         }
-        let patience = self.timeouts.connect + self.timeouts.headers;
+        let mut patience = self.timeouts.connect + self.timeouts.headers;
+        if let Some(body) = &request.body {
+            builder = builder.body(body.clone());
+            patience += UPLOAD_PATIENCE;
+        }
         let host = host_of(url);
         match tokio::time::timeout(patience, builder.send()).await {
             Ok(Ok(response)) => Ok(response),
@@ -243,6 +260,25 @@ impl Transport {
             Ok(Err(error)) => Err(RegistryError::from_exchange(&host, error)),
             Err(_) => Err(RegistryError::timed_out(&host)),
         }
+    }
+
+    /// Sends a body of `size_bytes` that comes as a stream, once, and follows no redirect.
+    pub async fn send_stream(
+        &self,
+        request: &Request,
+        authorization: Option<&HeaderValue>,
+        size_bytes: u64,
+        body: reqwest::Body,
+    ) -> Result<Answer, RegistryError> {
+        let is_home = request.url.host_str() == self.base.host_str();
+        let client = if is_home { &self.home } else { self.away().await? };
+        let mut builder = client.request(request.method.clone(), request.url.clone()).headers(request.headers.clone());
+        if let Some(authorization) = authorization {
+            builder = builder.header(AUTHORIZATION, authorization.clone());
+        }
+        let sent = builder.header(CONTENT_LENGTH, size_bytes).body(body).send().await;
+        let response = sent.map_err(|error| RegistryError::from_exchange(&host_of(&request.url), error))?;
+        Ok(Answer { response, at_home: is_home })
     }
 
     async fn away(&self) -> Result<&Client, RegistryError> {
