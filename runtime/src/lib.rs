@@ -5,6 +5,7 @@
 
 pub mod bundle;
 pub mod caps;
+pub mod cgroup;
 pub mod container;
 pub mod defaults;
 pub mod exec;

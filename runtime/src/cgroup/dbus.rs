@@ -1,0 +1,8 @@
+//! stub
+/// x
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// x
+    #[error("no bus")]
+    None,
+}
