@@ -10,11 +10,10 @@ fn json(text: &str) -> Value {
 }
 
 fn list(env: &TestEnv) -> Vec<(String, String)> {
-    let rows = json(&env.coracle(&["images", "--format", "json"]).ok());
+    let rows = env.coracle(&["images", "--format", "json"]).ok();
     let mut names: Vec<_> = rows
-        .as_array()
-        .unwrap()
-        .iter()
+        .lines()
+        .map(json)
         .map(|row| (row["Repository"].as_str().unwrap().to_owned(), row["Tag"].as_str().unwrap().to_owned()))
         .collect();
     names.sort();
@@ -29,7 +28,7 @@ fn skopeo(env: &TestEnv, flags: &[&str], image: &str) -> Value {
 #[test]
 fn an_empty_store_lists_nothing() {
     let env = TestEnv::new();
-    assert_eq!(env.coracle(&["images", "--format", "json"]).ok(), "[]");
+    assert_eq!(env.coracle(&["images", "--format", "json"]).ok(), "");
     let table = env.coracle(&["images"]).ok();
     assert_eq!(table.split_whitespace().collect::<Vec<_>>(), ["REPOSITORY", "TAG", "IMAGE", "ID", "CREATED", "SIZE"]);
     assert_eq!(env.coracle(&["images", "-q"]).ok(), "");
@@ -137,8 +136,8 @@ fn inspect_and_history_say_what_the_image_says() {
     let theirs = skopeo(&env, &["--config", "--tls-verify=false"], &format!("docker://{image}"));
     assert_eq!(info["RootFS"]["Layers"], theirs["rootfs"]["diff_ids"]);
     assert_eq!(info["Config"]["Labels"], theirs["config"]["Labels"]);
-    let history = json(&env.coracle(&["history", "--format", "json", &image]).ok());
-    assert_eq!(history.as_array().unwrap().len(), theirs["history"].as_array().unwrap().len());
+    let history = env.coracle(&["history", "--format", "json", &image]).ok();
+    assert_eq!(history.lines().map(json).count(), theirs["history"].as_array().unwrap().len());
     assert!(env.coracle(&["history", &image]).ok().starts_with("IMAGE"), "docker's table");
     env.coracle(&["inspect", "nothing-here"]).outcome().refused(1).says("nothing-here");
     env.coracle(&["history", "nothing-here"]).outcome().refused(1).says("nothing-here");

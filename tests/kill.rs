@@ -66,7 +66,7 @@ fn a_pull_that_is_killed_at_any_moment_is_completed_by_the_next() {
         });
         let list = env.coracle(&["images", "--format", "json"]).ok();
         blobs(&env, &mut known);
-        if list != "[]" {
+        if !list.is_empty() {
             // It got through before the kill: what is listed must run. Then from the start again.
             env.container(&["--pull", "never", &image, "python3", "-c", "import hashlib"]).ok();
             env.coracle(&["rmi", &image]).ok();

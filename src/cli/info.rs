@@ -5,33 +5,34 @@ use std::process::ExitCode;
 
 use clap::Args;
 use coracle_runtime::host;
+use serde_json::{Value, json};
 
 use super::error::{CliError, line};
-use super::table::{self, Format};
+use super::format::Format;
+use super::table;
 use crate::engine::Engine;
+use crate::engine::containers::{self, Status};
 
 /// Show what this host offers to containers, and what would give more
 #[derive(Args)]
 pub struct InfoArgs {
-    /// table or json
-    #[arg(long, value_enum, default_value = "table")]
-    format: Format,
+    /// json, or a Go template over the same object
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<String>,
 }
 
 /// Probes the host and prints what was found.
 pub fn run(root: Option<PathBuf>, args: InfoArgs) -> Result<ExitCode, CliError> {
+    let format = args.format.as_deref().map(Format::parse).transpose()?;
     let engine = Engine::open(root)?;
     let facts = host::probe(engine.root());
-    if args.format == Format::Json {
-        table::print_json(&serde_json::json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "root": engine.root(),
-            "facts": facts.facts,
-        }))?;
+    if let Some(format) = format {
+        format.print(&[document(&engine, &facts)?])?;
         return Ok(ExitCode::SUCCESS);
     }
     line(&format!("{:<22} {}", "coracle", env!("CARGO_PKG_VERSION")));
     line(&format!("{:<22} {}", "state directory", engine.root().display()));
+    line(&format!("{:<22} {}", "memory", table::human_memory(memory_bytes())));
     for fact in &facts.facts {
         line(&format!("{:<22} {}", fact.name, fact.value));
     }
@@ -44,4 +45,41 @@ pub fn run(root: Option<PathBuf>, args: InfoArgs) -> Result<ExitCode, CliError> 
         line(&format!("    fix: {}", missing.fix));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Gives everything as one object, under Docker's names where Docker has one.
+fn document(engine: &Engine, facts: &host::HostFacts) -> Result<Value, CliError> {
+    let all = containers::list(engine.root());
+    let count = |wanted: Status| all.iter().filter(|container| container.status() == wanted).count();
+    let (running, paused) = (count(Status::Running) + count(Status::Restarting), count(Status::Paused));
+    let uname = rustix::system::uname();
+    let os = fs_err::read_to_string("/etc/os-release").unwrap_or_default();
+    let os = os.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).map(|name| name.trim_matches('"'));
+    Ok(json!({
+        "Containers": all.len(),
+        "ContainersRunning": running,
+        "ContainersPaused": paused,
+        "ContainersStopped": all.len() - running - paused,
+        "Images": engine.store().list()?.len(),
+        "Driver": "overlay",
+        "DockerRootDir": engine.root(),
+        "Name": uname.nodename().to_string_lossy(),
+        "KernelVersion": uname.release().to_string_lossy(),
+        "Architecture": uname.machine().to_string_lossy(),
+        "OSType": "linux",
+        "OperatingSystem": os.unwrap_or("linux"),
+        "NCPU": std::thread::available_parallelism().map_or(1, usize::from),
+        "MemTotal": memory_bytes(),
+        "ServerVersion": env!("CARGO_PKG_VERSION"),
+        "SecurityOptions": ["name=seccomp,profile=default", "name=rootless", "name=no-new-privileges"],
+        "version": env!("CARGO_PKG_VERSION"),
+        "root": engine.root(),
+        "facts": facts.facts,
+    }))
+}
+
+fn memory_bytes() -> u64 {
+    let memory = fs_err::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
+    total.and_then(|kib| kib.parse::<u64>().ok()).map_or(0, |kib| kib << 10)
 }

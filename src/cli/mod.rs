@@ -1,12 +1,15 @@
 //! The command line: arguments in, exit code out. One file per command; its doc comment is its help.
 
 pub mod error;
+mod filter;
+pub mod format;
 mod history;
 mod images;
 mod info;
 mod inspect;
 mod load;
 mod login;
+mod moment;
 mod progress;
 mod ps;
 mod pull;
@@ -17,6 +20,7 @@ mod run;
 mod save;
 mod table;
 mod tag;
+mod words;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -13,18 +13,18 @@ pub mod health;
 pub mod hello;
 pub mod image;
 pub mod mounts;
-mod network;
+pub mod network;
 pub mod options;
 pub mod ports;
 mod prepare;
 mod process;
-#[expect(dead_code, reason = "the commands that use the rest come next")]
 pub mod record;
 pub mod registry;
 pub mod run;
 mod signals;
 pub mod size;
 mod spec;
+pub mod usage;
 mod user;
 
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
