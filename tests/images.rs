@@ -139,7 +139,8 @@ fn inspect_and_history_say_what_the_image_says() {
     let history = env.coracle(&["history", "--format", "json", &image]).ok();
     assert_eq!(history.lines().map(json).count(), theirs["history"].as_array().unwrap().len());
     assert!(env.coracle(&["history", &image]).ok().starts_with("IMAGE"), "docker's table");
-    env.coracle(&["inspect", "nothing-here"]).outcome().refused(1).says("nothing-here");
+    let nothing = env.coracle(&["inspect", "nothing-here"]).outcome();
+    assert_eq!(nothing.code(1).is_clear().says("no such object: nothing-here").text(), "[]", "as docker");
     env.coracle(&["history", "nothing-here"]).outcome().refused(1).says("nothing-here");
 }
 

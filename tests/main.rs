@@ -25,4 +25,5 @@ mod run;
 mod signals;
 mod stdio;
 mod tty;
+mod views;
 mod volumes;

@@ -86,7 +86,6 @@ impl Format {
     }
 
     /// Says whether this is `json`, for commands that show one document and not rows.
-    #[expect(dead_code, reason = "for the commands that are being written")]
     pub fn is_json(&self) -> bool {
         matches!(self.kind, Kind::Json)
     }

@@ -20,7 +20,6 @@ const FILTERS: [&str; 6] = ["before", "dangling", "label", "reference", "since",
 
 /// List the images that are here
 #[derive(Args)]
-#[command(visible_alias = "image-list")]
 pub struct ImagesArgs {
     /// Accepted; there are no images but those shown
     #[arg(short, long)]

@@ -1,53 +1,88 @@
-//! `coracle inspect` for images.
+//! `coracle inspect`: everything about containers and images, under Docker's keys.
+
+mod container;
+mod image;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use coracle_images::{Image, Reference};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::error::CliError;
+use super::error::{CliError, line};
+use super::format::Format;
 use super::table;
-use crate::engine::{Engine, EngineError};
+use crate::engine::{Engine, EngineError, containers};
 
-/// Show everything about images as JSON
+/// Names a kind of thing that can be inspected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    Container,
+    Image,
+}
+
+/// Show everything about containers and images as JSON
 #[derive(Args)]
 pub struct InspectArgs {
-    /// Images, by name or id
+    /// json, or a Go template such as '{{.State.Status}}'
+    #[arg(short, long, value_name = "FORMAT")]
+    format: Option<String>,
+    /// Also measure what containers have written
+    #[arg(short, long)]
+    size: bool,
+    /// Look only among things of this kind
+    #[arg(long = "type", value_enum, value_name = "KIND")]
+    kind: Option<Kind>,
+    /// Containers and images, by name or id
     #[arg(required = true)]
-    images: Vec<String>,
+    names: Vec<String>,
 }
 
-/// Prints one array with an object for each image, under docker's keys.
-pub fn run(root: Option<PathBuf>, args: InspectArgs) -> Result<ExitCode, CliError> {
-    let engine = Engine::open(root)?;
-    let mut all = Vec::new();
-    for name in args.images {
-        let image = engine.store().find(&name)?.ok_or(EngineError::UnknownImage(name))?;
-        all.push(describe(&image));
+/// Says that nothing has this name; the code is Docker's.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    #[error("no such object: {0}")]
+    NoObject(String),
+}
+
+impl InspectArgs {
+    /// Looks only among things of one kind.
+    pub fn only(self, kind: Kind) -> Self {
+        Self { kind: Some(kind), ..self }
     }
-    table::print_json(&all)?;
-    Ok(ExitCode::SUCCESS)
 }
 
-fn describe(image: &Image) -> Value {
-    let tags: Vec<String> = image.names.iter().map(Reference::familiar).collect();
-    let mut digests: Vec<String> =
-        image.names.iter().map(|name| format!("{}@{}", name.familiar_name(), image.manifest)).collect();
-    digests.dedup();
-    let layers: Vec<String> = image.layers.iter().map(|layer| layer.diff_id.to_string()).collect();
-    json!({
-        "Id": image.id.to_string(),
-        "RepoTags": tags,
-        "RepoDigests": digests,
-        "Created": image.config.created(),
-        "Author": image.config.author().clone().unwrap_or_default(),
-        "Architecture": image.config.architecture().to_string(),
-        "Variant": image.config.variant(),
-        "Os": image.config.os().to_string(),
-        "Size": image.size_bytes,
-        "Config": image.config.config(),
-        "RootFS": { "Type": "layers", "Layers": layers },
-    })
+/// Prints what was found, and then the first name that was not.
+pub fn run(root: Option<PathBuf>, args: InspectArgs) -> Result<ExitCode, CliError> {
+    let format = args.format.as_deref().map(Format::parse).transpose()?;
+    let engine = Engine::open(root)?;
+    let mut found = Vec::new();
+    let mut failure = None;
+    for name in &args.names {
+        match describe(&engine, name, &args) {
+            Ok(value) => found.push(value),
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    match &format {
+        None => table::print_json(&found)?,
+        Some(format) if format.is_json() => line(&Value::Array(found).to_string()),
+        Some(format) => format.print(&found)?,
+    }
+    failure.map_or(Ok(ExitCode::SUCCESS), Err)
+}
+
+fn describe(engine: &Engine, name: &str, args: &InspectArgs) -> Result<Value, CliError> {
+    if args.kind != Some(Kind::Image) {
+        match containers::find(engine.root(), name) {
+            Ok(found) => return Ok(container::describe(engine, &found, args.size)?),
+            Err(EngineError::UnknownContainer(_)) if args.kind.is_none() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match (engine.store().find(name)?, args.kind) {
+        (Some(found), _) => Ok(image::describe(&found)?),
+        (None, Some(_)) => Err(EngineError::UnknownImage(name.to_owned()).into()),
+        (None, None) => Err(InspectError::NoObject(name.to_owned()).into()),
+    }
 }

@@ -1,5 +1,6 @@
 //! The command line: arguments in, exit code out. One file per command; its doc comment is its help.
 
+mod completion;
 pub mod error;
 mod filter;
 pub mod format;
@@ -9,7 +10,9 @@ mod info;
 mod inspect;
 mod load;
 mod login;
+mod man;
 mod moment;
+mod nouns;
 mod progress;
 mod ps;
 mod pull;
@@ -20,14 +23,15 @@ mod run;
 mod save;
 mod table;
 mod tag;
+mod version;
 mod words;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ErrorKind};
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use error::{CliError, EXIT_CORACLE_FAILED, note};
 
@@ -60,6 +64,15 @@ enum Command {
     Load(load::LoadArgs),
     Save(save::SaveArgs),
     Info(info::InfoArgs),
+    Version(version::VersionArgs),
+    /// Work with containers, by Docker's longer names
+    #[command(subcommand)]
+    Container(nouns::ContainerCommand),
+    /// Work with images, by Docker's longer names
+    #[command(subcommand)]
+    Image(nouns::ImageCommand),
+    Completion(completion::CompletionArgs),
+    Man(man::ManArgs),
 }
 
 /// Parses the arguments and runs one command.
@@ -68,8 +81,11 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    let root = cli.root;
-    let result = match cli.command {
+    dispatch(cli.root, cli.command).unwrap_or_else(|error| error.report())
+}
+
+fn dispatch(root: Option<PathBuf>, command: Command) -> Result<ExitCode, CliError> {
+    match command {
         Command::Run(args) => run::run(root, *args).map_err(|error| error.with_exit_code(EXIT_CORACLE_FAILED)),
         Command::Ps(args) => ps::run(root, args),
         Command::Rm(args) => rm::run(root, args),
@@ -85,8 +101,12 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Load(args) => load::run(root, args),
         Command::Save(args) => save::run(root, args),
         Command::Info(args) => info::run(root, args),
-    };
-    result.unwrap_or_else(|error: CliError| error.report())
+        Command::Version(args) => version::run(&args),
+        Command::Container(command) => dispatch(root, command.into()),
+        Command::Image(command) => dispatch(root, command.into()),
+        Command::Completion(args) => completion::run(&args, Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
+    }
 }
 
 /// Prints help where it was asked for; refuses an unknown flag by its name.
@@ -109,7 +129,16 @@ fn usage(error: &clap::Error) -> ExitCode {
         ErrorKind::InvalidSubcommand => {
             let command = context(error, ContextKind::InvalidSubcommand);
             note(&format!("error: command {command} is not implemented"));
-            note("hint: add --help to see the commands that are");
+            let near = match error.get(ContextKind::SuggestedSubcommand) {
+                // The likeliest is the last.
+                Some(ContextValue::Strings(near)) => near.last().cloned(),
+                Some(ContextValue::String(near)) => Some(near.clone()),
+                _ => None,
+            };
+            match near {
+                Some(near) => note(&format!("hint: did you mean {near}?")),
+                None => note("hint: add --help to see the commands that are"),
+            }
         }
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let run = std::env::args_os().any(|arg| arg == "run");

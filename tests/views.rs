@@ -1,0 +1,153 @@
+//! What a Docker user looks at: listings, inspection, formats, help for shells. The built-in image is enough.
+
+use serde_json::{Value, json};
+
+use crate::env::{TestEnv, fixtures};
+
+fn hello(env: &TestEnv, name: &str) {
+    env.coracle(&["run", "--name", name, "--network", "none", "coracle/hello"]).ok();
+}
+
+#[test]
+fn ps_has_dockers_columns_filters_and_formats() {
+    let env = TestEnv::new();
+    env.containers_may_stay();
+    assert_eq!(
+        env.coracle(&["ps"]).ok(),
+        "CONTAINER ID   IMAGE     COMMAND   CREATED   STATUS    PORTS     NAMES",
+        "docker's headings, ten wide and three apart"
+    );
+    hello(&env, "first");
+    hello(&env, "second");
+    let ps = |args: &[&str]| env.coracle(&["ps"]).args(args).ok();
+    let names = |args: &[&str]| {
+        let text = env.coracle(&["ps", "--format", "{{.Names}}"]).args(args).ok();
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&[]), [""; 0], "both have ended");
+    assert_eq!(names(&["-a"]), ["second", "first"], "newest first");
+    let table = ps(&["-a"]);
+    assert!(table.contains("coracle/hello") && table.contains("Exited (0) "), "{table}");
+    assert_eq!(ps(&["-aq"]).lines().map(str::len).collect::<Vec<_>>(), [12, 12]);
+    assert_eq!(ps(&["-aq", "--no-trunc"]).lines().map(str::len).collect::<Vec<_>>(), [64, 64]);
+    for (args, expect) in [
+        (&["-l"][..], &["second"][..]),
+        (&["-n", "1"], &["second"]),
+        (&["-n", "5"], &["second", "first"]),
+        (&["-a", "-f", "name=fir"], &["first"]),
+        (&["-a", "-f", "name=^ond"], &[]),
+        (&["-f", "status=exited"], &["second", "first"]),
+        (&["-f", "status=running"], &[]),
+        (&["-a", "-f", "exited=0", "-f", "name=first"], &["first"]),
+        (&["-a", "-f", "exited=1"], &[]),
+        (&["-a", "-f", "before=second"], &["first"]),
+        (&["-a", "-f", "since=first"], &["second"]),
+        (&["-a", "-f", "ancestor=coracle/hello"], &["second", "first"]),
+        (&["-a", "-f", "ancestor=busybox"], &[]),
+        (&["-a", "-f", "health=none"], &["second", "first"]),
+        (&["-a", "-f", "label=none"], &[]),
+        (&["-a", "-f", "volume=/none"], &[]),
+    ] {
+        assert_eq!(names(args), expect, "{args:?}");
+    }
+    let row: Value = serde_json::from_str(&ps(&["-l", "--format", "json"])).unwrap();
+    assert_eq!(
+        (&row["Names"], &row["State"], &row["Image"]),
+        (&json!("second"), &json!("exited"), &json!("coracle/hello"))
+    );
+    assert!(ps(&["-as"]).contains("(virtual "), "what it has written");
+    assert_eq!(
+        ps(&["-a", "--format", "table {{.Names}}\\t{{.State}}"]),
+        "NAMES     STATE\nsecond    exited\nfirst     exited"
+    );
+    assert_eq!(env.coracle(&["container", "ls", "-aq"]).ok(), ps(&["-aq"]));
+    for (args, part) in [
+        (&["--format", "{{.Wat}}"][..], "\"Wat\""),
+        (&["--format", "{{html .ID}}"], "\"html\" is not implemented"),
+        (&["-f", "wat=1"], "filter \"wat\" is not implemented"),
+        (&["-f", "status=happy"], "status=happy"),
+        (&["-f", "before=nobody"], "no such container: nobody"),
+    ] {
+        env.coracle(&["ps", "-a"]).args(args).outcome().refused(1).says(part);
+    }
+}
+
+#[test]
+fn inspect_has_dockers_keys() {
+    let env = TestEnv::new();
+    env.containers_may_stay();
+    hello(&env, "web");
+    let id = env.coracle(&["ps", "-aq", "--no-trunc"]).ok();
+    let all: Value = serde_json::from_str(&env.coracle(&["inspect", "web"]).ok()).unwrap();
+    let web = &all[0];
+    assert_eq!(web["Id"], id.as_str());
+    assert_eq!(web["Name"], "/web");
+    assert_eq!(web["State"]["Status"], "exited");
+    assert_eq!(web["State"]["ExitCode"], 0);
+    assert_eq!(web["HostConfig"]["NetworkMode"], "none");
+    assert_eq!(web["Config"]["Image"], "coracle/hello");
+    for key in ["StartedAt", "FinishedAt"] {
+        let moment = web["State"][key].as_str().unwrap();
+        assert!(moment.ends_with('Z') && !moment.starts_with("0001"), "{key}: {moment}");
+    }
+    let inspect = |args: &[&str]| env.coracle(&["inspect"]).args(args).outcome();
+    assert_eq!(inspect(&["-f", "{{.State.Status}} {{.Name}}", &id[..12], "web"]).ok(), "exited /web\nexited /web");
+    assert_eq!(inspect(&["-f", "{{json .State.Running}}", "--type", "container", "web"]).ok(), "false");
+    assert_eq!(inspect(&["-f", "{{.Config.Labels.none}}", "web"]).ok(), "<no value>");
+    inspect(&["-f", "{{.State.Wat}}", "web"]).refused(1).says("State.Wat");
+    let mixed = inspect(&["-f", "{{.Name}}", "nobody", "web"]);
+    assert_eq!(mixed.code(1).is_clear().says("no such object: nobody").text(), "/web", "what is there is shown");
+    inspect(&["--type", "image", "web"]).code(1).is_clear().says("no such image: web");
+    inspect(&["--type", "container", "nobody"]).code(1).is_clear().says("no such container: nobody");
+}
+
+#[test]
+fn shells_and_man_learn_every_command() {
+    let env = TestEnv::new();
+    let help = env.coracle(&["--help"]).ok();
+    let commands: Vec<&str> = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next().filter(|word| !word.is_empty()))
+        .collect();
+    assert!(commands.contains(&"run") && commands.len() > 15, "{commands:?}");
+    env.coracle(&["man", "pages"]).ok();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = env.coracle(&["completion", shell]).ok();
+        for command in &commands {
+            assert!(script.contains(command), "{shell} does not know {command}");
+        }
+    }
+    for command in &commands {
+        let page = env.home().join("pages").join(format!("coracle-{command}.1"));
+        let text = fs_err::read_to_string(page).unwrap();
+        assert!(text.contains(".TH"), "{command}: {text}");
+    }
+    let script = env.write("home/complete.bash", env.coracle(&["completion", "bash"]).ok());
+    let ask = format!(
+        "source {}; COMP_WORDS=(coracle ins); COMP_CWORD=1; _coracle coracle ins coracle; echo ${{COMPREPLY[@]}}",
+        script.display()
+    );
+    if fixtures::find_program("bash").is_some() {
+        assert_eq!(env.program("bash").args(&["-c", &ask]).ok(), "inspect");
+    }
+}
+
+#[test]
+fn mistyped_words_lead_to_the_near_one() {
+    let env = TestEnv::new();
+    env.coracle(&["pss"]).outcome().refused(125).says("command pss is not implemented").says("did you mean ps?");
+    env.coracle(&["inspct"]).outcome().refused(125).says("did you mean inspect?");
+    env.coracle(&["ps", "--formt", "x"]).outcome().refused(125).says("did you mean --format?");
+    env.coracle(&["image", "lss"]).outcome().refused(125).says("did you mean ls?");
+}
+
+#[test]
+fn version_has_dockers_fields() {
+    let env = TestEnv::new();
+    let version = env.coracle(&["version", "--format", "{{.Client.Version}} {{.Server.Os}}"]).ok();
+    assert_eq!(version, concat!(env!("CARGO_PKG_VERSION"), " linux"));
+    assert_eq!(env.coracle(&["info", "-f", "{{.OSType}} {{.Images}}"]).ok(), "linux 0");
+}
