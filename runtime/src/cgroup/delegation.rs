@@ -49,7 +49,7 @@ pub(super) fn base(host: &Host, scope: Scope) -> Result<Directory, NoPlace> {
 
 /// Root can write everywhere, which does not make a place its own on a host that systemd runs.
 fn not_by_systemd(host: &Host, own: Directory, refused: Option<SystemdError>) -> Result<Directory, NoPlace> {
-    if own.is_ours() && !(host.uid == 0 && host.systemd) {
+    if own.is_ours() && !(host.root && host.systemd) {
         return Ok(own);
     }
     Err(NoPlace::NotDelegated { cgroup: host.own.clone(), source: refused.map(Box::new) })
@@ -75,7 +75,7 @@ fn is_given(host: &Host, own: &Directory) -> bool {
         .any(|name| rustix::fs::getxattr(own.path(), *name, &mut value).is_ok_and(|_| value == *b"1"));
     let managed = host.own.split('/').any(|part| part == format!("user@{}.service", host.uid));
     let manager_itself = host.own.ends_with(".service") && host.own.contains("/user@");
-    (marked && !manager_itself) || !host.systemd || (host.uid != 0 && !managed)
+    (marked && !manager_itself) || !host.systemd || (!host.root && !managed)
 }
 
 /// Makes controllers available to the children of `base`: all of `needed`, and whatever else there is.

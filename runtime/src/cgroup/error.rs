@@ -58,9 +58,6 @@ pub enum SystemdError {
     /// `linux.cgroupsPath` has another form than `slice:prefix:name`.
     #[error("cgroupsPath {0:?} is not of the form slice:prefix:name")]
     Path(String),
-    /// A property that systemd takes in another form.
-    #[error("systemd has no property for {0}")]
-    Property(String),
     /// The process that keeps a new scope alive could not be made.
     #[error("cannot make a process for the new scope")]
     Holder(#[source] io::Error),

@@ -89,7 +89,6 @@ pub struct Cgroup {
     limits: Vec<LimitState>,
     /// Keeps a scope of systemd alive until the container's first process is in it.
     #[serde(skip)]
-    #[expect(dead_code, reason = "it works by being there until it is dropped")]
     holder: Option<systemd::Holder>,
 }
 
@@ -130,6 +129,11 @@ impl Cgroup {
             place::approach(&host, &self.directory());
         }
         Ok(fd)
+    }
+
+    /// To be called when the container's first process is in it: lets go of what kept the place.
+    pub fn settle(&mut self) {
+        self.holder = None;
     }
 
     fn directory(&self) -> Directory {

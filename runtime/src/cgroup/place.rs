@@ -34,7 +34,7 @@ pub(super) fn make(host: Option<&Host>, request: &Request<'_>) -> Result<Made, C
         None => Err(NoPlace::NoHierarchy),
         Some(host) => {
             if request.kind == Kind::Systemd {
-                return systemd::make(host, request, &wanted, refused);
+                return systemd::make(host, request, wanted, refused);
             }
             place(host, request)
         }
@@ -65,7 +65,7 @@ fn place(host: &Host, request: &Request<'_>) -> Result<Place, NoPlace> {
     if let Some(path) = path.filter(|path| path.starts_with('/')) {
         return at_path(host.directory("/"), Path::new(path));
     }
-    if path.is_none() && request.kind == Kind::Cgroupfs && host.uid == 0 {
+    if path.is_none() && request.kind == Kind::Cgroupfs && host.root {
         return at_path(host.directory("/"), Path::new(&name));
     }
     let scope = if request.kind == Kind::Auto { Scope::Ask } else { Scope::Never };
@@ -157,7 +157,7 @@ fn enable_down_to(base: &Directory, needed: &[Controller]) {
 }
 
 /// Takes out what no controller is there for: an error, or a state each with `best_effort`.
-fn drop_undelegated(
+pub(super) fn drop_undelegated(
     base: &Directory,
     wanted: &mut Settings,
     best_effort: bool,

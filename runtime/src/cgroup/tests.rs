@@ -34,7 +34,7 @@ fn node(path: &Path, controllers: &str, limits: &[&str]) -> Directory {
 }
 
 fn host(mount: &Path, own: &str) -> Host {
-    Host { mount: mount.to_owned(), own: own.to_owned(), uid: 1000, systemd: true }
+    Host { mount: mount.to_owned(), own: own.to_owned(), uid: 1000, root: false, systemd: true }
 }
 
 fn resources(value: serde_json::Value) -> LinuxResources {
@@ -110,7 +110,7 @@ fn f20_a_cgroup_that_is_not_ours_is_none() {
     assert!(matches!(&error, NoPlace::NotDelegated { cgroup, .. } if cgroup == "/session"), "{error}");
     // Root writes everywhere; on a host that systemd runs that makes nothing its own.
     node(&dir.path().join("session"), ALL, &[]);
-    let root = Host { uid: 0, ..host(dir.path(), "/session") };
+    let root = Host { uid: 0, root: true, ..host(dir.path(), "/session") };
     assert!(base(&root, Scope::Never).is_err());
     assert!(base(&Host { systemd: false, ..root }, Scope::Never).is_ok());
 }
