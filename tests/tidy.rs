@@ -167,7 +167,7 @@ fn no_test_file_is_forgotten() {
         if manifest.contains(&format!("path = \"{}\"", path.display())) {
             continue;
         }
-        // tests/x.rs is named by main.rs, tests/x/y.rs by x/mod.rs or by x.rs beside the directory.
+        // tests/x.rs is named by main.rs, tests/x/y.rs by x/mod.rs, x/main.rs or by x.rs beside the directory.
         let dir = inside.parent().unwrap();
         let name = if inside.ends_with("mod.rs") { dir } else { inside };
         let above = name.parent().unwrap();
@@ -175,7 +175,7 @@ fn no_test_file_is_forgotten() {
             vec![PathBuf::from("tests/main.rs")]
         } else {
             let above = Path::new("tests").join(above);
-            vec![above.join("mod.rs"), above.with_extension("rs")]
+            vec![above.join("mod.rs"), above.join("main.rs"), above.with_extension("rs")]
         };
         let name = name.file_stem().unwrap().to_string_lossy().into_owned();
         let declares = |parent: &PathBuf| {

@@ -1,6 +1,6 @@
 //! Device nodes and the terminal of a container.
 //!
-//! Nodes are the host's own, bound onto empty files of a tmpfs that nobody else has seen yet; each is
+//! Nodes are the host's own, bound onto empty files of a tmpfs that only this mount namespace has; each is
 //! proven by its device number. Their mounts are read-only, which still lets programs write to the
 //! devices but keeps a container from changing the host's inode (its mode, its owner).
 
@@ -37,7 +37,7 @@ const LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
-/// Fills a new /dev that is not attached yet.
+/// Fills a new /dev, by its descriptor.
 pub(crate) fn fill(dev: &OwnedFd, nodes: &[DeviceNode]) -> Result<(), LaunchFailure> {
     for node in nodes {
         match add_node(dev, node) {

@@ -118,12 +118,13 @@ fn mount_one(
     if step.copy_up {
         copyup::fill(&target, &tree).fault(STAGE, "copy the image's files to", step.destination.display())?;
     }
-    if let MountSource::Devices { nodes, .. } = &step.source {
-        devices::fill(&tree, nodes)?;
-    }
     attach(&tree, &target).fault(STAGE, "mount on", step.destination.display())?;
     if step.plain {
         prove(step, &tree, inside)?;
+    }
+    // Only now: before Linux 6.15 nothing can be mounted on what is not attached itself.
+    if let MountSource::Devices { nodes, .. } = &step.source {
+        devices::fill(&tree, nodes)?;
     }
     if late {
         mounted.read_only_later.push(tree.try_clone().map_err(|_| Errno::MFILE).fault(STAGE, "keep", shown)?);

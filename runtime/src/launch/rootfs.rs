@@ -122,7 +122,14 @@ fn overlay<'a>(
     if volatile {
         fsconfig_set_flag(&context, "volatile").map_err(|errno| failed(errno, "set volatile for", upper))?;
     }
-    fsconfig_create(&context).map_err(|errno| failed(errno, "create overlay on", upper))?;
+    if let Err(errno) = fsconfig_create(&context) {
+        let new = failed(errno, "create overlay on", upper);
+        // Before Linux 6.5 overlayfs reads all its options only now, and does not know "lowerdir+".
+        return match errno {
+            Errno::INVAL => old_overlay(lower, upper, work, volatile, &place).map_err(|_| new),
+            _ => Err(new),
+        };
+    }
     let tree = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
         .map_err(|errno| failed(errno, "mount overlay on", upper))?;
     attach(&tree, &place).fault(STAGE, "mount root on", shown)?;
