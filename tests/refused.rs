@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::env::registry::RegistryOptions;
-use crate::env::{Registry, TestEnv, Who};
+use crate::env::{Registry, TestEnv, Who, fixtures};
 use crate::require;
 
 #[test]
@@ -130,8 +130,7 @@ fn newuidmap_missing() {
     require!();
     let env = TestEnv::new();
     if env.who() != Who::Root {
-        // Only root can hide the system's own helpers, for one command, in a mount namespace.
-        return;
+        return fixtures::elsewhere("only root can hide the system's own helpers, for one command");
     }
     let image = env.image("busybox");
     let coracle = crate::env::fixtures::coracle().display().to_string();

@@ -34,6 +34,11 @@ pub fn skip(reason: &str) {
     assert_ne!(require, "all", "{test} may not be skipped: {reason}");
 }
 
+/// Says that another user's run of the same test shows it, and why this one cannot.
+pub fn elsewhere(reason: &str) {
+    println!("ELSEWHERE {}: {reason}", std::thread::current().name().unwrap_or("?"));
+}
+
 /// Names the first thing of the set-up that is missing.
 pub fn missing(programs: &[&str]) -> Option<String> {
     if images().is_none() {

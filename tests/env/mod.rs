@@ -54,7 +54,7 @@ impl TestEnv {
     pub fn new() -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         nix::sys::prctl::set_child_subreaper(true).unwrap();
-        let dir = tempfile::Builder::new().prefix("coracle-test-").tempdir_in("/tmp").unwrap().keep();
+        let dir = tempfile::Builder::new().prefix("coracle-test-").tempdir().unwrap().keep();
         for sub in ["home", "run", "tmp"] {
             fs_err::create_dir(dir.join(sub)).unwrap();
         }

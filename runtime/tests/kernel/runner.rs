@@ -58,7 +58,7 @@ pub fn run_all(args: &[String]) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
-    let base = tempfile::Builder::new().prefix("coracle-kernel-").tempdir_in("/tmp").expect("a directory");
+    let base = tempfile::Builder::new().prefix("coracle-kernel-").tempdir().expect("a directory");
     open_to_all(base.path());
     // A copy, because the build directory may be closed to the users.
     let program = base.path().join("kernel");
