@@ -151,3 +151,68 @@ fn version_has_dockers_fields() {
     assert_eq!(version, concat!(env!("CARGO_PKG_VERSION"), " linux"));
     assert_eq!(env.coracle(&["info", "-f", "{{.OSType}} {{.Images}}"]).ok(), "linux 0");
 }
+
+/// Writes log files as the shim does.
+fn write_log(env: &TestEnv, id: &str, name: &str, entries: &[(&str, &str, u32)]) {
+    let lines = entries.iter().map(|(text, stream, second)| {
+        let time = format!("2026-01-02T03:04:{second:02}.000000001Z");
+        format!("{}\n", json!({"log": text, "stream": stream, "time": time}))
+    });
+    env.write(&format!("root/containers/{id}/logs/{name}"), lines.collect::<String>());
+}
+
+#[test]
+fn logs_read_rotated_files_in_order() {
+    let env = TestEnv::new();
+    env.containers_may_stay();
+    hello(&env, "web");
+    env.coracle(&["logs", "web"]).outcome().refused(1).says("ran in the foreground");
+    let id = env.coracle(&["ps", "-aq", "--no-trunc"]).ok();
+    write_log(&env, &id, "current.json.1", &[("one\n", "stdout", 1), ("two ", "stdout", 2)]);
+    write_log(
+        &env,
+        &id,
+        "current.json",
+        &[("err\n", "stderr", 3), ("parts\n", "stdout", 4), ("\u{fffd}\n", "stdout", 5)],
+    );
+    let logs = |args: &[&str]| env.coracle(&["logs"]).args(args).args(&["web"]).outcome();
+    let all = logs(&[]);
+    assert_eq!((all.ok().as_str(), all.stderr.as_str()), ("one\ntwo parts\n\u{fffd}", "err\n"));
+    assert_eq!(logs(&["-f"]).ok(), all.ok(), "it has ended, so following ends");
+    for (args, out, err) in [
+        (&["--tail", "1"][..], "\u{fffd}", ""),
+        (&["-n", "3"], "parts\n\u{fffd}", "err\n"),
+        (&["--tail", "all"], "one\ntwo parts\n\u{fffd}", "err\n"),
+        (&["--tail", "0"], "", ""),
+        (&["--since", "2026-01-02T03:04:05Z"], "\u{fffd}", ""),
+        (&["--until", "2026-01-02T03:04:02Z"], "one", ""),
+        (&["-t", "--until", "2026-01-02T03:04:02Z"], "2026-01-02T03:04:01.000000001Z one", ""),
+    ] {
+        let outcome = logs(args);
+        assert_eq!((outcome.ok().as_str(), outcome.stderr.as_str()), (out, err), "{args:?}");
+    }
+    logs(&["--since", "yesterday"]).refused(1).says("\"yesterday\"");
+    logs(&["--details"]).refused(125).says("--details is not implemented");
+    env.coracle(&["logs", "nobody"]).outcome().refused(1).says("no such container: nobody");
+}
+
+#[test]
+fn events_tell_what_happened() {
+    let env = TestEnv::new();
+    env.containers_may_stay();
+    let mut follower = env.coracle(&["events", "--since", "1h", "--format", "{{.Type}} {{.Action}}"]).spawn();
+    hello(&env, "web");
+    follower.wait_for("container create");
+    follower.signal(nix::sys::signal::Signal::SIGTERM);
+    drop(follower);
+    let events = |args: &[&str]| env.coracle(&["events", "--since", "1h", "--until", "0s"]).args(args).outcome();
+    let text = events(&["-f", "event=create"]).ok();
+    assert!(text.contains(" container create ") && text.contains("(image=coracle/hello, name=web)"), "{text}");
+    let event: Value = serde_json::from_str(&events(&["--format", "json", "--filter", "event=create"]).ok()).unwrap();
+    assert_eq!((&event["Type"], &event["Action"]), (&json!("container"), &json!("create")));
+    assert_eq!(event["Actor"]["Attributes"]["name"], "web");
+    assert_eq!(events(&["-f", "type=image"]).ok(), "");
+    assert_eq!(events(&["-f", "container=other"]).ok(), "");
+    assert_ne!(events(&["-f", "container=web", "-f", "image=coracle/hello"]).ok(), "");
+    events(&["-f", "wat=1"]).refused(1).says("\"wat\" is not implemented");
+}

@@ -121,7 +121,6 @@ impl Format {
     }
 
     /// Gives one row as text, without the end of the line: for `events` and others that never end.
-    #[expect(dead_code, reason = "for the commands that are being written")]
     pub fn line(&self, row: &Value) -> Result<String, FormatError> {
         match &self.kind {
             Kind::Json => Ok(row.to_string()),

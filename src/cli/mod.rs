@@ -2,6 +2,7 @@
 
 mod completion;
 pub mod error;
+mod events;
 mod filter;
 pub mod format;
 mod history;
@@ -10,6 +11,7 @@ mod info;
 mod inspect;
 mod load;
 mod login;
+mod logs;
 mod man;
 mod moment;
 mod nouns;
@@ -51,6 +53,8 @@ struct Cli {
 enum Command {
     Run(Box<run::RunArgs>),
     Ps(ps::PsArgs),
+    Logs(logs::LogsArgs),
+    Events(events::EventsArgs),
     Rm(rm::RmArgs),
     Pull(pull::PullArgs),
     Push(push::PushArgs),
@@ -88,6 +92,8 @@ fn dispatch(root: Option<PathBuf>, command: Command) -> Result<ExitCode, CliErro
     match command {
         Command::Run(args) => run::run(root, *args).map_err(|error| error.with_exit_code(EXIT_CORACLE_FAILED)),
         Command::Ps(args) => ps::run(root, args),
+        Command::Logs(args) => logs::run(root, args),
+        Command::Events(args) => events::run(root, args),
         Command::Rm(args) => rm::run(root, args),
         Command::Pull(args) => pull::run(root, args),
         Command::Push(args) => push::run(root, args),

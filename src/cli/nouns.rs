@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use super::inspect::Kind;
-use super::{Command, history, images, inspect, load, ps, pull, push, rm, rmi, run, save, tag};
+use super::{Command, history, images, inspect, load, logs, ps, pull, push, rm, rmi, run, save, tag};
 
 /// Names what can be done to containers.
 #[derive(Subcommand)]
@@ -13,6 +13,7 @@ pub enum ContainerCommand {
     Ls(ps::PsArgs),
     Rm(rm::RmArgs),
     Inspect(inspect::InspectArgs),
+    Logs(logs::LogsArgs),
 }
 
 /// Names what can be done to images.
@@ -36,6 +37,7 @@ impl From<ContainerCommand> for Command {
         match command {
             ContainerCommand::Run(args) => Self::Run(args),
             ContainerCommand::Ls(args) => Self::Ps(args),
+            ContainerCommand::Logs(args) => Self::Logs(args),
             ContainerCommand::Rm(args) => Self::Rm(args),
             ContainerCommand::Inspect(args) => Self::Inspect(args.only(Kind::Container)),
         }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::error::CliError;
-use crate::engine::{Engine, EngineError};
+use crate::engine::Engine;
 
 /// Give an image another name
 #[derive(Args)]
@@ -21,7 +21,6 @@ pub struct TagArgs {
 pub fn run(root: Option<PathBuf>, args: TagArgs) -> Result<ExitCode, CliError> {
     let engine = Engine::open(root)?;
     let target = args.target.parse()?;
-    let image = engine.store().find(&args.source)?.ok_or(EngineError::UnknownImage(args.source))?;
-    engine.store().tag(&image, &target)?;
+    engine.tag(&args.source, &target)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -9,6 +9,7 @@ use coracle_images::{
 use coracle_runtime::IdMap;
 use serde::{Deserialize, Serialize};
 
+use super::events::{self, Kind};
 use super::options::PullPolicy;
 use super::{Engine, EngineError, containers, elsewhere, layer_space, registry};
 
@@ -91,21 +92,38 @@ impl Engine {
             let image = pull(&self.store, &reference, &options, progress).map_err(ImageError::from)?;
             Ok(image.id.to_string())
         })?;
-        self.store.find(&id)?.ok_or(EngineError::UnknownImage(id))
+        let image = self.store.find(&id)?.ok_or(EngineError::UnknownImage(id))?;
+        events::emit(&self.root, Kind::Image, "pull", &image.id.to_string(), &[("name", &reference.familiar())]);
+        Ok(image)
+    }
+
+    /// Gives an image another name.
+    pub fn tag(&self, name: &str, target: &Reference) -> Result<(), EngineError> {
+        let image = self.store.find(name)?.ok_or_else(|| EngineError::UnknownImage(name.to_owned()))?;
+        self.store.tag(&image, target)?;
+        events::emit(&self.root, Kind::Image, "tag", &image.id.to_string(), &[("name", &target.familiar())]);
+        Ok(())
     }
 
     /// Removes an image, or one of its names.
     pub fn remove_image(&self, name: &str, force: bool) -> Result<RemovedImage, EngineError> {
         let used: Vec<String> = containers::list(&self.root).into_iter().map(|found| found.record.image_id).collect();
         let idmap = self.idmap(coracle_runtime::UserNs::Auto)?;
-        elsewhere::call(&idmap, || {
+        let removed: RemovedImage = elsewhere::call(&idmap, || {
             let in_use = |id: &Digest| used.contains(&id.to_string());
             let removed = self.store.remove(name, force, &in_use)?;
             Ok(RemovedImage {
                 untagged: removed.untagged.iter().map(Reference::familiar).collect(),
                 deleted: removed.deleted.iter().map(Digest::to_string).collect(),
             })
-        })
+        })?;
+        for name in &removed.untagged {
+            events::emit(&self.root, Kind::Image, "untag", name, &[("name", name)]);
+        }
+        for id in &removed.deleted {
+            events::emit(&self.root, Kind::Image, "delete", id, &[("name", id)]);
+        }
+        Ok(removed)
     }
 
     /// Takes the images of an archive or layout in; gives what to call each.
@@ -117,10 +135,14 @@ impl Engine {
         progress: &dyn Progress,
     ) -> Result<Vec<String>, EngineError> {
         let options = LoadOptions { tag, space: layer_space(idmap) };
-        elsewhere::call(idmap, || {
+        let loaded: Vec<(String, String)> = elsewhere::call(idmap, || {
             let images = load(&self.store, source, &options, progress).map_err(ImageError::from)?;
-            Ok(images.iter().map(called).collect())
-        })
+            Ok(images.iter().map(|image| (image.id.to_string(), called(image))).collect())
+        })?;
+        for (id, name) in &loaded {
+            events::emit(&self.root, Kind::Image, "load", id, &[("name", name)]);
+        }
+        Ok(loaded.into_iter().map(|(_, name)| name).collect())
     }
 
     /// Writes images into an archive or a layout directory.

@@ -8,10 +8,13 @@ pub mod container;
 #[expect(dead_code, reason = "the commands that use the rest come next")]
 pub mod containers;
 mod elsewhere;
+pub mod events;
 mod files;
 pub mod health;
 pub mod hello;
 pub mod image;
+pub mod journal;
+pub mod logs;
 pub mod mounts;
 pub mod network;
 pub mod options;
@@ -107,6 +110,8 @@ pub enum EngineError {
     User(#[from] user::UserError),
     #[error(transparent)]
     Identity(#[from] coracle_runtime::container::IdentityError),
+    #[error(transparent)]
+    Log(#[from] logs::LogError),
     #[error(transparent)]
     Health(#[from] health::HealthError),
 }

@@ -20,7 +20,7 @@ use super::process::{self, EnvironmentInputs};
 use super::record::{HealthCheck, MountRecord, Record, STOP_TIMEOUT_S, VERSION};
 use super::spec::{self, ResolvedMount, SeccompInput, SpecInputs};
 use super::user::{self, ProcessUser};
-use super::{Engine, EngineError, elsewhere, files, hello};
+use super::{Engine, EngineError, elsewhere, events, files, hello};
 use crate::env;
 
 /// A seccomp profile is far smaller; the bound keeps a wrong path from filling the memory.
@@ -103,7 +103,10 @@ pub fn prepare(engine: &Engine, idmap: &IdMap, decided: Decided<'_>, mut plan: P
     let options = decided.options;
     let directory = ContainerDir::create(engine.root(), &decided.id, options.name.as_deref(), options.auto_remove)?;
     match fill(engine, &directory, idmap, decided, &mut plan) {
-        Ok((spec, record)) => Ok(Prepared { directory, spec, record }),
+        Ok((spec, record)) => {
+            events::emit_container(engine.root(), &record, "create", &[]);
+            Ok(Prepared { directory, spec, record })
+        }
         Err(error) => {
             // Nothing in it belongs to anybody else yet.
             let _ = directory.remove();
