@@ -19,6 +19,7 @@ use rustix::fs::{self, AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::contents::Copier;
+use crate::lookup::{self, LookupError};
 use crate::removal::{open_writable, remove_at};
 use crate::unpack::{clear_xattrs, is_opaque, quote};
 use crate::{limits, metadata};
@@ -46,6 +47,8 @@ pub enum FlattenError {
     NotEmpty { path: PathBuf },
     #[error("too many directories in layer {}", layer.display())]
     TooManyDirectories { layer: PathBuf },
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
 }
 
 const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -86,6 +89,26 @@ pub fn flatten(layers: &[PathBuf], into: &Path) -> Result<(), FlattenError> {
         Merge { layer, copier: &mut copier, root: root.as_fd(), here, above, path, pending, links: None }.run()?;
     }
     Ok(())
+}
+
+/// Copies what an image with these layers, bottom to top, has at the directory `path` into the
+/// existing empty directory `into`, which gets that directory's owner, mode and time. Links on the
+/// way are followed inside the image (A45). `false` when the image has no directory there.
+///
+/// # Errors
+/// As [`flatten`].
+pub fn copy_up(layers: &[PathBuf], path: &Path, into: &Path) -> Result<bool, FlattenError> {
+    let Some(merged) = lookup::open_directory(layers, path)? else { return Ok(false) };
+    let root = open_root(into)?;
+    let failed = |source: Errno| FlattenError::Root { op: "fill", path: into.to_path_buf(), source: source.into() };
+    let mut copier = Copier::new();
+    for source in merged.into_iter().rev() {
+        let here = reopen_for_merge(&root).and_then(|target| Here::new(source, target)).map_err(failed)?;
+        let (above, names, pending) = (Vec::new(), Vec::new(), Vec::new());
+        let root = root.as_fd();
+        Merge { layer: path, copier: &mut copier, root, here, above, path: names, pending, links: None }.run()?;
+    }
+    Ok(true)
 }
 
 /// The directory that is being merged.

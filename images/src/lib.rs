@@ -26,7 +26,7 @@ pub mod store;
 pub mod unpack;
 
 pub use digest::{Digest, DigestError};
-pub use flatten::{FlattenError, flatten};
+pub use flatten::{FlattenError, copy_up, flatten};
 pub use layer::{Compression, Layer, LayerSpace, Ownership};
 pub use load::{LoadError, LoadOptions, load};
 pub use login::LoginError;

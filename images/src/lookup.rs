@@ -47,6 +47,24 @@ enum Found {
 /// # Errors
 /// When something else than a regular file is there, or it cannot be read.
 pub fn open_in_layers(layers: &[PathBuf], path: &Path) -> Result<Option<std::fs::File>, LookupError> {
+    match resolve(layers, path)? {
+        Found::Nothing => Ok(None),
+        Found::File(file) => Ok(Some(file.into())),
+        _ => Err(LookupError::NotAFile { path: path.to_path_buf() }),
+    }
+}
+
+/// Opens what is merged at the directory `path` of an image, topmost first, links followed inside
+/// the image. `None` when nothing is there, or no directory.
+pub(crate) fn open_directory(layers: &[PathBuf], path: &Path) -> Result<Option<Vec<OwnedFd>>, LookupError> {
+    match resolve(layers, path)? {
+        Found::Directory(merged) => Ok(Some(merged)),
+        _ => Ok(None),
+    }
+}
+
+/// Finds what a path means, links followed to the end.
+fn resolve(layers: &[PathBuf], path: &Path) -> Result<Found, LookupError> {
     let failed = |errno: Errno| LookupError::Io { path: path.to_path_buf(), source: errno.into() };
     let mut todo: VecDeque<Vec<u8>> = components(path.as_os_str().as_bytes()).collect();
     let mut done: Vec<Vec<u8>> = Vec::new();
@@ -59,7 +77,7 @@ pub fn open_in_layers(layers: &[PathBuf], path: &Path) -> Result<Option<std::fs:
             continue;
         }
         match find(&here, &name).map_err(failed)? {
-            Found::Nothing => return Ok(None),
+            Found::Nothing => return Ok(Found::Nothing),
             Found::Directory(merged) => {
                 here = merged;
                 done.push(name);
@@ -76,12 +94,11 @@ pub fn open_in_layers(layers: &[PathBuf], path: &Path) -> Result<Option<std::fs:
                 }
             }
             // A file has nothing below it.
-            Found::File(_) if !todo.is_empty() => return Ok(None),
-            Found::File(file) => return Ok(Some(file.into())),
-            Found::Other => break,
+            Found::File(_) if !todo.is_empty() => return Ok(Found::Nothing),
+            other => return Ok(other),
         }
     }
-    Err(LookupError::NotAFile { path: path.to_path_buf() })
+    Ok(Found::Directory(here))
 }
 
 fn components(path: &[u8]) -> impl Iterator<Item = Vec<u8>> {

@@ -1,6 +1,7 @@
 //! The command line: arguments in, exit code out. One file per command; its doc comment is its help.
 
 mod completion;
+mod confirm;
 pub mod error;
 mod events;
 mod filter;
@@ -26,6 +27,7 @@ mod save;
 mod table;
 mod tag;
 mod version;
+mod volume;
 mod words;
 
 use std::ffi::OsString;
@@ -77,6 +79,7 @@ enum Command {
     Image(nouns::ImageCommand),
     Completion(completion::CompletionArgs),
     Man(man::ManArgs),
+    Volume(volume::VolumeArgs),
 }
 
 /// Parses the arguments and runs one command.
@@ -112,6 +115,7 @@ fn dispatch(root: Option<PathBuf>, command: Command) -> Result<ExitCode, CliErro
         Command::Image(command) => dispatch(root, command.into()),
         Command::Completion(args) => completion::run(&args, Cli::command()),
         Command::Man(args) => man::run(&args, Cli::command()),
+        Command::Volume(args) => volume::run(root, args),
     }
 }
 

@@ -11,7 +11,9 @@ use coracle_runtime::{UserNs, seal};
 use super::error::CliError;
 use super::progress::Bars;
 use crate::engine::mounts::MountRequest;
-use crate::engine::options::{EnvEntry, Network, PullPolicy, RunOptions, SecurityOptions, Terminal, UserNsChoice};
+use crate::engine::options::{
+    EnvEntry, Network, PullPolicy, RunOptions, SecurityOptions, Terminal, UserNsChoice, VolumesFrom,
+};
 use crate::engine::ports::parse_publish;
 use crate::engine::size::{Ulimit, parse_size_bytes};
 use crate::engine::{Engine, run as engine_run};
@@ -49,12 +51,15 @@ pub struct RunArgs {
     /// Read environment variables from a file
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
-    /// Bind a host path into the container
+    /// Bind a host path or a named volume into the container
     #[arg(short, long, value_name = "[SOURCE:]DESTINATION[:OPTIONS]")]
     volume: Vec<String>,
-    /// Mount type=bind|tmpfs,source=…,target=…[,readonly]
+    /// Mount type=bind|volume|tmpfs,source=…,target=…[,readonly]
     #[arg(long, value_name = "FIELDS")]
     mount: Vec<String>,
+    /// Mount what another container mounts
+    #[arg(long, value_name = "CONTAINER[:ro]")]
+    volumes_from: Vec<VolumesFrom>,
     /// Mount memory
     #[arg(long, value_name = "DESTINATION[:OPTIONS]")]
     tmpfs: Vec<String>,
@@ -204,6 +209,7 @@ fn options(args: RunArgs) -> Result<RunOptions, CliError> {
         terminal: Terminal { interactive: args.interactive, tty: args.tty },
         env: env_entries(&args.env_file, &args.env)?,
         mounts,
+        volumes_from: args.volumes_from,
         workdir: args.workdir,
         user: args.user,
         group_add: args.group_add,

@@ -13,7 +13,6 @@
 //!   logs/current.json    output in docker's json-file form; current.json.1 … are older
 //!   shim.sock            the shim listens here while it lives
 //!   upper/ work/         the writable layer and overlayfs' scratch directory
-//!   volumes/<n>/         anonymous volumes
 //!   hosts resolv.conf hostname
 //! containers/new-<id>/   a container that is being made
 //! names/<name>           one file for each taken name, holding the id
@@ -36,6 +35,7 @@ use nix::libc;
 use serde::Serialize;
 
 use super::record::{ExitRecord, Record};
+use super::{containers, volumes};
 
 /// Docker's length of a container id in bytes; shown as 64 hex digits.
 const ID_BYTES: usize = 32;
@@ -341,6 +341,11 @@ fn is_young(path: &Path) -> bool {
 }
 
 fn remove_dir(state: &Path, id: &str, path: &Path) -> Result<(), ContainerError> {
+    // The record names them, so it goes last: a removal that is killed is done again.
+    let record = containers::read_json::<Record>(&path.join("container.json"));
+    let names: Vec<String> =
+        record.iter().flat_map(|record| &record.mounts).filter_map(|mount| mount.name.clone()).collect();
+    volumes::remove_anonymous(state, id, &names)?;
     coracle_images::remove_tree(path)?;
     match fs_err::remove_file(state.join("autoremove").join(id)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),

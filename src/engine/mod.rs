@@ -29,6 +29,7 @@ pub mod size;
 mod spec;
 pub mod usage;
 mod user;
+pub mod volumes;
 
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -108,6 +109,8 @@ pub enum EngineError {
     Process(#[from] process::ProcessError),
     #[error(transparent)]
     User(#[from] user::UserError),
+    #[error(transparent)]
+    Volume(#[from] volumes::VolumeError),
     #[error(transparent)]
     Identity(#[from] coracle_runtime::container::IdentityError),
     #[error(transparent)]

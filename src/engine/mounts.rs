@@ -6,6 +6,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use super::size::parse_size_bytes;
+use super::volumes;
 
 /// Says why a mount request was refused; names the request as it was written.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -22,8 +23,10 @@ pub enum MountSource {
     Bind { path: PathBuf, create_dir: bool },
     /// Memory, `size_bytes` at most.
     Tmpfs { size_bytes: Option<u64>, mode: Option<u32> },
-    /// A directory that belongs to the container and starts with the image's content.
+    /// A volume that is made for the container and starts with the image's content.
     Anonymous,
+    /// A volume by its name; `copy` fills a new one with the image's content.
+    Volume { name: String, copy: bool },
 }
 
 /// Is one mount that was asked for.
@@ -60,8 +63,9 @@ impl MountRequest {
             Some(path) if path.starts_with(['/', '.', '~']) => {
                 MountSource::Bind { path: path.into(), create_dir: true }
             }
-            Some(_) => {
-                return Err(fail("named volumes are not implemented; give an absolute path or ./relative"));
+            Some(name) => {
+                volumes::check_name(name).map_err(|error| fail(&error.to_string()))?;
+                MountSource::Volume { name: name.to_owned(), copy: true }
             }
         };
         let mut mount = Self { source, destination, read_only: false, options: Vec::new() };
@@ -108,6 +112,10 @@ impl MountRequest {
             "ro" | "readonly" => self.read_only = true,
             // SELinux relabelling: nothing to do where there is no SELinux, and `rw` is the default.
             "rw" | "z" | "Z" => {}
+            "nocopy" => match &mut self.source {
+                MountSource::Volume { copy, .. } => *copy = false,
+                _ => return Err("option \"nocopy\" is for named volumes".into()),
+            },
             known if KNOWN_FLAGS.contains(&known) => self.options.push(known.to_owned()),
             other => return Err(format!("option {other:?} is not implemented")),
         }
@@ -125,6 +133,7 @@ struct MountFields {
     options: Vec<String>,
     size_bytes: Option<u64>,
     mode: Option<u32>,
+    no_copy: bool,
 }
 
 impl MountFields {
@@ -136,6 +145,7 @@ impl MountFields {
             "target" | "destination" | "dst" => self.destination = Some(checked_destination(required()?)?),
             "readonly" | "ro" => self.read_only = parse_bool(value.unwrap_or("true"))?,
             "bind-propagation" => self.options.push(checked_propagation(required()?)?),
+            "volume-nocopy" => self.no_copy = parse_bool(value.unwrap_or("true"))?,
             "tmpfs-size" => self.size_bytes = Some(parse_size_bytes(required()?).map_err(|e| e.to_string())?),
             "tmpfs-mode" => self.mode = Some(parse_mode(required()?)?),
             other => return Err(format!("field {other:?} is not implemented")),
@@ -151,8 +161,10 @@ impl MountFields {
             (Some("tmpfs"), None) => MountSource::Tmpfs { size_bytes: self.size_bytes, mode: self.mode },
             (Some("tmpfs"), Some(_)) => return Err("a tmpfs has no source".into()),
             (Some("volume") | None, None) => MountSource::Anonymous,
-            (Some("volume") | None, Some(_)) => {
-                return Err("named volumes are not implemented; say type=bind and a path".into());
+            (Some("volume") | None, Some(name)) => {
+                let name = name.to_string_lossy().into_owned();
+                volumes::check_name(&name).map_err(|error| error.to_string())?;
+                MountSource::Volume { name, copy: !self.no_copy }
             }
             (Some(other), _) => return Err(format!("type {other:?} is not implemented")),
         };
@@ -226,9 +238,13 @@ mod tests {
         assert_eq!(bind.source, MountSource::Bind { path: "/src".into(), create_dir: true });
         assert_eq!((bind.read_only, bind.options), (true, vec!["noexec".to_owned()]));
         assert_eq!(volume("/data").unwrap().source, MountSource::Anonymous);
+        let named = |copy| MountSource::Volume { name: "data".into(), copy };
+        assert_eq!(volume("data:/x").unwrap().source, named(true));
+        assert_eq!(volume("data:/x:ro,nocopy").unwrap().source, named(false));
         assert_eq!(volume("./x:/a//b/./c").unwrap().destination, Path::new("/a/b/c"));
         for (bad, part) in [
-            ("data:/x", "named volumes"),
+            ("-data:/x", "invalid volume name"),
+            ("/a:/x:nocopy", "named volumes"),
             (":/x", "empty"),
             ("/a:/b:ro:z", "expected"),
             ("/a:/b:shared", "\"shared\" is not implemented"),
@@ -261,7 +277,7 @@ mod tests {
             "type=bind,dst=/b",
             "type=npipe,src=a,dst=/b",
             "dst=/b,wat=1",
-            "type=volume,src=n,dst=/b",
+            "type=volume,src=/n,dst=/b",
         ] {
             assert!(MountRequest::from_mount(bad).is_err(), "{bad}");
         }

@@ -24,6 +24,7 @@ pub struct RunOptions {
     pub terminal: Terminal,
     pub env: Vec<EnvEntry>,
     pub mounts: Vec<MountRequest>,
+    pub volumes_from: Vec<VolumesFrom>,
     pub workdir: Option<String>,
     pub user: Option<String>,
     pub group_add: Vec<String>,
@@ -69,6 +70,32 @@ pub struct HealthOptions {
     pub start_period: Option<Duration>,
     pub retries: Option<u32>,
 }
+
+/// Is one `--volumes-from CONTAINER[:ro]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumesFrom {
+    pub container: String,
+    pub read_only: bool,
+}
+
+impl std::str::FromStr for VolumesFrom {
+    type Err = VolumesFromError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (container, mode) = text.split_once(':').unwrap_or((text, "rw"));
+        match mode {
+            "rw" | "ro" if !container.is_empty() => {
+                Ok(Self { container: container.to_owned(), read_only: mode == "ro" })
+            }
+            _ => Err(VolumesFromError(text.to_owned())),
+        }
+    }
+}
+
+/// Says that a `--volumes-from` was not understood.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("invalid volumes {0:?}: expected CONTAINER[:ro]")]
+pub struct VolumesFromError(String);
 
 /// Says which streams of the caller the container gets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -14,13 +14,13 @@ use super::container::{self, ContainerDir, short_id};
 use super::health::{self, ImageHealth};
 use super::mounts::{MountRequest, MountSource, checked_destination};
 use super::network::Plan;
-use super::options::{RunOptions, SeccompChoice};
+use super::options::{RunOptions, SeccompChoice, VolumesFrom};
 use super::ports::{PortMapping, parse_publish};
 use super::process::{self, EnvironmentInputs};
 use super::record::{HealthCheck, MountRecord, Record, STOP_TIMEOUT_S, VERSION};
 use super::spec::{self, ResolvedMount, SeccompInput, SpecInputs};
 use super::user::{self, ProcessUser};
-use super::{Engine, EngineError, elsewhere, events, files, hello};
+use super::{Engine, EngineError, containers, elsewhere, events, files, hello, volumes};
 use crate::env;
 
 /// A seccomp profile is far smaller; the bound keeps a wrong path from filling the memory.
@@ -125,11 +125,14 @@ fn fill(
 ) -> Result<(Spec, Record), EngineError> {
     let options = decided.options;
     let rootfs = rootfs(directory, &decided.source, options)?;
-    let requests = with_image_volumes(options, &decided.source.config);
+    let requests = with_others(engine, options)?;
+    let requests = with_image_volumes(requests, &decided.source.config);
     let files = shared_files(directory, options, &decided.hostname, plan)?;
-    let mounts = resolve_mounts(engine.root(), directory, requests)?;
+    let mounts = resolve_mounts(engine.root(), requests)?;
     let record = record(&decided, idmap, &mounts, (rootfs, plan.clone()));
+    // Before the volumes are made: whoever removes one looks at the records.
     directory.publish("container.json", &record)?;
+    make_volumes(engine.root(), directory, idmap, &decided.source.layers, &mounts)?;
     let spec = spec::build(&SpecInputs {
         options,
         argv: decided.argv,
@@ -184,11 +187,11 @@ fn mount_record(mount: &ResolvedMount) -> MountRecord {
     let kind = match mount.request.source {
         MountSource::Bind { .. } => "bind",
         MountSource::Tmpfs { .. } => "tmpfs",
-        MountSource::Anonymous => "volume",
+        MountSource::Anonymous | MountSource::Volume { .. } => "volume",
     };
     MountRecord {
         kind: kind.to_owned(),
-        name: None,
+        name: mount.volume.clone(),
         source: mount.source.clone(),
         destination: mount.request.destination.clone(),
         read_only: mount.request.read_only,
@@ -260,8 +263,7 @@ fn seccomp_input(choice: &SeccompChoice) -> Result<Option<SeccompInput>, EngineE
 }
 
 /// Adds the image's VOLUMEs as anonymous volumes where the person mounts nothing else.
-fn with_image_volumes(options: &RunOptions, config: &Config) -> Vec<MountRequest> {
-    let mut requests = options.mounts.clone();
+fn with_image_volumes(mut requests: Vec<MountRequest>, config: &Config) -> Vec<MountRequest> {
     for volume in config.volumes().iter().flatten() {
         // An image's bad path (A45) is dropped: it is no reason to refuse the container.
         let Ok(destination) = checked_destination(volume) else {
@@ -279,24 +281,64 @@ fn with_image_volumes(options: &RunOptions, config: &Config) -> Vec<MountRequest
     requests
 }
 
-fn resolve_mounts(
-    state: &Path,
-    directory: &ContainerDir,
-    requests: Vec<MountRequest>,
-) -> Result<Vec<ResolvedMount>, EngineError> {
-    let mut resolved = Vec::with_capacity(requests.len());
-    for (index, request) in requests.into_iter().enumerate() {
-        let source = match &request.source {
-            MountSource::Tmpfs { .. } => None,
-            MountSource::Anonymous => {
-                directory.make_dir("volumes", 0o711)?;
-                Some(directory.make_dir(&format!("volumes/{index}"), 0o755)?)
+/// Adds the mounts of other containers (`--volumes-from`) where the person mounts nothing else.
+fn with_others(engine: &Engine, options: &RunOptions) -> Result<Vec<MountRequest>, EngineError> {
+    let mut requests = options.mounts.clone();
+    for VolumesFrom { container, read_only } in &options.volumes_from {
+        let other = containers::find(engine.root(), container)?;
+        for mount in other.record.mounts {
+            let source = match (mount.kind.as_str(), mount.name, mount.source) {
+                ("volume", Some(name), _) => MountSource::Volume { name, copy: false },
+                ("bind", _, Some(path)) => MountSource::Bind { path, create_dir: false },
+                // Memory cannot be shared.
+                _ => continue,
+            };
+            if !requests.iter().any(|request| request.destination == mount.destination) {
+                let read_only = mount.read_only || *read_only;
+                let destination = mount.destination;
+                requests.push(MountRequest { source, destination, read_only, options: Vec::new() });
             }
-            MountSource::Bind { path, create_dir } => Some(bind_source(state, path, *create_dir)?),
+        }
+    }
+    Ok(requests)
+}
+
+/// Decides where every mount comes from; nothing but missing bind sources is made.
+fn resolve_mounts(state: &Path, requests: Vec<MountRequest>) -> Result<Vec<ResolvedMount>, EngineError> {
+    let mut resolved = Vec::with_capacity(requests.len());
+    for request in requests {
+        let (source, volume) = match &request.source {
+            MountSource::Tmpfs { .. } => (None, None),
+            MountSource::Anonymous => {
+                let name = container::new_id()?;
+                (Some(volumes::data_path(state, &name)), Some(name))
+            }
+            MountSource::Volume { name, .. } => (Some(volumes::data_path(state, name)), Some(name.clone())),
+            MountSource::Bind { path, create_dir } => (Some(bind_source(state, path, *create_dir)?), None),
         };
-        resolved.push(ResolvedMount { request, source });
+        resolved.push(ResolvedMount { request, source, volume });
     }
     Ok(resolved)
+}
+
+fn make_volumes(
+    state: &Path,
+    directory: &ContainerDir,
+    idmap: &IdMap,
+    layers: &[PathBuf],
+    mounts: &[ResolvedMount],
+) -> Result<(), EngineError> {
+    for mount in mounts {
+        let Some(name) = &mount.volume else { continue };
+        match &mount.request.source {
+            MountSource::Volume { copy, .. } => {
+                let copy = copy.then_some((layers, mount.request.destination.as_path()));
+                volumes::make_ready(state, name, idmap, copy)?;
+            }
+            _ => volumes::make_anonymous(state, name, &directory.id)?,
+        }
+    }
+    Ok(())
 }
 
 /// Resolves a bind's source once; what lies in coracle's own state is refused.

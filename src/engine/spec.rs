@@ -67,6 +67,8 @@ pub struct ResolvedMount {
     pub request: MountRequest,
     /// The host directory or file; None for tmpfs.
     pub source: Option<PathBuf>,
+    /// The volume's name.
+    pub volume: Option<String>,
 }
 
 /// Builds the specification.
@@ -203,7 +205,7 @@ fn requested_mount(mount: &ResolvedMount) -> Mount {
             }
             "tmpfs"
         }
-        MountSource::Bind { .. } | MountSource::Anonymous => {
+        MountSource::Bind { .. } | MountSource::Anonymous | MountSource::Volume { .. } => {
             options.push(if given("bind") { "bind" } else { "rbind" }.into());
             if !request.options.iter().any(|option| option.ends_with("private") || option.ends_with("slave")) {
                 options.push("rprivate".into());
@@ -270,6 +272,7 @@ mod tests {
         ResolvedMount {
             request: MountRequest::from_volume(&format!("{source}:{destination}")).unwrap(),
             source: Some(source.into()),
+            volume: None,
         }
     }
 

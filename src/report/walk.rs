@@ -31,6 +31,7 @@ fn opened<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stat
             EngineError::Spec(inner) => Some(inner),
             EngineError::Process(inner) => Some(inner),
             EngineError::User(inner) => Some(inner),
+            EngineError::Volume(inner) => Some(inner),
             _ => None,
         };
     }
