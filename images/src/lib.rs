@@ -14,6 +14,7 @@ pub mod load;
 pub mod login;
 pub mod lookup;
 mod metadata;
+pub mod pack;
 pub mod platform;
 pub mod progress;
 pub mod pull;

@@ -21,6 +21,7 @@ pub mod seccomp;
 mod subid;
 #[expect(unsafe_code, reason = "the one place for system calls without a safe face")]
 mod sys;
+pub mod tree;
 pub mod userns;
 
 pub use exec::{ExecOptions, exec};

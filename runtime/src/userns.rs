@@ -27,6 +27,35 @@ const EXIT_BROKEN: i32 = 255;
 /// the caller meanwhile reach the child. The child dies with the caller. The caller must be
 /// single-threaded; `work` may start threads.
 pub fn run_in(map: &IdMap, work: impl FnOnce() -> i32) -> Result<i32, LaunchFailure> {
+    run_while(map, work, accompany)
+}
+
+/// Like [`run_in`], and runs `beside` on a thread of the caller while the child works.
+///
+/// The child has a copy of everything that `beside` holds; it has to close what must be closed.
+pub fn run_beside<T: Send>(
+    map: &IdMap,
+    work: impl FnOnce() -> i32,
+    beside: impl FnOnce() -> T + Send,
+) -> Result<(i32, T), LaunchFailure> {
+    run_while(map, work, |cloned, watched| {
+        std::thread::scope(|scope| {
+            let beside = scope.spawn(beside);
+            let code = accompany(cloned, watched)?;
+            match beside.join() {
+                Ok(given) => Ok((code, given)),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    })
+}
+
+/// Starts `work` in a child and does `meanwhile` once the child is ready, which waits for its end.
+fn run_while<T>(
+    map: &IdMap,
+    work: impl FnOnce() -> i32,
+    meanwhile: impl FnOnce(&Cloned, SignalSet) -> Result<T, LaunchFailure>,
+) -> Result<T, LaunchFailure> {
     default_child_signal();
     // What is still buffered would otherwise be printed by both.
     let _ = std::io::stdout().flush();
@@ -50,7 +79,7 @@ pub fn run_in(map: &IdMap, work: impl FnOnce() -> i32) -> Result<i32, LaunchFail
         code
     });
     let result = cloned.fault(Stage::Namespaces, "create", "user namespace").and_then(|cloned| {
-        let finished = accompany(map, &cloned, &ours, watched);
+        let finished = introduce(map, &cloned, &ours).and_then(|()| meanwhile(&cloned, watched));
         if finished.is_err() {
             // It may be gone already; waiting is what counts.
             let _ = send_signal(cloned.pid, libc::SIGKILL);
@@ -73,24 +102,22 @@ fn begin(channel: &std::os::fd::OwnedFd) -> Result<(), LaunchFailure> {
     channel::send(channel, &Message::Ready).fault(Stage::Ids, "tell", "launcher")
 }
 
-fn accompany(
-    map: &IdMap,
-    cloned: &Cloned,
-    ours: &std::os::fd::OwnedFd,
-    watched: SignalSet,
-) -> Result<i32, LaunchFailure> {
+/// Maps the child's ids and hears that it is ready.
+fn introduce(map: &IdMap, cloned: &Cloned, ours: &std::os::fd::OwnedFd) -> Result<(), LaunchFailure> {
     idmap::write(cloned.pid, map)?;
     match channel::send(ours, &Message::Mapped) {
         Ok(()) | Err(Errno::PIPE) => {}
         Err(errno) => return Err(errno).fault(Stage::Ids, "tell", "child"),
     }
     match channel::receive(ours).fault(Stage::Ids, "hear from", "child")? {
-        Some(Message::Ready) => {}
-        Some(Message::Failure(failure)) => return Err(failure),
-        _ => {
-            return Err(LaunchFailure::rule(Stage::Ids, "child", "ended without a word"));
-        }
+        Some(Message::Ready) => Ok(()),
+        Some(Message::Failure(failure)) => Err(failure),
+        _ => Err(LaunchFailure::rule(Stage::Ids, "child", "ended without a word")),
     }
+}
+
+/// Waits for the child's end and passes signals on.
+fn accompany(cloned: &Cloned, watched: SignalSet) -> Result<i32, LaunchFailure> {
     loop {
         if let Some(exit) = ended(cloned, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)? {
             return Ok(exit.status());

@@ -102,6 +102,10 @@ pub enum EntryProblem {
     IdRange,
     #[error("device number out of range")]
     DeviceRange,
+    #[error("it is no directory and would replace one")]
+    OverDirectory,
+    #[error("it is a directory and would replace something else")]
+    OverFile,
     #[error("it is on another filesystem")]
     OtherFilesystem,
 }

@@ -13,7 +13,8 @@ pub(super) const BLOCK_BYTES: usize = 512;
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+#[expect(missing_docs, reason = "the names of file types say it all")]
+pub enum Kind {
     File,
     HardLink,
     Symlink,

@@ -9,6 +9,7 @@
 mod archive;
 mod directories;
 mod error;
+mod extract;
 mod header;
 mod ids;
 mod pax;
@@ -26,9 +27,10 @@ use rustix::io::Errno;
 pub(crate) use archive::{Archive, drain};
 pub(crate) use error::quote;
 pub use error::{ArchiveProblem, EntryProblem, UnpackError};
-pub(crate) use header::Kind;
+pub use extract::{Destination, ExtractOptions, TOP, extract};
+pub use header::Kind;
 pub(crate) use tree::OPAQUE_XATTR;
-pub(crate) use xattrs::{clear as clear_xattrs, copy as copy_xattrs};
+pub(crate) use xattrs::{clear as clear_xattrs, copy as copy_xattrs, read as read_xattrs};
 
 use crate::layer::Ownership;
 use crate::limits::{self, Limits};
@@ -91,6 +93,7 @@ pub fn unpack_layer(reader: impl BufRead, root: OwnedFd, options: &UnpackOptions
         notes: Notes::default(),
         report: UnpackReport::default(),
         options,
+        is_layer: true,
     };
     extractor.note_implicit(b"")?;
     while let Some(entry) = archive.next_entry()? {
@@ -106,12 +109,14 @@ struct Extractor<'a> {
     notes: Notes,
     report: UnpackReport,
     options: &'a UnpackOptions<'a>,
+    /// Else an archive of files, which has no whiteouts and whose directories it lists.
+    is_layer: bool,
 }
 
 impl Extractor<'_> {
     fn apply<R: BufRead>(&mut self, entry: &Entry, archive: &mut Archive<R>) -> Result<(), UnpackError> {
         self.count(entry)?;
-        let place = place::of_entry(&entry.path)?;
+        let place = if self.is_layer { place::of_entry(&entry.path)? } else { place::of_file(&entry.path)? };
         let refuse = |problem| UnpackError::Entry { path: quote(&entry.path), problem };
         match place.target {
             Target::Ignored => {
@@ -210,7 +215,9 @@ impl Extractor<'_> {
     /// Metadata of a hard link is that of its target, which the target's own entry has set.
     fn hard_link(&mut self, entry: &Entry, place: &Place) -> Result<(), UnpackError> {
         let refuse = |problem| UnpackError::Entry { path: quote(&entry.path), problem };
-        let (directory, name) = place::of_hard_link(&entry.link).map_err(refuse)?;
+        let (directory, name) =
+            if self.is_layer { place::of_hard_link(&entry.link) } else { place::of_plain_link(&entry.link) }
+                .map_err(refuse)?;
         let found = match self.tree.existing(&directory, &name) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Err(refuse(EntryProblem::HardLinkTarget)),
             other => other.map_err(|errno| failure("open the target of", &entry.path, errno))?,
@@ -262,6 +269,9 @@ impl Extractor<'_> {
     }
 
     fn note_implicit(&mut self, path: &[u8]) -> Result<(), UnpackError> {
+        if !self.is_layer {
+            return Ok(());
+        }
         let owner = self.ids.owner(self.options.ownership, path, 0, 0)?;
         let (mode, mtime) = (IMPLICIT_DIRECTORY_MODE, Timestamp::default());
         let metadata = Metadata { is_implicit: true, mode, owner, mtime };

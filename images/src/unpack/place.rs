@@ -62,6 +62,19 @@ pub(super) fn of_entry(path: &[u8]) -> Result<Place, UnpackError> {
     Ok(Place { target: Target::Whiteout, directory, name: hidden.to_vec() })
 }
 
+/// Cleans the name of an entry of an archive that is no layer: `.wh.` means nothing there.
+pub(super) fn of_file(path: &[u8]) -> Result<Place, UnpackError> {
+    let (directory, name) = split(path).map_err(|problem| UnpackError::Entry { path: quote(path), problem })?;
+    let target = if name.is_some() { Target::Entry } else { Target::Root };
+    Ok(Place { target, directory, name: name.unwrap_or_default() })
+}
+
+/// Cleans the target of a hard link in such an archive.
+pub(super) fn of_plain_link(target: &[u8]) -> Result<(Vec<u8>, Vec<u8>), EntryProblem> {
+    let (directory, name) = split(target)?;
+    Ok((directory, name.ok_or(EntryProblem::HardLinkTarget)?))
+}
+
 /// Cleans the target of a hard link, which is named like an entry of the same archive.
 pub(super) fn of_hard_link(target: &[u8]) -> Result<(Vec<u8>, Vec<u8>), EntryProblem> {
     let (directory, name) = split(target)?;

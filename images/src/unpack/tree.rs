@@ -38,6 +38,9 @@ pub(super) struct Tree {
     last: Option<Resolved>,
     /// Directories made without an entry of their own since the last call of `take_implicit`.
     implicit: Vec<Vec<u8>>,
+    /// A tree that other things are in already: what is mounted in it belongs to it, directories and
+    /// other things do not replace each other, and a device hides nothing.
+    is_shared: bool,
 }
 
 /// What was at a name before.
@@ -52,7 +55,12 @@ pub(super) enum Before {
 impl Tree {
     /// Takes an open root directory.
     pub fn new(root: OwnedFd) -> Tree {
-        Tree { root, last: None, implicit: Vec::new() }
+        Tree { root, last: None, implicit: Vec::new(), is_shared: false }
+    }
+
+    /// Takes the root directory of a tree that is no layer.
+    pub fn shared(root: OwnedFd) -> Tree {
+        Tree { is_shared: true, ..Tree::new(root) }
     }
 
     /// Takes the list of directories that were made only because something is below them.
@@ -67,7 +75,7 @@ impl Tree {
             return Ok(self.root.as_fd());
         }
         if self.last.as_ref().is_none_or(|last| last.path != path) {
-            let fd = match open_directory(self.root.as_fd(), path) {
+            let fd = match self.open_directory(path) {
                 Ok(fd) => fd,
                 Err(Errno::NOENT | Errno::NOTDIR) => self.make_directories(path)?,
                 Err(errno) => return Err(failure("open", path, errno)),
@@ -81,13 +89,13 @@ impl Tree {
     pub fn open_existing_directory(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let path = if path.is_empty() { b"." } else { path };
-        resolve(self.root.as_fd(), path, flags)
+        resolve(self.root.as_fd(), path, flags, self.is_shared)
     }
 
     /// Finds something that already exists, without following it: `(its directory, itself)`.
     pub fn existing(&self, directory: &[u8], name: &[u8]) -> Result<(OwnedFd, OwnedFd), Errno> {
         let directory = if directory.is_empty() { b"." } else { directory };
-        let directory = open_directory(self.root.as_fd(), directory)?;
+        let directory = self.open_directory(directory)?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let found = fs::openat(&directory, name, flags, Mode::empty())?;
         Ok((directory, found))
@@ -104,6 +112,12 @@ impl Tree {
         };
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory if keep_directory => Ok(Before::Directory),
+            FileType::Directory if self.is_shared => {
+                Err(UnpackError::Entry { path: quote(&join(directory, name)), problem: EntryProblem::OverDirectory })
+            }
+            _ if self.is_shared && keep_directory => {
+                Err(UnpackError::Entry { path: quote(&join(directory, name)), problem: EntryProblem::OverFile })
+            }
             FileType::Directory => {
                 removal::remove_at(parent, name).map_err(describe)?;
                 self.last = None;
@@ -193,7 +207,7 @@ impl Tree {
         let mut todo: VecDeque<Vec<u8>> = components(path).map(<[u8]>::to_vec).collect();
         let mut done: Vec<Vec<u8>> = Vec::new();
         let mut links_left = limits::SYMLINKS_FOLLOWED_MAX;
-        let mut here = open_directory(self.root.as_fd(), b".").map_err(|errno| failure("open", path, errno))?;
+        let mut here = self.open_directory(b".").map_err(|errno| failure("open", path, errno))?;
         while let Some(name) = todo.pop_front() {
             if name == b".." {
                 done.pop();
@@ -209,6 +223,7 @@ impl Tree {
                     self.implicit.push(done.join(&b'/'));
                     continue;
                 }
+                Step::Whiteout if self.is_shared => return Err(refuse(EntryProblem::NotADirectory)),
                 Step::Whiteout => {
                     here = make_and_open(here.as_fd(), &name, true)
                         .map_err(|errno| failure("create directory", path, errno))?;
@@ -236,7 +251,11 @@ impl Tree {
 
     fn reopen(&self, done: &[Vec<u8>], path: &[u8]) -> Result<OwnedFd, UnpackError> {
         let joined = if done.is_empty() { b".".to_vec() } else { done.join(&b'/') };
-        open_directory(self.root.as_fd(), &joined).map_err(|errno| failure("open", path, errno))
+        self.open_directory(&joined).map_err(|errno| failure("open", path, errno))
+    }
+
+    fn open_directory(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        resolve(self.root.as_fd(), path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, self.is_shared)
     }
 }
 
@@ -290,12 +309,11 @@ fn set_opaque(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
     fs::fsetxattr(&fd, OPAQUE_XATTR, b"y", fs::XattrFlags::empty())
 }
 
-fn open_directory(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
-    resolve(root, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC)
-}
-
-fn resolve(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+fn resolve(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, cross_mounts: bool) -> Result<OwnedFd, Errno> {
+    let mut how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    if !cross_mounts {
+        how |= ResolveFlags::NO_XDEV;
+    }
     for _ in 1..RESOLVE_ATTEMPTS_MAX {
         match fs::openat2(root, path, flags, Mode::empty(), how) {
             Err(Errno::AGAIN | Errno::INTR) => {}

@@ -11,6 +11,9 @@ use rustix::io::Errno;
 
 use crate::limits;
 
+/// Name and value.
+pub(crate) type Attribute = (Vec<u8>, Vec<u8>);
+
 const CAPABILITY: &[u8] = b"security.capability";
 const USER_PREFIX: &[u8] = b"user.";
 const OVERLAY_PREFIX: &[u8] = b"user.overlay.";
@@ -45,6 +48,22 @@ pub(crate) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno
         set(to, &[(name.to_vec(), value)])?;
     }
     Ok(())
+}
+
+/// Reads what [`set`] may set.
+pub(crate) fn read(from: BorrowedFd<'_>) -> Result<Vec<Attribute>, Errno> {
+    let mut found = Vec::new();
+    for name in names(from)?.split(|byte| *byte == 0).filter(|name| is_allowed(name)) {
+        let mut value = vec![0u8; limits::XATTR_VALUE_BYTES_MAX];
+        let length = match fs::fgetxattr(from, name, &mut value) {
+            // Taken away since the names were listed.
+            Err(Errno::NODATA) => continue,
+            other => other?,
+        };
+        value.truncate(length);
+        found.push((name.to_vec(), value));
+    }
+    Ok(found)
 }
 
 /// Removes what [`set`] may have set.

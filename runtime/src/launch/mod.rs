@@ -11,13 +11,13 @@ mod copyup;
 pub(crate) mod devices;
 pub(crate) mod fault;
 mod identity;
-mod inside;
+pub(crate) mod inside;
 pub(crate) mod join;
-mod mounting;
+pub(crate) mod mounting;
 mod options;
 pub(crate) mod program;
 mod reaper;
-mod rootfs;
+pub(crate) mod rootfs;
 mod running;
 
 pub use options::{Gate, LaunchOptions, Namespaces, OnNamespaces, Rootfs, Stdio};
