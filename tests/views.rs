@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::env::{TestEnv, fixtures};
+use crate::env::{TestEnv, fixtures, wait_until};
+use crate::require;
 
 fn hello(env: &TestEnv, name: &str) {
     env.coracle(&["run", "--name", name, "--network", "none", "coracle/hello"]).ok();
@@ -215,4 +216,44 @@ fn events_tell_what_happened() {
     assert_eq!(events(&["-f", "container=other"]).ok(), "");
     assert_ne!(events(&["-f", "container=web", "-f", "image=coracle/hello"]).ok(), "");
     events(&["-f", "wat=1"]).refused(1).says("\"wat\" is not implemented");
+}
+
+#[test]
+fn a_running_container_is_looked_at() {
+    require!();
+    let env = TestEnv::new();
+    let image = env.image("busybox");
+    let script = "sleep 1000 & echo ready; while [ ! -e /tmp/end ]; do sleep 0.05; done";
+    let mut run = env.container(&["--name", "web", "--tmpfs", "/tmp", &image, "sh", "-c", script]).spawn();
+    run.wait_for("ready");
+    let status = env.coracle(&["ps", "--format", "{{.State}}: {{.Status}}"]).ok();
+    assert!(status.starts_with("running: Up ") && !status.contains("ago"), "{status}");
+    assert!(env.coracle(&["ps", "--no-trunc", "--format", "{{.Command}}"]).ok().starts_with("\"sh -c 'sleep 1000"));
+    let pid = env.coracle(&["inspect", "-f", "{{.State.Pid}}", "web"]).ok();
+    assert!(std::path::Path::new(&format!("/proc/{pid}")).exists(), "{pid}");
+
+    let top = env.coracle(&["top", "web"]).ok();
+    let lines: Vec<&str> = top.lines().collect();
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(lines[0]), ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]);
+    assert_eq!(words(lines[1])[..2], ["root".to_owned(), pid], "{top}");
+    assert!(top.contains("sleep 1000") && !top.contains("coracle"), "the container's processes and no others: {top}");
+    assert!(env.coracle(&["top", "web", "-o", "pid,comm"]).ok().starts_with("PID       COMMAND"));
+    env.coracle(&["top", "web", "--forest"]).outcome().refused(1).says("--forest");
+
+    let stats = env.coracle(&["stats", "--no-stream", "--format", "json", "web"]).outcome();
+    let row: Value = serde_json::from_str(&stats.ok()).unwrap();
+    assert_eq!(row["Name"], "web");
+    assert!(row["PIDs"].as_str().unwrap().parse::<u32>().unwrap() >= 2, "{row}");
+    assert!(row["MemUsage"].as_str().unwrap().contains("iB / "), "{row}");
+    assert!(row["CPUPerc"].as_str().unwrap().ends_with('%'), "{row}");
+    env.coracle(&["port", "web"]).ok();
+    env.coracle(&["port", "web", "80"]).outcome().refused(1).says("80/tcp");
+
+    run.signal(nix::sys::signal::Signal::SIGKILL);
+    drop(run);
+    wait_until("the killed container to be gone", || env.coracle(&["ps", "-q"]).ok().is_empty());
+    env.coracle(&["top", "web"]).outcome().refused(1).says("not running");
+    // The next run removes what is left of the killed one.
+    env.container(&[&image, "true"]).ok();
 }

@@ -19,6 +19,7 @@ use std::io::Write;
 
 use serde_json::Value;
 
+pub use columns::align;
 pub use evaluate::Mode;
 use parse::Node;
 
@@ -113,6 +114,14 @@ impl Format {
         };
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         Ok(())
+    }
+
+    /// Writes the rows to standard output; says whether anybody still reads it.
+    pub fn print_open(&self, rows: &[Value]) -> Result<bool, FormatError> {
+        let mut text = Vec::new();
+        self.write(&mut text, rows)?;
+        let mut out = std::io::stdout().lock();
+        Ok(out.write_all(&text).and_then(|()| out.flush()).is_ok())
     }
 
     /// Writes the rows to standard output.

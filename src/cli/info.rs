@@ -78,7 +78,8 @@ fn document(engine: &Engine, facts: &host::HostFacts) -> Result<Value, CliError>
     }))
 }
 
-fn memory_bytes() -> u64 {
+/// Gives the memory of the host.
+pub fn memory_bytes() -> u64 {
     let memory = fs_err::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
     total.and_then(|kib| kib.parse::<u64>().ok()).map_or(0, |kib| kib << 10)

@@ -16,6 +16,7 @@ mod logs;
 mod man;
 mod moment;
 mod nouns;
+mod port;
 mod progress;
 mod ps;
 mod pull;
@@ -24,8 +25,10 @@ mod rm;
 mod rmi;
 mod run;
 mod save;
+mod stats;
 mod table;
 mod tag;
+mod top;
 mod version;
 mod volume;
 mod words;
@@ -56,6 +59,9 @@ enum Command {
     Run(Box<run::RunArgs>),
     Ps(ps::PsArgs),
     Logs(logs::LogsArgs),
+    Top(top::TopArgs),
+    Stats(stats::StatsArgs),
+    Port(port::PortArgs),
     Events(events::EventsArgs),
     Rm(rm::RmArgs),
     Pull(pull::PullArgs),
@@ -96,6 +102,9 @@ fn dispatch(root: Option<PathBuf>, command: Command) -> Result<ExitCode, CliErro
         Command::Run(args) => run::run(root, *args).map_err(|error| error.with_exit_code(EXIT_CORACLE_FAILED)),
         Command::Ps(args) => ps::run(root, args),
         Command::Logs(args) => logs::run(root, args),
+        Command::Top(args) => top::run(root, args),
+        Command::Stats(args) => stats::run(root, args),
+        Command::Port(args) => port::run(root, args),
         Command::Events(args) => events::run(root, args),
         Command::Rm(args) => rm::run(root, args),
         Command::Pull(args) => pull::run(root, args),

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 
 use super::inspect::Kind;
-use super::{Command, history, images, inspect, load, logs, ps, pull, push, rm, rmi, run, save, tag};
+use super::{Command, history, images, inspect, load, logs, port, ps, pull, push, rm, rmi, run, save, stats, tag, top};
 
 /// Names what can be done to containers.
 #[derive(Subcommand)]
@@ -14,6 +14,9 @@ pub enum ContainerCommand {
     Rm(rm::RmArgs),
     Inspect(inspect::InspectArgs),
     Logs(logs::LogsArgs),
+    Top(top::TopArgs),
+    Stats(stats::StatsArgs),
+    Port(port::PortArgs),
 }
 
 /// Names what can be done to images.
@@ -37,6 +40,9 @@ impl From<ContainerCommand> for Command {
         match command {
             ContainerCommand::Run(args) => Self::Run(args),
             ContainerCommand::Ls(args) => Self::Ps(args),
+            ContainerCommand::Top(args) => Self::Top(args),
+            ContainerCommand::Stats(args) => Self::Stats(args),
+            ContainerCommand::Port(args) => Self::Port(args),
             ContainerCommand::Logs(args) => Self::Logs(args),
             ContainerCommand::Rm(args) => Self::Rm(args),
             ContainerCommand::Inspect(args) => Self::Inspect(args.only(Kind::Container)),

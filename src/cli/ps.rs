@@ -220,7 +220,7 @@ fn name_matches(wanted: &str, name: &str) -> bool {
 /// Gives a container under docker's names.
 fn row(container: &Container, whole: bool) -> Value {
     let record = &container.record;
-    let command = record.argv.join(" ");
+    let command = command_line(&record.argv);
     let short = command.chars().count() > COMMAND_CHARS && !whole;
     let command = if short { command.chars().take(COMMAND_CHARS - 1).chain(['…']).collect() } else { command };
     let labels: Vec<String> = record.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -244,6 +244,12 @@ fn row(container: &Container, whole: bool) -> Value {
         "Networks": words::network(&record.network),
         "Size": "0B",
     })
+}
+
+/// Joins a command as docker does: arguments with a space stand between single quotes.
+fn command_line(argv: &[String]) -> String {
+    let words = argv.iter().map(|word| if word.contains(' ') { format!("'{word}'") } else { word.clone() });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 fn seconds(moment_ns: u64) -> i64 {

@@ -3,6 +3,7 @@
 //! A command line (and later an API) hands plain options in and gets typed errors out; nothing here
 //! prints or exits.
 
+pub mod consumption;
 #[expect(dead_code, reason = "the commands that use the rest come next")]
 pub mod container;
 #[expect(dead_code, reason = "the commands that use the rest come next")]
@@ -21,6 +22,7 @@ pub mod options;
 pub mod ports;
 mod prepare;
 mod process;
+pub mod processes;
 pub mod record;
 pub mod registry;
 pub mod run;
