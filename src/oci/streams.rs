@@ -16,14 +16,16 @@ const FIRST_PRESERVED: RawFd = 3;
 /// sockaddr_un has room for this many bytes of a path, with the ending NUL (unix(7)).
 const SOCKET_PATH_BYTES: usize = 108;
 
-/// Gives the numbers of the descriptors that `--preserve-fds` names; each must be open.
+/// Gives the numbers of the descriptors that `--preserve-fds` names. Callers give a number that
+/// covers theirs, so gaps are fine; but one that names no open descriptor at all is an error.
 pub fn preserved(count: u32) -> Result<Vec<RawFd>, OciError> {
     let last = FIRST_PRESERVED.saturating_add_unsigned(count);
-    let numbers: Vec<RawFd> = (FIRST_PRESERVED..last).collect();
-    match numbers.iter().find(|number| !Path::new(&format!("/proc/self/fd/{number}")).exists()) {
-        Some(number) => Err(OciError::PreservedFd(*number)),
-        None => Ok(numbers),
+    let is_open = |number: &RawFd| fs_err::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok();
+    let numbers: Vec<RawFd> = (FIRST_PRESERVED..last).filter(is_open).collect();
+    if count > 0 && numbers.is_empty() {
+        return Err(OciError::PreservedFd(FIRST_PRESERVED));
     }
+    Ok(numbers)
 }
 
 /// Checks that a terminal has somebody to go to (C18).

@@ -8,6 +8,7 @@ use rustix::process::{Gid, Uid, setrlimit, umask};
 use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::fault::Fault;
+use super::scheduling::schedule;
 use crate::caps::{CapSet, CapabilitySets};
 use crate::failure::{LaunchFailure, Stage};
 use crate::plan::ProcessPlan;
@@ -39,6 +40,7 @@ pub(crate) fn limit(process: &ProcessPlan) -> Result<(), LaunchFailure> {
 /// Without no_new_privs the filter has to be loaded while CAP_SYS_ADMIN is still there; it then sees
 /// the rest of this function.
 pub(crate) fn assume(process: &ProcessPlan) -> Result<(), LaunchFailure> {
+    schedule(&process.scheduling)?;
     let (mut sets, _lost) = process.capabilities.grantable(CapSet::held().map_err(unkept)?);
     if process.uid != 0 {
         // All that is effective after execve; anything more would only help this process to reach

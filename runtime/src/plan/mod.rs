@@ -8,15 +8,18 @@ pub(crate) mod flags;
 mod mounts;
 mod namespaces;
 mod process;
+mod scheduling;
 
 pub(crate) use confine::Confinement;
 pub(crate) use mounts::{DeviceNode, MountSource, MountStep, fit_ids, may_cover};
 pub(crate) use namespaces::NamespacePlan;
 pub(crate) use process::{ProcessPlan, plan as plan_process};
+pub(crate) use scheduling::Scheduling;
 
 use oci_spec::runtime::Spec;
 
 use crate::failure::{LaunchFailure, Stage};
+use crate::hooks::Moment;
 use crate::idmap::{IdMap, IdRange};
 use crate::sys::CloneFlags;
 
@@ -26,11 +29,15 @@ pub(crate) struct Plan {
     pub(crate) namespaces: NamespacePlan,
     /// The ids of a new user namespace; `None` when none is created.
     pub(crate) idmap: Option<IdMap>,
+    /// Lines for the clocks of a new time namespace.
+    pub(crate) time_offsets: Vec<String>,
     /// Propagation of the whole tree before the root is mounted, as `MS_*`.
     pub(crate) root_propagation: u64,
     pub(crate) mounts: Vec<MountStep>,
     pub(crate) confinement: Confinement,
     pub(crate) root_readonly: bool,
+    /// Whether hooks run between the mounts and the change of the root.
+    pub(crate) hooks_before_root: bool,
     pub(crate) process: ProcessPlan,
 }
 
@@ -55,10 +62,16 @@ pub(crate) fn plan(spec: &Spec, idmap: Option<&IdMap>) -> Result<Plan, LaunchFai
     }
     let mut process = process::plan(process, idmap.as_ref())?;
     process.setgroups_denied |= namespaces.joins(CloneFlags::USER);
+    process.scheduling.add_container(linux)?;
+    crate::hooks::check(spec.hooks().as_ref())?;
     Ok(Plan {
         root_propagation: flags::root_propagation(linux.rootfs_propagation().as_deref())?,
         mounts,
+        time_offsets: namespaces::time_offsets(linux, &namespaces)?,
         confinement: confine::plan(spec, linux, &namespaces)?,
+        hooks_before_root: [Moment::Prestart, Moment::CreateRuntime, Moment::CreateContainer]
+            .into_iter()
+            .any(|moment| !moment.of(spec.hooks().as_ref()).is_empty()),
         root_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
         process,
         namespaces,
@@ -77,29 +90,13 @@ fn refuse_unsupported(spec: &Spec) -> Result<(), LaunchFailure> {
     let asked = [
         ("linux.netDevices", linux.is_some_and(|linux| filled(linux.net_devices().as_ref().map(|map| map.len())))),
         ("linux.intelRdt", linux.is_some_and(|linux| linux.intel_rdt().is_some())),
-        ("linux.memoryPolicy", linux.is_some_and(|linux| linux.memory_policy().is_some())),
-        ("linux.personality", linux.is_some_and(|linux| linux.personality().is_some())),
-        ("linux.timeOffsets", linux.is_some_and(|linux| filled(linux.time_offsets().as_ref().map(|map| map.len())))),
         ("linux.mountLabel", linux.is_some_and(|linux| filled(linux.mount_label().as_ref().map(String::len)))),
         ("vm", spec.vm().is_some()),
-        ("hooks", spec.hooks().as_ref().is_some_and(has_hooks)),
     ];
     match asked.iter().find(|(_, asked)| *asked) {
         Some((field, _)) => Err(refuse(field, "is not supported")),
         None => Ok(()),
     }
-}
-
-fn has_hooks(hooks: &oci_spec::runtime::Hooks) -> bool {
-    let kinds = [
-        hooks.prestart(),
-        hooks.create_runtime(),
-        hooks.create_container(),
-        hooks.start_container(),
-        hooks.poststart(),
-        hooks.poststop(),
-    ];
-    kinds.iter().any(|kind| kind.as_ref().is_some_and(|list| !list.is_empty()))
 }
 
 fn filled(length: Option<usize>) -> bool {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag, PosixRlimitType, Process};
 use rustix::process::{Resource, Rlimit};
 
-use super::refuse;
+use super::{Scheduling, refuse};
 use crate::caps::CapabilitySets;
 use crate::failure::{LaunchFailure, Stage};
 use crate::idmap::IdMap;
@@ -32,6 +32,7 @@ pub(crate) struct ProcessPlan {
     pub(crate) no_new_privileges: bool,
     pub(crate) filters: Vec<Program>,
     pub(crate) filter_flags: u32,
+    pub(crate) scheduling: Scheduling,
     pub(crate) terminal: bool,
     /// Rows and columns.
     pub(crate) console_size: Option<(u16, u16)>,
@@ -76,6 +77,7 @@ pub(crate) fn plan(process: &Process, idmap: Option<&IdMap>) -> Result<ProcessPl
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         filters: Vec::new(),
         filter_flags: 0,
+        scheduling: Scheduling::of_process(process)?,
         terminal: process.terminal().unwrap_or(false),
         console_size: console_size(process)?,
     })
@@ -106,9 +108,6 @@ fn refuse_unsupported(process: &Process) -> Result<(), LaunchFailure> {
     let asked = [
         ("process.apparmorProfile", process.apparmor_profile().as_ref().is_some_and(|name| !name.is_empty())),
         ("process.selinuxLabel", process.selinux_label().as_ref().is_some_and(|label| !label.is_empty())),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
     ];
     match asked.iter().find(|(_, asked)| *asked) {
         Some((field, _)) => Err(refuse(field, "is not supported")),

@@ -55,15 +55,25 @@ fn c21_what_is_not_done_is_refused_by_name() {
     refused("process", |spec| spec["process"] = Value::Null);
     refused("linux", |spec| spec["linux"] = Value::Null);
     refused("linux.intelRdt", |spec| spec["linux"]["intelRdt"] = json!({"closID": "x"}));
-    refused("linux.personality", |spec| spec["linux"]["personality"] = json!({"domain": "LINUX32"}));
+    refused("linux.personality.flags", |spec| {
+        spec["linux"]["personality"] = json!({"domain": "LINUX32", "flags": ["x"]});
+    });
+    refused("linux.memoryPolicy.nodes", |spec| {
+        spec["linux"]["memoryPolicy"] = json!({"mode": "MPOL_BIND", "nodes": "x"});
+    });
+    refused("linux.timeOffsets", |spec| spec["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 1}}));
+    refused("linux.timeOffsets", |spec| {
+        spec["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({"type": "time"}));
+        spec["linux"]["timeOffsets"] = json!({"realtime": {"secs": 1}});
+    });
     refused("linux.netDevices", |spec| spec["linux"]["netDevices"] = json!({"eth0": {"name": "x"}}));
     refused("linux.mountLabel", |spec| spec["linux"]["mountLabel"] = json!("system_u:object_r:x:s0"));
     refused("process.apparmorProfile", |spec| spec["process"]["apparmorProfile"] = json!("docker-default"));
     refused("process.selinuxLabel", |spec| spec["process"]["selinuxLabel"] = json!("system_u:x"));
     refused("process.ioPriority", |spec| {
-        spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE", "priority": 1});
+        spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE", "priority": 9});
     });
-    refused("hooks", |spec| spec["hooks"] = json!({"poststop": [{"path": "/bin/true"}]}));
+    refused("poststop hook", |spec| spec["hooks"] = json!({"poststop": [{"path": "bin/true"}]}));
     refused("linux.rootfsPropagation", |spec| spec["linux"]["rootfsPropagation"] = json!("sideways"));
     refused("process.oomScoreAdj", |spec| spec["process"]["oomScoreAdj"] = json!(1001));
 }
