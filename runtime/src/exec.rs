@@ -13,11 +13,13 @@ use rustix::io::Errno;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use crate::failure::{LaunchFailure, Stage};
+use crate::hooks::Subject;
 use crate::idmap::{IdMap, read_map};
 use crate::launch::channel;
 use crate::launch::devices::{open_ptmx, open_terminal};
 use crate::launch::fault::Fault;
 use crate::launch::join::clone_inside;
+use crate::launch::listener::Listener;
 use crate::launch::program::{self, Departure, Hold, Streams, follow_parent, set_streams};
 use crate::launch::scheduling::{bind_first, bind_last};
 use crate::launch::{Gate, Launched, Running, Stdio, become_root, limit, open_namespace, send_master};
@@ -36,6 +38,8 @@ pub struct ExecOptions<'a> {
     pub seccomp: Option<&'a LinuxSeccomp>,
     /// What the container's specification gives all its processes: personality and memory policy.
     pub linux: Option<&'a Linux>,
+    /// The container, for its seccomp agent.
+    pub subject: Option<&'a Subject>,
     /// Standard streams.
     pub stdio: Stdio<'a>,
     /// Descriptors that the program keeps under their numbers.
@@ -55,6 +59,7 @@ impl<'a> ExecOptions<'a> {
             process,
             seccomp: None,
             linux: None,
+            subject: None,
             stdio: Stdio::Inherit,
             keep_fds: &[],
             die_with_parent: false,
@@ -91,6 +96,8 @@ pub fn exec(options: ExecOptions<'_>) -> Result<Running, LaunchFailure> {
         return Err(LaunchFailure::rule(Stage::Plan, "process.terminal", "does not fit the standard streams"));
     }
     let userns = open_namespace(options.pid, "user")?;
+    let state = || options.subject.map_or(serde_json::Value::Null, |subject| subject.state("running", options.pid));
+    let listener = process.listener.as_ref().map(|plan| Listener::connect(plan, state())).transpose()?;
     let (ours, theirs) = channel::pair().fault(Stage::Prepare, "make", "channel")?;
     let cloned = clone_inside(
         || {
@@ -106,7 +113,7 @@ pub fn exec(options: ExecOptions<'_>) -> Result<Running, LaunchFailure> {
         &CloneOptions { flags: crate::sys::CloneFlags::default(), cgroup: options.cgroup },
         &ours,
         theirs,
-        |channel| run(&options, &process, idmap.as_ref(), channel),
+        |channel| run(&options, &process, idmap.as_ref(), listener.as_ref(), channel),
     )?;
     let launched = Launched { cloned, channel: ours };
     launched.conclude(&Gate::Immediate, userns, None).inspect_err(|_| launched.abandon())
@@ -141,7 +148,13 @@ fn map_of(pid: i32) -> Result<IdMap, LaunchFailure> {
 }
 
 /// Runs in the container, in the child that becomes the process.
-fn run(options: &ExecOptions<'_>, process: &ProcessPlan, idmap: Option<&IdMap>, channel: OwnedFd) -> i32 {
+fn run(
+    options: &ExecOptions<'_>,
+    process: &ProcessPlan,
+    idmap: Option<&IdMap>,
+    listener: Option<&Listener>,
+    channel: OwnedFd,
+) -> i32 {
     if let Err(failure) = settle(options, process, idmap, &channel) {
         return program::report(&channel, failure);
     }
@@ -149,6 +162,7 @@ fn run(options: &ExecOptions<'_>, process: &ProcessPlan, idmap: Option<&IdMap>, 
         process,
         hooks: &[],
         subject: None,
+        listener,
         hold: Hold::Nothing,
         keep_fds: options.keep_fds,
         die_with_parent: options.die_with_parent,

@@ -9,8 +9,7 @@ use coracle_runtime::bundle::{self, Config};
 use coracle_runtime::container::{Container, Id, Identity, Lock, State, Status, timestamp};
 use coracle_runtime::hooks::{self, Moment, Subject};
 use coracle_runtime::{
-    Gate, HostIds, IdMap, LaunchFailure, LaunchOptions, Namespaces, Rootfs, Running, Stage, Stdio, UserNs, idmap,
-    launch, open_gate, seal,
+    Gate, LaunchFailure, LaunchOptions, Namespaces, Rootfs, Running, Stage, Stdio, launch, open_gate, seal,
 };
 use coracle_shim::Foreground;
 use oci_spec::runtime::{Hooks, Spec};

@@ -13,7 +13,7 @@ use oci_spec::runtime::{Process, Spec};
 use std::os::fd::AsFd;
 
 use super::Context;
-use super::create::config_of;
+use super::create::{config_of, subject};
 use super::error::OciError;
 use super::streams::{check_console, connect_console, preserved, send_console, write_pid};
 
@@ -87,6 +87,8 @@ pub fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, OciError> {
     };
     let mut options = ExecOptions::new(state.init.pid, pidfd.as_fd(), &process);
     options.seccomp = config.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    let subject = subject(&state);
+    options.subject = Some(&subject);
     options.linux = config.spec.linux().as_ref();
     options.stdio = if terminal { Stdio::Console } else { Stdio::Inherit };
     options.keep_fds = &keep_fds;

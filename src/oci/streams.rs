@@ -20,12 +20,19 @@ const SOCKET_PATH_BYTES: usize = 108;
 /// covers theirs, so gaps are fine; but one that names no open descriptor at all is an error.
 pub fn preserved(count: u32) -> Result<Vec<RawFd>, OciError> {
     let last = FIRST_PRESERVED.saturating_add_unsigned(count);
-    let is_open = |number: &RawFd| fs_err::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok();
-    let numbers: Vec<RawFd> = (FIRST_PRESERVED..last).filter(is_open).collect();
+    let numbers: Vec<RawFd> = (FIRST_PRESERVED..last).filter(|number| is_inherited(*number)).collect();
     if count > 0 && numbers.is_empty() {
         return Err(OciError::PreservedFd(FIRST_PRESERVED));
     }
     Ok(numbers)
+}
+
+/// Whether a descriptor is the caller's: our own all close on execve, and never get through.
+fn is_inherited(number: RawFd) -> bool {
+    const CLOSE_ON_EXEC: u32 = OFlags::CLOEXEC.bits();
+    let text = fs_err::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+    let flags = text.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & CLOSE_ON_EXEC == 0)
 }
 
 /// Checks that a terminal has somebody to go to (C18).

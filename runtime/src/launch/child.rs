@@ -18,9 +18,11 @@ use super::channel::{self, Message};
 use super::devices::{self, Terminal};
 use super::fault::Fault;
 use super::inside::{Inside, Shape};
+use super::listener::Listener;
 use super::mounting::{self, Mounted, PROC_MAGIC};
 use super::options::{Rootfs, Stdio};
 use super::program::{self, Departure, Hold, Streams, follow_parent, hide, set_streams, show};
+use super::sources::Sources;
 use super::{confining, identity, rootfs};
 use crate::failure::{LaunchFailure, Stage};
 use crate::hooks::{self, Moment, Subject};
@@ -33,6 +35,8 @@ pub(crate) struct Child<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) subject: &'a Subject,
     pub(crate) hooks: Option<&'a Hooks>,
+    pub(crate) sources: &'a Sources,
+    pub(crate) listener: Option<&'a Listener>,
     pub(crate) rootfs: &'a Rootfs,
     pub(crate) bundle: &'a Path,
     pub(crate) stdio: Stdio<'a>,
@@ -62,6 +66,7 @@ pub(crate) fn run(child: Child<'_>, channel: OwnedFd) -> i32 {
         process,
         hooks: Moment::StartContainer.of(child.hooks),
         subject: Some(child.subject),
+        listener: child.listener,
         hold: child.hold,
         keep_fds: child.keep_fds,
         die_with_parent: child.die_with_parent,
@@ -89,7 +94,7 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
     let owns_namespace = plan.namespaces.creates_user();
     rootfs::detach_propagation(plan.root_propagation, owns_namespace)?;
     let mounts = fitting_mounts(plan, joined.as_ref());
-    let sources = mounting::open_sources(&mounts, child.bundle)?;
+    let sources = mounting::open_sources(&mounts, &child.sources.binds, child.bundle)?;
     let has = |id: fn(&IdMap) -> Option<u32>| idmap.is_some_and(|map| id(map).is_some());
     identity::become_root(has(|map| map.host_uid(0)), has(|map| map.host_gid(0)))?;
     if !joins {
@@ -105,7 +110,8 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
     }
     let root = rootfs::mount_root(child.rootfs)?;
     let inside = Inside::new(&root);
-    let mut mounted = mounting::mount_all(&mounts, sources, inside)?;
+    let mut mounted = mounting::mount_all(&mounts, sources, &child.sources.nodes, inside)?;
+    devices::add_elsewhere(&plan.devices_elsewhere, &child.sources.nodes, inside)?;
     let terminal = open_terminal(child, &mounted, channel)?;
     if plan.hooks_before_root {
         channel::send(channel, &Message::Mounted).fault(Stage::Hooks, "tell", "launcher")?;

@@ -14,6 +14,7 @@ mod home;
 mod identity;
 pub(crate) mod inside;
 pub(crate) mod join;
+pub(crate) mod listener;
 pub(crate) mod mounting;
 mod options;
 pub(crate) mod program;
@@ -21,6 +22,7 @@ mod reaper;
 pub(crate) mod rootfs;
 mod running;
 pub(crate) mod scheduling;
+mod sources;
 
 pub use options::{Gate, LaunchOptions, Namespaces, OnNamespaces, Rootfs, Stdio};
 pub use running::{Exit, Running, open_gate};
@@ -45,6 +47,7 @@ use channel::Message;
 use child::Child;
 use fault::Fault;
 use join::Joined;
+use listener::Listener;
 use program::Hold;
 
 /// Starts the container's first process.
@@ -65,10 +68,15 @@ pub fn launch(options: LaunchOptions<'_>) -> Result<Running, LaunchFailure> {
     let (ours, theirs) = channel::pair().fault(Stage::Prepare, "make", "channel")?;
     let subject = Subject::new(options.id, options.spec, options.bundle);
     let hooks = options.spec.hooks().as_ref();
+    let state = || subject.state("creating", 0);
+    let listener = plan.process.listener.as_ref().map(|plan| Listener::connect(plan, state())).transpose()?;
+    let sources = sources::open(&plan, options.bundle)?;
     let child = Child {
         plan: &plan,
+        sources: &sources,
         subject: &subject,
         hooks,
+        listener: listener.as_ref(),
         rootfs: &options.rootfs,
         bundle: options.bundle,
         stdio: options.stdio,

@@ -18,6 +18,7 @@ use rustix::process::{
 use super::channel::{self, Message};
 use super::devices::Terminal;
 use super::fault::Fault;
+use super::listener::{Announcement, Listener};
 use super::{home, identity, reaper};
 use crate::failure::{LaunchFailure, Stage};
 use crate::hooks::{self, Moment, Subject};
@@ -52,6 +53,8 @@ pub(crate) struct Departure<'a> {
     /// The startContainer hooks, and whom they are told about.
     pub(crate) hooks: &'a [Hook],
     pub(crate) subject: Option<&'a Subject>,
+    /// Who answers for the filter.
+    pub(crate) listener: Option<&'a Listener>,
     pub(crate) hold: Hold,
     pub(crate) keep_fds: &'a [RawFd],
     pub(crate) die_with_parent: bool,
@@ -112,13 +115,21 @@ fn duplicate(fds: [BorrowedFd<'_>; 3]) -> Result<(), Errno> {
 ///
 /// It never returns: descriptors that callers still own are closed here, and must not be dropped.
 pub(crate) fn depart(departure: &Departure<'_>, channel: OwnedFd) -> ! {
-    let mut channel = channel;
-    let code = match prepare(departure, &mut channel) {
-        Ok(env) if departure.init_reaper => reaper::run(channel, |channel| report(channel, go(departure, &env))),
-        Ok(env) => report(&channel, go(departure, &env)),
+    let code = match departure.listener.map(Listener::announcement).transpose() {
+        Ok(listener) => leave(departure, channel, listener.as_ref()),
         Err(failure) => report(&channel, failure),
     };
     sys::exit_now(code)
+}
+
+fn leave(departure: &Departure<'_>, mut channel: OwnedFd, listener: Option<&Announcement<'_>>) -> i32 {
+    match prepare(departure, &mut channel, listener) {
+        Ok(env) if departure.init_reaper => {
+            reaper::run(channel, |channel| report(channel, go(departure, &env, listener)))
+        }
+        Ok(env) => report(&channel, go(departure, &env, listener)),
+        Err(failure) => report(&channel, failure),
+    }
 }
 
 /// The exit code of a child that gave up; its parent reads the reason from the channel.
@@ -131,15 +142,20 @@ pub(crate) fn report(channel: &OwnedFd, failure: LaunchFailure) -> i32 {
 }
 
 /// Everything before the filter; gives the program's environment.
-fn prepare(departure: &Departure<'_>, channel: &mut OwnedFd) -> Result<Vec<CString>, LaunchFailure> {
+fn prepare(
+    departure: &Departure<'_>,
+    channel: &mut OwnedFd,
+    listener: Option<&Announcement<'_>>,
+) -> Result<Vec<CString>, LaunchFailure> {
     let process = departure.process;
     let hold = match &departure.hold {
         Hold::Socket(socket) => Some(socket.as_raw_fd()),
         _ => None,
     };
+    let agent = listener.map(|listener| listener.socket.as_raw_fd());
     // Closed now and not at execve: no path below may lead through a descriptor of the host (A02).
-    close_others(departure.keep_fds, [Some(channel.as_raw_fd()), hold])?;
-    identity::assume(process)?;
+    close_others(departure.keep_fds, [Some(channel.as_raw_fd()), hold, agent])?;
+    identity::assume(process, listener)?;
     // A change of ids switches both off (prctl(2)).
     hide()?;
     follow_parent(departure.die_with_parent)?;
@@ -165,11 +181,11 @@ fn has_hung_up(channel: &OwnedFd) -> Result<bool, LaunchFailure> {
 }
 
 /// Filter and `execve`. Returns only why that failed.
-fn go(departure: &Departure<'_>, env: &[CString]) -> LaunchFailure {
+fn go(departure: &Departure<'_>, env: &[CString], listener: Option<&Announcement<'_>>) -> LaunchFailure {
     let process = departure.process;
     let ready = || {
         if process.no_new_privileges {
-            identity::load_filters(process)?;
+            identity::load_filters(process, listener)?;
         }
         for fd in departure.keep_fds {
             sys::set_inheritable(*fd).fault(Stage::Exec, "keep descriptor", fd)?;
@@ -201,7 +217,7 @@ fn wait_at_gate(departure: &Departure<'_>, channel: &mut OwnedFd) -> Result<(), 
 }
 
 /// Closes every descriptor but the standard streams and these.
-fn close_others(keep: &[RawFd], ours: [Option<RawFd>; 2]) -> Result<(), LaunchFailure> {
+fn close_others(keep: &[RawFd], ours: [Option<RawFd>; 3]) -> Result<(), LaunchFailure> {
     let mut kept: Vec<u32> =
         keep.iter().copied().chain(ours.into_iter().flatten()).filter_map(|fd| u32::try_from(fd).ok()).collect();
     kept.sort_unstable();

@@ -11,16 +11,16 @@ mod process;
 mod scheduling;
 
 pub(crate) use confine::Confinement;
-pub(crate) use mounts::{DeviceNode, MountSource, MountStep, fit_ids, may_cover};
+pub(crate) use mounts::{DeviceNode, MountOwners, MountSource, MountStep, fit_ids, may_cover};
 pub(crate) use namespaces::NamespacePlan;
-pub(crate) use process::{ProcessPlan, plan as plan_process};
+pub(crate) use process::{ListenerPlan, ProcessPlan, plan as plan_process};
 pub(crate) use scheduling::Scheduling;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxIdMapping, Spec};
 
 use crate::failure::{LaunchFailure, Stage};
 use crate::hooks::Moment;
-use crate::idmap::{IdMap, IdRange};
+use crate::idmap::IdMap;
 use crate::sys::CloneFlags;
 
 /// Everything the child does, in order of the fields.
@@ -34,11 +34,24 @@ pub(crate) struct Plan {
     /// Propagation of the whole tree before the root is mounted, as `MS_*`.
     pub(crate) root_propagation: u64,
     pub(crate) mounts: Vec<MountStep>,
+    /// Devices outside of /dev, which only root of the host can make.
+    pub(crate) devices_elsewhere: Vec<DeviceNode>,
     pub(crate) confinement: Confinement,
     pub(crate) root_readonly: bool,
     /// Whether hooks run between the mounts and the change of the root.
     pub(crate) hooks_before_root: bool,
     pub(crate) process: ProcessPlan,
+}
+
+impl Plan {
+    /// The devices that the specification asks for.
+    pub(crate) fn asked_devices(&self) -> impl Iterator<Item = &DeviceNode> {
+        let in_dev = self.mounts.iter().filter_map(|step| match &step.source {
+            MountSource::Devices { nodes, .. } => Some(nodes),
+            _ => None,
+        });
+        in_dev.flatten().chain(&self.devices_elsewhere).filter(|node| node.asked)
+    }
 }
 
 /// Makes the plan of a container. `idmap` wins over the mappings of the specification.
@@ -56,7 +69,7 @@ pub(crate) fn plan(spec: &Spec, idmap: Option<&IdMap>) -> Result<Plan, LaunchFai
         None
     };
     let mut mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default())?;
-    mounts::add_devices(&mut mounts, linux.devices().as_deref().unwrap_or_default())?;
+    let devices_elsewhere = mounts::add_devices(&mut mounts, linux.devices().as_deref().unwrap_or_default())?;
     if let Some(map) = &idmap {
         fit_ids(&mut mounts, map);
     }
@@ -67,6 +80,7 @@ pub(crate) fn plan(spec: &Spec, idmap: Option<&IdMap>) -> Result<Plan, LaunchFai
     Ok(Plan {
         root_propagation: flags::root_propagation(linux.rootfs_propagation().as_deref())?,
         mounts,
+        devices_elsewhere,
         time_offsets: namespaces::time_offsets(linux, &namespaces)?,
         confinement: confine::plan(spec, linux, &namespaces)?,
         hooks_before_root: [Moment::Prestart, Moment::CreateRuntime, Moment::CreateContainer]
@@ -104,10 +118,7 @@ fn filled(length: Option<usize>) -> bool {
 }
 
 fn map_of_spec(linux: &oci_spec::runtime::Linux) -> Result<IdMap, LaunchFailure> {
-    let ranges = |list: &Option<Vec<oci_spec::runtime::LinuxIdMapping>>| -> Vec<IdRange> {
-        let list = list.iter().flatten();
-        list.map(|one| IdRange { container: one.container_id(), host: one.host_id(), size: one.size() }).collect()
-    };
+    let ranges = |list: &Option<Vec<LinuxIdMapping>>| mounts::ranges(list.as_deref().unwrap_or_default());
     let map = IdMap { uids: ranges(linux.uid_mappings()), gids: ranges(linux.gid_mappings()) };
     map.check().map_err(|error| refuse("linux.uidMappings and gidMappings", &error.to_string()))?;
     Ok(map)

@@ -92,12 +92,16 @@ fn a18_dev_is_our_own_without_a_mount() {
 #[test]
 fn c08_devices_come_from_below_dev() {
     let device = |path: &str, kind: &str| json!([{"path": path, "type": kind, "major": 1, "minor": 1}]);
-    for (path, kind) in [("/dev", "c"), ("/etc/x", "c"), ("/dev/../x", "c"), ("/dev/x", "p"), ("/dev/x", "a")] {
+    for (path, kind) in
+        [("/dev", "c"), ("/", "c"), ("/proc/x", "c"), ("/dev/../sys/x", "c"), ("/dev/x", "p"), ("/dev/x", "a")]
+    {
         refused("device", |spec| spec["linux"]["devices"] = device(path, kind));
     }
     refused("device", |spec| {
         spec["linux"]["devices"] = json!([{"path": "/dev/x", "type": "c", "major": -1, "minor": 1}]);
     });
+    let plan = with(|spec| spec["linux"]["devices"] = device("/dev/../x", "c")).expect("a plan");
+    assert_eq!(plan.devices_elsewhere.len(), 1, "refused by the launch of everybody but root");
     let plan = with(|spec| spec["linux"]["devices"] = device("/dev/net/../tun", "c")).expect("a plan");
     let nodes = plan.mounts.iter().find_map(|step| match &step.source {
         MountSource::Devices { nodes, .. } => Some(nodes.clone()),
