@@ -340,6 +340,10 @@ fn oci_preserved_descriptors_and_no_others() {
     assert_eq!(without.text(), "0\n1\n2\n3");
     // crun's callers name a number that covers theirs; 4 and 7 are open, and ls adds 5.
     assert_eq!(start("--preserve-fds 5").ok(), "through 3\n0\n1\n2\n3\n4\n5\n7");
-    let nothing = oci.run(&["run", "--preserve-fds", "9", "--bundle", oci.bundle.to_str().unwrap(), id]).outcome();
-    nothing.refused(1).says("not open");
+    let script = format!(
+        "exec 3<&-; exec {} run --preserve-fds 1 --bundle {} {id}",
+        oci.program.display(),
+        oci.bundle.display()
+    );
+    env.program("/bin/sh").args(&["-c", &script]).outcome().refused(1).says("not open");
 }
