@@ -16,6 +16,7 @@ mod ids;
 mod images;
 mod inside;
 mod kill;
+mod limits;
 mod named_volumes;
 mod network;
 mod options;

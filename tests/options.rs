@@ -233,7 +233,7 @@ fn flags_that_are_not_implemented_are_refused_by_name() {
     let env = TestEnv::new();
     let image = env.image("busybox");
     for flag in
-        ["--privileged", "--memory=1g", "--cpus=1", "--device=/dev/fuse", "--gpus=all", "--detach", "--restart=always"]
+        ["--privileged", "--kernel-memory=1g", "--device=/dev/fuse", "--gpus=all", "--detach", "--restart=always"]
     {
         let name = flag.split('=').next().unwrap();
         env.container(&[flag, &image, "true"]).outcome().refused(125).says(name);

@@ -10,7 +10,6 @@ pub mod container;
 pub mod defaults;
 pub mod exec;
 pub mod failure;
-pub mod hooks;
 pub mod host;
 pub mod idmap;
 pub mod launch;

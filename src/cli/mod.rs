@@ -10,6 +10,7 @@ mod history;
 mod images;
 mod info;
 mod inspect;
+mod limits;
 mod load;
 mod login;
 mod logs;

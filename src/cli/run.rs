@@ -9,6 +9,7 @@ use coracle_images::Platform;
 use coracle_runtime::{UserNs, seal};
 
 use super::error::CliError;
+use super::limits::LimitArgs;
 use super::progress::Bars;
 use crate::engine::mounts::MountRequest;
 use crate::engine::options::{
@@ -132,6 +133,11 @@ pub struct RunArgs {
     /// Platform of the image, OS/ARCH[/VARIANT]
     #[arg(long)]
     platform: Option<Platform>,
+    /// How readily the kernel kills it when the machine runs out of memory, -1000 to 1000
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true, value_parser = clap::value_parser!(i32).range(-1000..=1000))]
+    oom_score_adj: Option<i32>,
+    #[command(flatten)]
+    limits: LimitArgs,
     #[command(subcommand)]
     rest: Rest,
 }
@@ -244,6 +250,8 @@ fn options(args: RunArgs) -> Result<RunOptions, CliError> {
             PullArg::Never => PullPolicy::Never,
         },
         platform: args.platform,
+        limits: args.limits.options()?,
+        oom_score_adj: args.oom_score_adj,
         ..RunOptions::default()
     })
 }

@@ -3,6 +3,7 @@
 //! A command line (and later an API) hands plain options in and gets typed errors out; nothing here
 //! prints or exits.
 
+pub mod confinement;
 pub mod consumption;
 #[expect(dead_code, reason = "the commands that use the rest come next")]
 pub mod container;
@@ -15,6 +16,7 @@ pub mod health;
 pub mod hello;
 pub mod image;
 pub mod journal;
+pub mod limits;
 pub mod logs;
 pub mod mounts;
 pub mod network;
@@ -103,6 +105,10 @@ pub enum EngineError {
     Flatten(#[from] coracle_images::FlattenError),
     #[error(transparent)]
     Container(#[from] container::ContainerError),
+    #[error(transparent)]
+    Cgroup(#[from] coracle_runtime::cgroup::CgroupError),
+    #[error(transparent)]
+    Limit(#[from] limits::LimitError),
     #[error(transparent)]
     Network(#[from] network::NetworkError),
     #[error(transparent)]

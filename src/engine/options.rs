@@ -7,6 +7,7 @@ use std::time::Duration;
 use coracle_images::Platform;
 use coracle_runtime::UserNs;
 
+use super::limits::LimitOptions;
 use super::mounts::MountRequest;
 use super::ports::PortMapping;
 use super::record::{LogOptions, RestartPolicy};
@@ -56,6 +57,9 @@ pub struct RunOptions {
     pub health: HealthOptions,
     pub pull: PullPolicy,
     pub platform: Option<Platform>,
+    pub limits: LimitOptions,
+    /// -1000 to 1000: how readily the kernel kills it when the whole machine runs out of memory.
+    pub oom_score_adj: Option<i32>,
 }
 
 /// Is what a person says about health checks; what is not said is the image's, then docker's default.

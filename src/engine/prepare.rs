@@ -8,10 +8,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use coracle_images::open_in_layers;
 use coracle_runtime::{IdMap, Rootfs, UserNs};
 use oci_spec::image::Config;
-use oci_spec::runtime::{LinuxSeccomp, Spec};
+use oci_spec::runtime::{LinuxResources, LinuxSeccomp, Spec};
 
 use super::container::{self, ContainerDir, short_id};
 use super::health::{self, ImageHealth};
+use super::limits;
 use super::mounts::{MountRequest, MountSource, checked_destination};
 use super::network::Plan;
 use super::options::{RunOptions, SeccompChoice, VolumesFrom};
@@ -62,6 +63,7 @@ pub struct Decided<'a> {
     cwd: String,
     stop_signal: Option<String>,
     seccomp: Option<SeccompInput>,
+    resources: Option<LinuxResources>,
     labels: BTreeMap<String, String>,
     health: Option<HealthCheck>,
 }
@@ -92,11 +94,27 @@ pub fn decide<'a>(options: &'a RunOptions, source: Source, idmap: &IdMap) -> Res
         coracle_shim::parse_signal(signal).ok_or_else(|| EngineError::UnknownSignal(signal.clone()))?;
     }
     let seccomp = seccomp_input(&options.security.seccomp)?;
+    let facts = limits::Facts { processors: limits::processors(), device: &limits::block_device };
+    let resources = options.limits.resources(&facts)?;
     // Labels of the image first: the person's win.
     let mut labels: BTreeMap<String, String> = source.config.labels().clone().unwrap_or_default().into_iter().collect();
     labels.extend(options.labels.clone());
     let health = health::decide(&options.health, source.health.as_ref())?;
-    Ok(Decided { options, source, id, hostname, user, argv, environment, cwd, stop_signal, seccomp, labels, health })
+    Ok(Decided {
+        options,
+        source,
+        id,
+        hostname,
+        user,
+        argv,
+        environment,
+        cwd,
+        stop_signal,
+        seccomp,
+        resources,
+        labels,
+        health,
+    })
 }
 
 pub fn prepare(engine: &Engine, idmap: &IdMap, decided: Decided<'_>, mut plan: Plan) -> Result<Prepared, EngineError> {
@@ -145,6 +163,7 @@ fn fill(
         files,
         mounts,
         seccomp: decided.seccomp,
+        resources: decided.resources,
     })?;
     directory.publish("config.json", &spec)?;
     if options.userns.0 == UserNs::KeepId && !idmap.is_single() {
@@ -177,6 +196,7 @@ fn record(decided: &Decided<'_>, idmap: &IdMap, mounts: &[ResolvedMount], (rootf
         restart: options.restart,
         health: decided.health.clone(),
         log: options.log.clone(),
+        best_effort_limits: options.limits.best_effort,
         mounts: mounts.iter().map(mount_record).collect(),
         rootfs,
         network,

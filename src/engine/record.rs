@@ -61,6 +61,9 @@ pub struct Record {
     pub health: Option<HealthCheck>,
     #[serde(default)]
     pub log: LogOptions,
+    /// Limits that this host cannot enforce are reported, not refused.
+    #[serde(default)]
+    pub best_effort_limits: bool,
     #[serde(default)]
     pub mounts: Vec<MountRecord>,
     /// The root filesystem and the network that every start gets.

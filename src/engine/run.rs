@@ -1,9 +1,10 @@
 //! The life of one foreground container: from options to an exit code.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use coracle_images::{Image, Progress, flatten};
+use coracle_runtime::cgroup::Cgroup;
 use coracle_runtime::container::Identity;
 use coracle_runtime::{
     IdMap, LaunchFailure, LaunchOptions, Rootfs, Running, Stage, Stdio, host, launch, programs, userns,
@@ -17,7 +18,10 @@ use super::network::{self, Plan};
 use super::options::RunOptions;
 use super::prepare::{self, Prepared, Source};
 use super::record::{ExitRecord, Phase, State, VERSION};
-use super::{Engine, EngineError, elsewhere, hello};
+use super::{Engine, EngineError, confinement, elsewhere, hello};
+
+/// What a person hears of a container that ran into its memory limit.
+const OOM_NOTE: &str = "the container ran out of memory: the kernel killed a process of it";
 
 /// Hears what a person should know while a container starts.
 pub trait Notes {
@@ -44,15 +48,18 @@ pub fn run<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress:
         progress.note(note);
     }
     let mut prepared = prepare::prepare(engine, &idmap, prepare::decide(options, source, &idmap)?, plan)?;
-    let mut outcome = prepared.run(options);
+    let mut outcome = prepared.run(options, progress);
     if let Some(refusal) = overlay_refused(engine, &prepared, &outcome) {
         progress.note(&format!("overlayfs does not work here ({refusal}), so the image is copied"));
-        outcome = prepared.copy_rootfs().and_then(|()| prepared.run(options));
+        outcome = prepared.copy_rootfs().and_then(|()| prepared.run(options, progress));
     }
     let Prepared { directory, .. } = &prepared;
     match outcome {
-        Ok((exit_code, userns)) => {
-            finish(directory, options.auto_remove, exit_code, userns)?;
+        Ok((exit_code, oom_killed, userns)) => {
+            if oom_killed {
+                progress.note(OOM_NOTE);
+            }
+            finish(directory, options.auto_remove, (exit_code, oom_killed), userns)?;
             Ok(u8::try_from(exit_code).unwrap_or(u8::MAX))
         }
         Err(error) => {
@@ -67,7 +74,7 @@ pub fn run<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress:
 fn overlay_refused(
     engine: &Engine,
     prepared: &Prepared,
-    outcome: &Result<(i32, OwnedFd), EngineError>,
+    outcome: &Result<(i32, bool, OwnedFd), EngineError>,
 ) -> Option<LaunchFailure> {
     let overlay = matches!(prepared.record.rootfs, Rootfs::Overlay { .. });
     match outcome {
@@ -104,8 +111,19 @@ impl Prepared {
         Ok(self.directory.publish("container.json", &self.record)?)
     }
 
-    /// Launches and watches over it; gives the exit code and the user namespace for the clean-up.
-    fn run(&self, options: &RunOptions) -> Result<(i32, OwnedFd), EngineError> {
+    /// Launches and watches over it; gives the exit code, whether it ran out of memory, and the user
+    /// namespace for the clean-up.
+    fn run(&self, options: &RunOptions, notes: &impl Notes) -> Result<(i32, bool, OwnedFd), EngineError> {
+        let note = &mut |text: &str| notes.note(text);
+        let cgroup = confinement::make(&self.directory, &self.record, &self.spec, false, note)?;
+        let ended = self.run_in(options, cgroup.as_ref());
+        let oom_killed = cgroup.as_ref().is_some_and(confinement::end);
+        let (exit_code, userns) = ended?;
+        Ok((exit_code, oom_killed, userns))
+    }
+
+    fn run_in(&self, options: &RunOptions, cgroup: Option<&Cgroup>) -> Result<(i32, OwnedFd), EngineError> {
+        let cgroup = cgroup.map(Cgroup::fd).transpose()?;
         let mut keeper: Option<Keeper> = None;
         let mut network_failure = None;
         let watch = Foreground::prepare().map_err(EngineError::Supervise)?;
@@ -125,7 +143,7 @@ impl Prepared {
                     }
                 }
             };
-            self.launch(options, &mut connect)
+            self.launch(options, cgroup.as_ref().map(AsFd::as_fd), &mut connect)
         };
         let mut running = match (running, network_failure) {
             (_, Some(error)) => return Err(error),
@@ -164,6 +182,7 @@ impl Prepared {
     fn launch(
         &self,
         options: &RunOptions,
+        cgroup: Option<BorrowedFd<'_>>,
         connect: &mut dyn FnMut(&coracle_runtime::Namespaces<'_>) -> Result<(), LaunchFailure>,
     ) -> Result<Running, LaunchFailure> {
         let null = open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
@@ -177,6 +196,7 @@ impl Prepared {
             stdio,
             die_with_parent: true,
             init_reaper: options.init,
+            cgroup,
             on_namespaces: Some(connect),
             ..LaunchOptions::new(&self.directory.id, &self.spec, &self.directory.path, self.record.rootfs.clone())
         })
@@ -192,7 +212,12 @@ impl Prepared {
 }
 
 /// Records the end, or removes everything for `--rm`.
-fn finish(directory: &ContainerDir, auto_remove: bool, exit_code: i32, userns: OwnedFd) -> Result<(), EngineError> {
+fn finish(
+    directory: &ContainerDir,
+    auto_remove: bool,
+    (exit_code, oom_killed): (i32, bool),
+    userns: OwnedFd,
+) -> Result<(), EngineError> {
     if auto_remove {
         userns::enter(userns.as_fd()).map_err(EngineError::UserNamespace)?;
         directory.remove()?;
@@ -202,7 +227,7 @@ fn finish(directory: &ContainerDir, auto_remove: bool, exit_code: i32, userns: O
             run: 1,
             exit_code,
             finished_ns: prepare::now_ns(),
-            oom_killed: false,
+            oom_killed,
             unknown: false,
             error: None,
         })?;

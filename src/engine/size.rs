@@ -5,12 +5,13 @@
 #[error("{0:?} is not a size such as 64m, 512k or 2g")]
 pub struct SizeError(String);
 
-/// Parses a size in bytes with Docker's binary suffixes b, k, m, g, t (also kb, kib, …).
+/// Parses a size in bytes with Docker's binary suffixes b, k, m, g, t, p (also kb, kib, …) and fractions.
 pub fn parse_size_bytes(text: &str) -> Result<u64, SizeError> {
     let fail = || SizeError(text.to_owned());
     let lower = text.to_ascii_lowercase();
-    let digits = lower.find(|c: char| !c.is_ascii_digit()).unwrap_or(lower.len());
+    let digits = lower.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(lower.len());
     let (number, suffix) = lower.split_at(digits);
+    let suffix = suffix.strip_prefix(' ').unwrap_or(suffix);
     let unit = suffix.strip_suffix("ib").or_else(|| suffix.strip_suffix('b')).unwrap_or(suffix);
     let shift = match unit {
         "" if suffix != "ib" => 0,
@@ -18,10 +19,26 @@ pub fn parse_size_bytes(text: &str) -> Result<u64, SizeError> {
         "m" => 20,
         "g" => 30,
         "t" => 40,
+        "p" => 50,
         _ => return Err(fail()),
     };
-    let number: u64 = number.parse().map_err(|_| fail())?;
-    number.checked_mul(1 << shift).ok_or_else(fail)
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let whole: u64 = whole.parse().map_err(|_| fail())?;
+    let bytes = whole.checked_mul(1 << shift).ok_or_else(fail)?;
+    bytes.checked_add(fraction_bytes(fraction, shift).ok_or_else(fail)?).ok_or_else(fail)
+}
+
+/// The bytes of `.5` of a unit, rounded down.
+fn fraction_bytes(digits: &str, shift: u32) -> Option<u64> {
+    /// More digits than these change no byte, and ten to their number times a unit still fits.
+    const DIGITS_MAX: usize = 18;
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let digits = &digits[..digits.len().min(DIGITS_MAX)];
+    let value: u128 = digits.parse().ok()?;
+    let whole = 10_u128.pow(u32::try_from(digits.len()).ok()?);
+    u64::try_from((value << shift) / whole).ok()
 }
 
 /// Is one `--ulimit NAME=SOFT[:HARD]`.
@@ -94,12 +111,22 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, expect) in
-            [("0", 0), ("64", 64), ("64b", 64), ("1k", 1024), ("2KB", 2048), ("3MiB", 3 << 20), ("1g", 1 << 30)]
-        {
+        for (text, expect) in [
+            ("0", 0),
+            ("64", 64),
+            ("64b", 64),
+            ("1k", 1024),
+            ("2KB", 2048),
+            ("3MiB", 3 << 20),
+            ("1g", 1 << 30),
+            ("1.5g", 3 << 29),
+            ("0.5k", 512),
+            ("2 m", 2 << 20),
+        ] {
             assert_eq!(parse_size_bytes(text), Ok(expect), "{text}");
         }
-        for bad in ["", "m", "-1", "1.5g", "1x", "ib", "1ib", "99999999999999999999", "99999999t"] {
+        for bad in ["", "m", "-1", "1.g", ".5g", "1.2.3", "1 5", "1x", "ib", "1ib", "99999999999999999999", "99999999t"]
+        {
             assert!(parse_size_bytes(bad).is_err(), "{bad}");
         }
     }

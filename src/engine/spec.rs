@@ -9,8 +9,8 @@ use coracle_runtime::caps::{self, CapError, CapabilitySets};
 use coracle_runtime::defaults::{self, MountOptions, SpecOptions};
 use coracle_runtime::{IdMap, seccomp};
 use oci_spec::runtime::{
-    LinuxIdMapping, LinuxIdMappingBuilder, LinuxSeccomp, Mount, PosixRlimitBuilder, PosixRlimitType, RootBuilder, Spec,
-    UserBuilder,
+    LinuxIdMapping, LinuxIdMappingBuilder, LinuxResources, LinuxSeccomp, Mount, PosixRlimitBuilder, PosixRlimitType,
+    RootBuilder, Spec, UserBuilder,
 };
 
 use super::mounts::{MountRequest, MountSource};
@@ -53,6 +53,7 @@ pub struct SpecInputs<'a> {
     pub mounts: Vec<ResolvedMount>,
     /// None switches the filter off.
     pub seccomp: Option<SeccompInput>,
+    pub resources: Option<LinuxResources>,
 }
 
 /// Names the filter that goes into the specification.
@@ -98,6 +99,7 @@ pub fn build(inputs: &SpecInputs) -> Result<Spec, SpecError> {
             .set_args(Some(inputs.argv.clone()))
             .set_env(Some(inputs.env.clone()))
             .set_cwd(PathBuf::from(&inputs.cwd))
+            .set_oom_score_adj(inputs.options.oom_score_adj)
             .set_capabilities(Some(sets.to_spec()))
             .set_no_new_privileges(Some(inputs.options.security.no_new_privileges));
         let user = UserBuilder::default().uid(inputs.user.uid).gid(inputs.user.gid);
@@ -119,6 +121,7 @@ pub fn build(inputs: &SpecInputs) -> Result<Spec, SpecError> {
         linux
             .set_uid_mappings(Some(mappings(&inputs.idmap.uids)))
             .set_gid_mappings(Some(mappings(&inputs.idmap.gids)))
+            .set_resources(inputs.resources.clone())
             .set_seccomp(match &inputs.seccomp {
                 None => None,
                 Some(SeccompInput::Default) => Some(seccomp::default_profile(granted)),
@@ -261,6 +264,7 @@ mod tests {
             files: vec![("/etc/hosts", "/state/hosts".into())],
             mounts,
             seccomp: Some(SeccompInput::Default),
+            resources: None,
         })
     }
 

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io::ErrorKind;
 
 use coracle_images::registry::{RegistryError, TlsFault};
+use coracle_runtime::cgroup::CgroupError;
 use coracle_runtime::{IdMapError, LaunchFailure, Stage};
 
 use super::walk::walk;
@@ -46,6 +47,9 @@ fn hint(error: &(dyn Error + 'static)) -> Option<String> {
     }
     if let Some(error) = error.downcast_ref::<IdMapError>() {
         return idmap_hint(error);
+    }
+    if let Some(error) = error.downcast_ref::<CgroupError>() {
+        return error.fix();
     }
     if let Some(SpecError::UnmappedUser { .. } | SpecError::UnmappedGroup { .. }) = error.downcast_ref::<SpecError>() {
         return Some("coracle info shows how many ids this host gives you".into());

@@ -27,6 +27,8 @@ fn opened<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stat
             EngineError::Image(inner) => Some(inner),
             EngineError::IdMap(inner) => Some(inner),
             EngineError::Container(inner) => Some(inner),
+            EngineError::Cgroup(inner) => Some(inner),
+            EngineError::Limit(inner) => Some(inner),
             EngineError::Network(inner) => Some(inner),
             EngineError::Spec(inner) => Some(inner),
             EngineError::Process(inner) => Some(inner),

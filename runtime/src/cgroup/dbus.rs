@@ -83,6 +83,13 @@ pub(super) struct Address {
     direct: bool,
 }
 
+impl Address {
+    /// Whether there is anything at it.
+    pub(super) fn exists(&self) -> bool {
+        self.path.exists()
+    }
+}
+
 /// The addresses of the system's systemd.
 pub(super) fn system() -> Vec<Address> {
     vec![
@@ -127,7 +134,7 @@ impl Connection {
     /// Connects to the first address at which somebody listens and lets us in.
     pub(super) fn open(addresses: &[Address]) -> Result<Self, BusError> {
         let mut first = None;
-        for address in addresses.iter().filter(|address| address.path.exists()) {
+        for address in addresses.iter().filter(|address| address.exists()) {
             match Self::open_at(address) {
                 Ok(connection) => return Ok(connection),
                 Err(error) => first = first.or(Some(error)),

@@ -11,6 +11,7 @@ mod delegation;
 mod directory;
 mod error;
 mod hierarchy;
+mod outlook;
 mod place;
 mod settings;
 mod stats;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 pub use dbus::BusError;
 pub use error::{CgroupError, DELEGATE_FIX, NoPlace, SystemdError, UNIFIED_FIX};
+pub use outlook::{Outlook, outlook};
 pub use settings::{Controller, Refusal};
 pub use stats::{CpuStats, HugetlbStats, IoStats, MemoryStats, PidsStats, Pressure, Stats};
 

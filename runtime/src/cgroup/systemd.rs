@@ -14,7 +14,7 @@ use super::delegation::{LEAF, enter_leaf};
 use super::directory::Directory;
 use super::error::{CgroupError, SystemdError};
 use super::hierarchy::{Host, own_path};
-use super::settings::Settings;
+use super::settings::{Controller, Settings};
 
 mod properties;
 mod scope;
@@ -62,15 +62,21 @@ pub(super) fn scope(host: &Host) -> Result<Directory, SystemdError> {
 
 /// Where systemd puts a scope without a slice of its own.
 fn expected(host: &Host) -> Directory {
+    let (scope, manager) = split(host);
+    host.directory(&format!("{manager}/{scope}"))
+}
+
+/// The scope below its manager, and the manager's own path.
+fn split(host: &Host) -> (String, String) {
     if host.root {
-        return host.directory(&format!("system.slice/{SCOPE}"));
+        return (SCOPE.to_owned(), "/system.slice".to_owned());
     }
     let uid = host.uid;
     let manager = format!("user@{uid}.service");
     // A manager that was moved elsewhere shows in our own path, if we are below it.
     let above = host.own.split_once(&format!("/{manager}")).map(|(above, _)| above.to_owned());
     let above = above.unwrap_or(format!("/user.slice/user-{uid}.slice"));
-    host.directory(&format!("{above}/{manager}/app.slice/{SCOPE}"))
+    (format!("app.slice/{SCOPE}"), format!("{above}/{manager}"))
 }
 
 /// Has systemd move this process: out of a login session, only the system's may.
@@ -156,4 +162,12 @@ impl Unit {
 fn path_of(host: &Host, pid: i32) -> Option<Directory> {
     let text = fs_err::read_to_string(Path::new("/proc").join(pid.to_string()).join("cgroup")).ok()?;
     super::hierarchy::path_in(&text).map(|path| host.directory(&path))
+}
+
+/// Where the scope would be and what could be limited in it, if systemd would make it; asks nobody.
+pub(super) fn prospect(host: &Host) -> Option<(String, Vec<Controller>)> {
+    let (unit, path) = split(host);
+    let manager = host.directory(&path);
+    let listening = addresses(host.uid, host.root).iter().any(Address::exists);
+    (listening && manager.exists()).then(|| (format!("{path}/{unit}"), manager.controllers()))
 }

@@ -1,60 +1,43 @@
 //! Which cgroups the host has and whether limits can be set without root.
 
-use rustix::fs::{Access, access, statfs};
-
 use super::Fact;
+use crate::cgroup::{Controller, DELEGATE_FIX, Outlook, UNIFIED_FIX, outlook};
 
-/// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
-const CGROUP2_MAGIC: u64 = 0x6367_7270;
 /// The controllers behind the limits that people ask for.
-const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
-/// What systemd needs to be told to delegate them all.
-const DELEGATE_FIX: &str = "sudo mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' | sudo tee /etc/systemd/system/user@.service.d/delegate.conf && sudo systemctl daemon-reload";
+const WANTED: [Controller; 5] =
+    [Controller::Cpu, Controller::Cpuset, Controller::Io, Controller::Memory, Controller::Pids];
+/// What gives a person a part of the hierarchy.
+const PLACE_FIX: &str = "apt install dbus-user-session && sudo loginctl enable-linger $(id -un), then log in again";
 const NAME: &str = "cgroups";
 
 pub(super) fn fact() -> Fact {
-    let is_unified = |path: &str| statfs(path).is_ok_and(|stat| stat.f_type as u64 == CGROUP2_MAGIC);
-    if is_unified("/sys/fs/cgroup") {
-        return unified();
-    }
-    let hybrid = is_unified("/sys/fs/cgroup/unified");
-    let value = if hybrid { "hybrid v1 and v2" } else { "v1 or none" };
-    Fact::lacking(
-        NAME,
-        value,
-        false,
-        "limits for memory, CPU, IO and processes cannot be set",
-        "boot with systemd.unified_cgroup_hierarchy=1",
-    )
+    judge(&outlook())
 }
 
-fn unified() -> Fact {
-    let own = fs_err::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-    let dir = format!("/sys/fs/cgroup{}", path.trim_end_matches('/'));
-    let writable = access(format!("{dir}/cgroup.procs"), Access::WRITE_OK).is_ok();
-    let controllers = fs_err::read_to_string(format!("{dir}/cgroup.controllers")).unwrap_or_default();
-    judge(path, writable, &controllers)
-}
-
-fn judge(path: &str, writable: bool, controllers: &str) -> Fact {
-    let present: Vec<&str> = controllers.split_ascii_whitespace().collect();
-    let lacking: Vec<&str> = CONTROLLERS.into_iter().filter(|name| !present.contains(name)).collect();
-    let value = format!("v2, {path}, controllers: {}", if present.is_empty() { "none" } else { controllers.trim() });
-    if !writable {
-        return Fact::lacking(
-            NAME,
-            value,
-            false,
-            "our cgroup is not delegated to us: limits cannot be set",
-            DELEGATE_FIX,
-        );
-    }
-    if lacking.is_empty() {
-        return Fact::fine(NAME, value);
-    }
-    let effect = format!("limits for {} cannot be set", lacking.join(", "));
-    Fact::lacking(NAME, value, false, &effect, DELEGATE_FIX)
+fn judge(outlook: &Outlook) -> Fact {
+    let (value, effect, fix) = match outlook {
+        Outlook::NoHierarchy { hybrid } => (
+            if *hybrid { "hybrid v1 and v2" } else { "v1 or none" }.to_owned(),
+            "limits for memory, CPU, IO and processes cannot be set; everything else works".to_owned(),
+            UNIFIED_FIX,
+        ),
+        Outlook::NoPlace { cgroup } => (
+            format!("v2, {cgroup}"),
+            "no part of the hierarchy is delegated to us: limits cannot be set".to_owned(),
+            PLACE_FIX,
+        ),
+        Outlook::Place { cgroup, scope, controllers } => {
+            let names = |list: &[Controller]| list.iter().map(|one| one.name()).collect::<Vec<_>>().join(" ");
+            let how = if *scope { "a scope of systemd" } else { "delegated to us" };
+            let value = format!("v2, {cgroup} ({how}), controllers: {}", names(controllers));
+            let lacking: Vec<Controller> = WANTED.into_iter().filter(|one| !controllers.contains(one)).collect();
+            if lacking.is_empty() {
+                return Fact::fine(NAME, value);
+            }
+            (value, format!("limits for {} cannot be set", names(&lacking).replace(' ', ", ")), DELEGATE_FIX)
+        }
+    };
+    Fact::lacking(NAME, value, false, &effect, fix)
 }
 
 #[cfg(test)]
@@ -63,9 +46,16 @@ mod tests {
 
     #[test]
     fn names_what_is_not_delegated() {
-        assert_eq!(judge("/user.slice", true, "cpuset cpu io memory pids\n").missing, None);
-        let partly = judge("/user.slice", true, "memory pids\n").missing.expect("something is missing");
-        assert_eq!(partly.effect, "limits for cpu, io cannot be set");
-        assert!(judge("/", false, "cpu io memory pids").missing.is_some());
+        let place = |controllers: &[Controller]| Outlook::Place {
+            cgroup: "/user.slice".to_owned(),
+            scope: true,
+            controllers: controllers.to_vec(),
+        };
+        assert_eq!(judge(&place(&WANTED)).missing, None);
+        let partly = judge(&place(&[Controller::Memory, Controller::Pids])).missing.expect("something is missing");
+        assert_eq!(partly.effect, "limits for cpu, cpuset, io cannot be set");
+        assert!(judge(&Outlook::NoPlace { cgroup: "/".to_owned() }).missing.is_some());
+        let first = judge(&Outlook::NoHierarchy { hybrid: true });
+        assert!(first.missing.expect("no limits").effect.contains("everything else works"));
     }
 }

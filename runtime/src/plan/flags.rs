@@ -31,8 +31,6 @@ pub(crate) struct OptionWords {
     /// Propagation and whether it goes down the tree.
     pub(crate) propagation: Option<(u64, bool)>,
     pub(crate) copy_up: bool,
-    /// Whether owners are shown through an id map, and whether below the mount too.
-    pub(crate) owners: Option<bool>,
     /// Words for the filesystem: `key` or `key=value`.
     pub(crate) data: Vec<(String, Option<String>)>,
 }
@@ -47,8 +45,9 @@ pub(crate) fn parse(words: &[String]) -> Result<OptionWords, LaunchFailure> {
             "copyup" | "tmpcopyup" => options.copy_up = true,
             // A fresh mount is not remounted, and `defaults` and `loud` say nothing.
             "" | "defaults" | "remount" | "silent" | "loud" | "async" | "nomand" | "nolazytime" | "noiversion" => {}
-            "idmap" => options.owners = Some(false),
-            "ridmap" => options.owners = Some(true),
+            "idmap" | "ridmap" => {
+                return Err(refuse(&format!("mount option {word}"), "is not supported"));
+            }
             _ => {
                 if let Some(change) = attribute(word) {
                     change.apply(&mut options.attr);

@@ -17,6 +17,9 @@ pub(super) fn add(memory: &LinuxMemory, made: &mut Settings) {
             return;
         }
     }
+    if let Some(limit) = limit {
+        made.add(Setting::new("memory.limit", CONTROLLER, "memory.max", limit_or_max(limit)));
+    }
     if let Some(swap) = set(memory.swap()) {
         match swap_only(swap, limit) {
             Ok(value) => {
@@ -25,9 +28,6 @@ pub(super) fn add(memory: &LinuxMemory, made: &mut Settings) {
             }
             Err(reason) => made.refuse("memory.swap", swap, reason),
         }
-    }
-    if let Some(limit) = limit {
-        made.add(Setting::new("memory.limit", CONTROLLER, "memory.max", limit_or_max(limit)));
     }
     match set(memory.reservation()) {
         Some(value) if value < -1 => made.refuse("memory.reservation", value, "is below -1, which means no limit"),
@@ -81,9 +81,9 @@ mod tests {
             (json!({"limit": 0}), vec![]),
             (json!({"limit": -2}), vec!["!memory.limit"]),
             (json!({"limit": i64::MAX}), vec!["memory.max=9223372036854775807"]),
-            (json!({"limit": 100, "swap": 150}), vec!["memory.swap.max=50", "memory.max=100"]),
-            (json!({"limit": 100, "swap": 100}), vec!["memory.swap.max=0", "memory.max=100"]),
-            (json!({"limit": 100, "swap": -1}), vec!["memory.swap.max=max", "memory.max=100"]),
+            (json!({"limit": 100, "swap": 150}), vec!["memory.max=100", "memory.swap.max=50"]),
+            (json!({"limit": 100, "swap": 100}), vec!["memory.max=100", "memory.swap.max=0"]),
+            (json!({"limit": 100, "swap": -1}), vec!["memory.max=100", "memory.swap.max=max"]),
             (json!({"limit": 100, "swap": 99}), vec!["memory.max=100", "!memory.swap"]),
             (json!({"swap": 99}), vec!["!memory.swap"]),
             (json!({"swap": -1}), vec!["memory.swap.max=max"]),

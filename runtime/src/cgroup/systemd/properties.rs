@@ -69,8 +69,8 @@ mod tests {
         });
         let made = of(&settings(&serde_json::from_value(asked).unwrap()));
         let expect = [
-            ("MemorySwapMax", Value::Number(u64::MAX)),
             ("MemoryMax", Value::Number(100)),
+            ("MemorySwapMax", Value::Number(u64::MAX)),
             ("CPUWeight", Value::Number(165)),
             ("CPUQuotaPerSecUSec", Value::Number(130_000)),
             ("CPUQuotaPeriodUSec", Value::Number(100_000)),

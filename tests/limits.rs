@@ -1,0 +1,62 @@
+//! Limits on a host that has none to give: this one mounts cgroup v1. The guest's tests show the rest.
+
+use crate::env::TestEnv;
+use crate::require;
+
+/// Says whether this host is of version 1; the guest's tests are for the others.
+fn first_version(test: &str) -> bool {
+    let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    if unified {
+        println!("SKIP {test}: this host has cgroup v2");
+    }
+    !unified
+}
+
+#[test]
+fn f20_a_limit_on_version_1_is_an_error_with_its_fix() {
+    require!();
+    if !first_version("f20_a_limit_on_version_1_is_an_error_with_its_fix") {
+        return;
+    }
+    let env = TestEnv::new();
+    let image = env.image("busybox");
+    for flag in ["--memory=64m", "--cpus=0.5", "--pids-limit=32", "--blkio-weight=100", "--cpuset-cpus=0"] {
+        let outcome = env.container(&[flag, &image, "true"]).outcome();
+        outcome.refused(125).says("this host has no unified cgroup hierarchy (v2)");
+        outcome.refused(125).says("systemd.unified_cgroup_hierarchy=1");
+    }
+}
+
+#[test]
+fn f20_best_effort_runs_and_says_what_is_not_enforced() {
+    require!();
+    if !first_version("f20_best_effort_runs_and_says_what_is_not_enforced") {
+        return;
+    }
+    let env = TestEnv::new();
+    let image = env.image("busybox");
+    let outcome = env.container(&["--memory=64m", "--limits=best-effort", &image, "echo", "ran"]).outcome();
+    assert_eq!(outcome.ok(), "ran");
+    let notes = &outcome.stderr;
+    assert!(notes.contains("note: memory.limit is not enforced: this host has no unified cgroup hierarchy"), "{notes}");
+}
+
+#[test]
+fn what_cgroup_v2_lacks_and_what_docker_refuses_is_refused_by_name() {
+    require!();
+    let env = TestEnv::new();
+    let image = env.image("busybox");
+    for (flags, word) in [
+        (&["--memory-swappiness=10"][..], "--memory-swappiness"),
+        (&["--oom-kill-disable"], "--oom-kill-disable"),
+        (&["--memory=1m"], "--memory"),
+        (&["--cpus=1", "--cpu-quota=5000"], "exclude each other"),
+        (&["--cpus=1000"], "--cpus"),
+        (&["--device-read-bps=/dev/null:1m"], "/dev/null"),
+        (&["--oom-score-adj=1001"], "--oom-score-adj"),
+    ] {
+        let mut argv = flags.to_vec();
+        argv.extend([image.as_str(), "true"]);
+        env.container(&argv).outcome().refused(125).says(word);
+    }
+}
