@@ -7,18 +7,21 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxSeccomp, Process};
+use oci_spec::runtime::{Linux, LinuxSeccomp, Process};
 use rustix::fs::stat;
 use rustix::io::Errno;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use crate::failure::{LaunchFailure, Stage};
+use crate::hooks::Subject;
 use crate::idmap::{IdMap, read_map};
 use crate::launch::channel;
 use crate::launch::devices::{open_ptmx, open_terminal};
 use crate::launch::fault::Fault;
 use crate::launch::join::clone_inside;
+use crate::launch::listener::Listener;
 use crate::launch::program::{self, Departure, Hold, Streams, follow_parent, set_streams};
+use crate::launch::scheduling::{bind_first, bind_last};
 use crate::launch::{Gate, Launched, Running, Stdio, become_root, limit, open_namespace, send_master};
 use crate::plan::{ProcessPlan, plan_process};
 use crate::sys::{CloneOptions, default_child_signal};
@@ -33,6 +36,10 @@ pub struct ExecOptions<'a> {
     pub process: &'a Process,
     /// The container's system call filter.
     pub seccomp: Option<&'a LinuxSeccomp>,
+    /// What the container's specification gives all its processes: personality and memory policy.
+    pub linux: Option<&'a Linux>,
+    /// The container, for its seccomp agent.
+    pub subject: Option<&'a Subject>,
     /// Standard streams.
     pub stdio: Stdio<'a>,
     /// Descriptors that the program keeps under their numbers.
@@ -51,6 +58,8 @@ impl<'a> ExecOptions<'a> {
             pidfd,
             process,
             seccomp: None,
+            linux: None,
+            subject: None,
             stdio: Stdio::Inherit,
             keep_fds: &[],
             die_with_parent: false,
@@ -80,15 +89,21 @@ pub fn exec(options: ExecOptions<'_>) -> Result<Running, LaunchFailure> {
     let idmap = if separate.contains(ThreadNameSpaceType::USER) { Some(map_of(options.pid)?) } else { None };
     let mut process = plan_process(options.process, idmap.as_ref())?;
     process.add_filter(options.seccomp)?;
+    if let Some(linux) = options.linux {
+        process.scheduling.add_container(linux)?;
+    }
     if process.terminal != matches!(options.stdio, Stdio::Console) {
         return Err(LaunchFailure::rule(Stage::Plan, "process.terminal", "does not fit the standard streams"));
     }
     let userns = open_namespace(options.pid, "user")?;
+    let state = || options.subject.map_or(serde_json::Value::Null, |subject| subject.state("running", options.pid));
+    let listener = process.listener.as_ref().map(|plan| Listener::connect(plan, state())).transpose()?;
     let (ours, theirs) = channel::pair().fault(Stage::Prepare, "make", "channel")?;
     let cloned = clone_inside(
         || {
             // Whoever lives there sees this process from the moment it joins (A03).
             program::hide()?;
+            bind_first(&process.scheduling)?;
             move_into_thread_name_spaces(options.pidfd, separate).fault(
                 Stage::Namespaces,
                 "join namespaces of process",
@@ -98,7 +113,7 @@ pub fn exec(options: ExecOptions<'_>) -> Result<Running, LaunchFailure> {
         &CloneOptions { flags: crate::sys::CloneFlags::default(), cgroup: options.cgroup },
         &ours,
         theirs,
-        |channel| run(&options, &process, idmap.as_ref(), channel),
+        |channel| run(&options, &process, idmap.as_ref(), listener.as_ref(), channel),
     )?;
     let launched = Launched { cloned, channel: ours };
     launched.conclude(&Gate::Immediate, userns, None).inspect_err(|_| launched.abandon())
@@ -133,12 +148,21 @@ fn map_of(pid: i32) -> Result<IdMap, LaunchFailure> {
 }
 
 /// Runs in the container, in the child that becomes the process.
-fn run(options: &ExecOptions<'_>, process: &ProcessPlan, idmap: Option<&IdMap>, channel: OwnedFd) -> i32 {
+fn run(
+    options: &ExecOptions<'_>,
+    process: &ProcessPlan,
+    idmap: Option<&IdMap>,
+    listener: Option<&Listener>,
+    channel: OwnedFd,
+) -> i32 {
     if let Err(failure) = settle(options, process, idmap, &channel) {
         return program::report(&channel, failure);
     }
     let departure = Departure {
         process,
+        hooks: &[],
+        subject: None,
+        listener,
         hold: Hold::Nothing,
         keep_fds: options.keep_fds,
         die_with_parent: options.die_with_parent,
@@ -154,6 +178,7 @@ fn settle(
     channel: &OwnedFd,
 ) -> Result<(), LaunchFailure> {
     follow_parent(options.die_with_parent)?;
+    bind_last(&process.scheduling)?;
     become_root(
         idmap.is_some_and(|map| map.host_uid(0).is_some()),
         idmap.is_some_and(|map| map.host_gid(0).is_some()),

@@ -10,6 +10,7 @@ pub mod container;
 pub mod defaults;
 pub mod exec;
 pub mod failure;
+pub mod hooks;
 pub mod host;
 pub mod idmap;
 pub mod launch;

@@ -7,15 +7,17 @@ use std::time::SystemTime;
 use clap::Args;
 use coracle_runtime::bundle::{self, Config};
 use coracle_runtime::container::{Container, Id, Identity, Lock, State, Status, timestamp};
+use coracle_runtime::hooks::{self, Moment, Subject};
 use coracle_runtime::{
     Gate, LaunchFailure, LaunchOptions, Namespaces, Rootfs, Running, Stage, Stdio, launch, open_gate, seal,
 };
 use coracle_shim::Foreground;
+use oci_spec::runtime::{Hooks, Spec};
 
 use super::error::OciError;
 use super::streams::{check_console, connect_console, preserved, send_console, write_pid};
 use super::{Context, delete, rootless};
-use crate::report;
+use crate::{env, report};
 
 /// What `create` and `run` have in common.
 #[derive(Args)]
@@ -74,6 +76,7 @@ pub struct StartArgs {
 
 /// Is a bundle that was read, with everything checked that needs no container.
 struct Order<'a> {
+    context: &'a Context,
     args: &'a BundleArgs,
     id: Id,
     directory: PathBuf,
@@ -98,7 +101,7 @@ pub fn create(context: &Context, args: &CreateArgs) -> Result<ExitCode, OciError
 pub fn start(context: &Context, args: &StartArgs) -> Result<ExitCode, OciError> {
     let id: Id = args.id.parse()?;
     let container = context.place.container(&id)?;
-    let _lock = container.lock()?;
+    let lock = container.lock()?;
     let state = container.state()?;
     match container.status(state.as_ref())? {
         Status::Created => {}
@@ -106,8 +109,29 @@ pub fn start(context: &Context, args: &StartArgs) -> Result<ExitCode, OciError> 
             return Err(OciError::Status { verb: "start", id, status });
         }
     }
-    open_gate(&container.gate()).map_err(|source| OciError::Start { id, source })?;
+    open_gate(&container.gate()).map_err(|source| OciError::Start { id: id.clone(), source })?;
+    let Some(state) = state else { return Ok(ExitCode::SUCCESS) };
+    poststart(context, lock, &state).map_err(|source| OciError::Start { id, source })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the poststart hooks; a failure ends the container (runtime-spec 1.3, "Lifecycle").
+fn poststart(context: &Context, lock: Lock<'_>, state: &State) -> Result<(), LaunchFailure> {
+    let subject = subject(state);
+    let result = hooks::run(state.hooks.as_ref(), Moment::Poststart, &subject, state.init.pid);
+    if result.is_err() {
+        let container = lock.container().id().clone();
+        // The hook's failure is the one that tells why.
+        if let Err(error) = delete::kill_and_remove(context, lock, Some(state)) {
+            context.journal.warn(&format!("container {container} is left: {}", report::chain(&error)));
+        }
+    }
+    result
+}
+
+/// What hooks are told about a container that exists.
+pub fn subject(state: &State) -> Subject {
+    Subject::of(&state.oci_version, &state.id, &state.bundle, &state.annotations)
 }
 
 /// Runs `run`.
@@ -127,28 +151,35 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<ExitCode, OciError> {
         running.start().map_err(|source| OciError::Start { id: order.id.clone(), source })?;
         Ok(running)
     })?;
+    if !Moment::Poststart.of(order.config.spec.hooks().as_ref()).is_empty()
+        && let Some(state) = container.state()?
+    {
+        let failed = |source| OciError::Start { id: order.id.clone(), source };
+        poststart(context, container.lock()?, &state).map_err(failed)?;
+    }
     let Some(watch) = watch else {
         return Ok(ExitCode::SUCCESS);
     };
     let exit = watch.run(&mut running, terminal && watched).map_err(watch_failed)?;
     if !args.keep {
-        delete::remove(container.lock()?)?;
+        delete::remove(context, container.lock()?)?;
     }
     Ok(ExitCode::from(u8::try_from(exit.status()).unwrap_or(u8::MAX)))
 }
 
 impl<'a> Order<'a> {
-    fn read(context: &Context, args: &'a BundleArgs) -> Result<Self, OciError> {
+    fn read(context: &'a Context, args: &'a BundleArgs) -> Result<Self, OciError> {
         let id: Id = args.id.parse()?;
         let given = args.bundle.as_deref().unwrap_or(Path::new("."));
         let directory = fs_err::canonicalize(given).map_err(|error| OciError::file("find bundle", given, &error))?;
         let config = bundle::read(&directory, args.config.as_deref(), context.limits)?;
-        let config = rootless::complete(config, &directory.display().to_string(), context.limits)?;
+        let mut config = rootless::complete(config, &directory.display().to_string(), context.limits)?;
         for warning in &config.warnings {
             context.journal.warn(warning);
         }
         context.journal.debug(&format!("container {id} from bundle {}", directory.display()));
-        Ok(Self { args, id, directory, config })
+        pass_listeners(&mut config.spec);
+        Ok(Self { context, args, id, directory, config })
     }
 
     fn terminal(&self) -> bool {
@@ -172,7 +203,7 @@ impl<'a> Order<'a> {
             Err(error) => {
                 // The first error is the one that tells why.
                 let state = lock.container().state().ok().flatten();
-                let _ = delete::kill_and_remove(lock, state.as_ref());
+                let _ = delete::kill_and_remove(self.context, lock, state.as_ref());
                 Err(error)
             }
         }
@@ -181,7 +212,7 @@ impl<'a> Order<'a> {
     /// Starts the first process and writes down that it exists.
     fn launch(&self, lock: &Lock<'_>, gate: Gate, terminal: bool, watched: bool) -> Result<Running, OciError> {
         lock.save_config(&self.config.text)?;
-        let keep_fds = preserved(self.args.preserve_fds)?;
+        let keep_fds = preserved(self.args.preserve_fds + listeners())?;
         let socket = match &self.args.console_socket {
             Some(path) => Some((connect_console(path)?, path)),
             None => None,
@@ -225,8 +256,38 @@ impl<'a> Order<'a> {
             created: timestamp(SystemTime::now()),
             init: Identity::of(pid)?,
             owner_uid: rustix::process::getuid().as_raw(),
+            hooks: late_hooks(spec),
             ready,
         })
+    }
+}
+
+/// The hooks that other commands will run.
+fn late_hooks(spec: &Spec) -> Option<Hooks> {
+    let hooks = spec.hooks().as_ref()?;
+    let mut late = Hooks::default();
+    late.set_poststart(hooks.poststart().clone()).set_poststop(hooks.poststop().clone());
+    (late != Hooks::default()).then_some(late)
+}
+
+/// How many descriptors systemd's socket activation hands on (sd_listen_fds(3)).
+fn listeners() -> u32 {
+    env::named(LISTEN_FDS).and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+const LISTEN_FDS: &str = "LISTEN_FDS";
+
+/// Tells the program about them, under the number that it will have.
+fn pass_listeners(spec: &mut Spec) {
+    let count = listeners();
+    if count == 0 {
+        return;
+    }
+    let Some(process) = spec.process_mut() else { return };
+    let mut env = process.env().clone().unwrap_or_default();
+    if !env.iter().any(|entry| entry.starts_with("LISTEN_FDS=")) {
+        env.extend([format!("{LISTEN_FDS}={count}"), "LISTEN_PID=1".to_owned()]);
+        process.set_env(Some(env));
     }
 }
 

@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use coracle_runtime::container::{ContainerError, Id, Lock, State, Status};
+use coracle_runtime::hooks::{self, Moment};
+use oci_spec::runtime::Hooks;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::Context;
+use super::create::subject;
 use super::error::OciError;
 
 /// How long a killed process may take to go away: uninterruptible I/O ends at some time, or never.
@@ -41,11 +44,11 @@ pub fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode, OciError
         other => other?,
     };
     match container.status(state.as_ref())? {
-        Status::Stopped => remove(lock)?,
+        Status::Stopped => remove(context, lock)?,
         // We hold the lock, so nobody is creating it any more. As for a created one, which runc
         // removes as well: a container whose program never ran has nothing to lose.
-        Status::Creating | Status::Created => kill_and_remove(lock, state.as_ref())?,
-        _ if args.force => kill_and_remove(lock, state.as_ref())?,
+        Status::Creating | Status::Created => kill_and_remove(context, lock, state.as_ref())?,
+        _ if args.force => kill_and_remove(context, lock, state.as_ref())?,
         status => {
             return Err(OciError::Status { verb: "delete", id, status });
         }
@@ -54,12 +57,25 @@ pub fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode, OciError
 }
 
 /// Removes the state of a container whose first process is gone.
-pub fn remove(lock: Lock<'_>) -> Result<(), OciError> {
-    Ok(lock.remove()?)
+///
+/// Then its poststop hooks run; what they do wrong is only logged (runtime-spec, "Lifecycle").
+pub fn remove(context: &Context, lock: Lock<'_>) -> Result<(), OciError> {
+    let state = lock.container().state().ok().flatten();
+    lock.remove()?;
+    let Some(state) = state else { return Ok(()) };
+    let subject = subject(&state);
+    for hook in Moment::Poststop.of(state.hooks.as_ref()) {
+        let mut one = Hooks::default();
+        one.set_poststop(Some(vec![hook.clone()]));
+        if let Err(failure) = hooks::run(Some(&one), Moment::Poststop, &subject, 0) {
+            context.journal.warn(&failure.to_string());
+        }
+    }
+    Ok(())
 }
 
 /// Kills the first process, and with it everything in its pid namespace, and removes the state.
-pub fn kill_and_remove(lock: Lock<'_>, state: Option<&State>) -> Result<(), OciError> {
+pub fn kill_and_remove(context: &Context, lock: Lock<'_>, state: Option<&State>) -> Result<(), OciError> {
     let container = lock.container();
     if let Some(state) = state
         && let Some(pidfd) = state.init.open()?
@@ -73,7 +89,7 @@ pub fn kill_and_remove(lock: Lock<'_>, state: Option<&State>) -> Result<(), OciE
         }
         wait_for_end(&pidfd, id)?;
     }
-    remove(lock)
+    remove(context, lock)
 }
 
 fn wait_for_end(pidfd: &std::os::fd::OwnedFd, id: &Id) -> Result<(), OciError> {

@@ -13,7 +13,7 @@ use oci_spec::runtime::{Process, Spec};
 use std::os::fd::AsFd;
 
 use super::Context;
-use super::create::config_of;
+use super::create::{config_of, subject};
 use super::error::OciError;
 use super::streams::{check_console, connect_console, preserved, send_console, write_pid};
 
@@ -87,6 +87,9 @@ pub fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, OciError> {
     };
     let mut options = ExecOptions::new(state.init.pid, pidfd.as_fd(), &process);
     options.seccomp = config.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    let subject = subject(&state);
+    options.subject = Some(&subject);
+    options.linux = config.spec.linux().as_ref();
     options.stdio = if terminal { Stdio::Console } else { Stdio::Inherit };
     options.keep_fds = &keep_fds;
     options.die_with_parent = watch.is_some();
@@ -128,14 +131,16 @@ impl ExecArgs {
             if variable.split_once('=').is_none_or(|(name, _)| name.is_empty()) {
                 return Err(OciError::Variable(variable.clone()));
             }
+            // The last word counts, and programs look at the first one they find.
+            let name = variable.split_inclusive('=').next().unwrap_or_default();
+            env.retain(|known| !known.starts_with(name));
             env.push(variable.clone());
         }
         process.set_env(Some(env));
         self.set_user(&mut process)?;
-        if self.no_new_privs {
-            process.set_no_new_privileges(Some(true));
-        }
-        self.add_capabilities(&mut process)?;
+        // As for crun: only a process of a file says itself whether it may gain privileges.
+        process.set_no_new_privileges(Some(self.no_new_privs));
+        self.add_capabilities(context, &mut process)?;
         Ok(process)
     }
 
@@ -166,13 +171,17 @@ impl ExecArgs {
     }
 
     /// Adds to what an execve by root keeps, never to the inheritable and ambient sets (A22).
-    fn add_capabilities(&self, process: &mut Process) -> Result<(), OciError> {
+    fn add_capabilities(&self, context: &Context, process: &mut Process) -> Result<(), OciError> {
         if self.cap.is_empty() {
             return Ok(());
         }
         let mut added = CapSet::EMPTY;
         for name in &self.cap {
-            added = added.with(caps::parse(name)?);
+            // As in a config.json: what nobody knows is not granted and not fatal (C09).
+            match caps::parse(name) {
+                Ok(capability) => added = added.with(capability),
+                Err(error) => context.journal.warn(&error.to_string()),
+            }
         }
         let mut sets = CapabilitySets::from_spec(process.capabilities().as_ref())?;
         sets.bounding = sets.bounding.union(added);

@@ -16,14 +16,23 @@ const FIRST_PRESERVED: RawFd = 3;
 /// sockaddr_un has room for this many bytes of a path, with the ending NUL (unix(7)).
 const SOCKET_PATH_BYTES: usize = 108;
 
-/// Gives the numbers of the descriptors that `--preserve-fds` names; each must be open.
+/// Gives the numbers of the descriptors that `--preserve-fds` names. Callers give a number that
+/// covers theirs, so gaps are fine; but one that names no open descriptor at all is an error.
 pub fn preserved(count: u32) -> Result<Vec<RawFd>, OciError> {
     let last = FIRST_PRESERVED.saturating_add_unsigned(count);
-    let numbers: Vec<RawFd> = (FIRST_PRESERVED..last).collect();
-    match numbers.iter().find(|number| !Path::new(&format!("/proc/self/fd/{number}")).exists()) {
-        Some(number) => Err(OciError::PreservedFd(*number)),
-        None => Ok(numbers),
+    let numbers: Vec<RawFd> = (FIRST_PRESERVED..last).filter(|number| is_inherited(*number)).collect();
+    if count > 0 && numbers.is_empty() {
+        return Err(OciError::PreservedFd(FIRST_PRESERVED));
     }
+    Ok(numbers)
+}
+
+/// Whether a descriptor is the caller's: our own all close on execve, and never get through.
+fn is_inherited(number: RawFd) -> bool {
+    const CLOSE_ON_EXEC: u32 = OFlags::CLOEXEC.bits();
+    let text = fs_err::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+    let flags = text.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & CLOSE_ON_EXEC == 0)
 }
 
 /// Checks that a terminal has somebody to go to (C18).

@@ -57,7 +57,7 @@ fn c22_configurations_are_bounded_and_of_our_version() {
         ("linux.intelRdt", json!({ "linux": { "intelRdt": { "closID": "x" } } })),
         ("linux.netDevices", json!({ "linux": { "netDevices": { "eth0": {} } } })),
         ("linux.resources.memory", json!({ "linux": { "resources": { "memory": { "limit": 1 << 26 } } } })),
-        ("process.scheduler", json!({ "process": { "scheduler": { "policy": "SCHED_OTHER" } } })),
+        ("process.scheduler", json!({ "process": { "scheduler": { "policy": "SCHED_ISO" } } })),
         ("SCMP_ACT_NOTIFY", json!({ "linux": { "seccomp": { "defaultAction": "SCMP_ACT_NOTIFY" } } })),
     ] {
         fs_err::write(oci.config(), &good).unwrap();

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use oci_spec::runtime::Hooks;
 use serde::{Deserialize, Serialize};
 
 use super::identity::Identity;
@@ -49,6 +50,9 @@ pub struct State {
     pub init: Identity,
     /// The host user who created it.
     pub owner_uid: u32,
+    /// The hooks that are still to run: poststart and poststop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Hooks>,
     /// Whether `create` has finished. Published first without it, as soon as the process exists, so
     /// that a process whose creator is killed can be found and ended.
     pub ready: bool,

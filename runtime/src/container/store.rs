@@ -449,6 +449,7 @@ mod tests {
             created: timestamp(std::time::SystemTime::now()),
             init: Identity::of(pid).expect("this process"),
             owner_uid: 0,
+            hooks: None,
             ready: true,
         }
     }

@@ -24,6 +24,8 @@ pub(crate) enum Message {
     Proceed,
     /// Parent: execute now.
     Start,
+    /// Child: all mounts are made, the root is not yet changed.
+    Mounted,
     /// Child: only the gate, the filter and `execve` are left.
     Ready,
     /// Child: the master side of its terminal.
@@ -37,6 +39,7 @@ pub(crate) enum Message {
 const MAPPED: u8 = b'M';
 const PROCEED: u8 = b'N';
 const START: u8 = b'G';
+const MOUNTED: u8 = b'H';
 const READY: u8 = b'R';
 const CONSOLE: u8 = b'C';
 const PROCESS: u8 = b'P';
@@ -54,6 +57,7 @@ pub(crate) fn send(channel: impl AsFd, message: &Message) -> Result<(), Errno> {
         Message::Mapped => send_parts(channel, &[MAPPED], &[], None),
         Message::Proceed => send_parts(channel, &[PROCEED], &[], None),
         Message::Start => send_parts(channel, &[START], &[], None),
+        Message::Mounted => send_parts(channel, &[MOUNTED], &[], None),
         Message::Ready => send_parts(channel, &[READY], &[], None),
         Message::Console(fd) => send_parts(channel, &[CONSOLE], &[], Some(fd.as_fd())),
         Message::Process(fd) => send_parts(channel, &[PROCESS], &[], Some(fd.as_fd())),
@@ -101,6 +105,7 @@ pub(crate) fn receive(channel: impl AsFd) -> Result<Option<Message>, Errno> {
         (MAPPED, _) => Message::Mapped,
         (PROCEED, _) => Message::Proceed,
         (START, _) => Message::Start,
+        (MOUNTED, _) => Message::Mounted,
         (READY, _) => Message::Ready,
         (CONSOLE, Some(fd)) => Message::Console(fd),
         (PROCESS, Some(fd)) => Message::Process(fd),

@@ -8,19 +8,24 @@ use std::borrow::Cow;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::Path;
 
+use oci_spec::runtime::Hooks;
 use rustix::fs::{Mode, OFlags, fstatfs};
 use rustix::net::{AddressFamily, SocketType, socket};
 use rustix::process::umask;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::channel::{self, Message};
 use super::devices::{self, Terminal};
 use super::fault::Fault;
 use super::inside::{Inside, Shape};
+use super::listener::Listener;
 use super::mounting::{self, Mounted, PROC_MAGIC};
 use super::options::{Rootfs, Stdio};
 use super::program::{self, Departure, Hold, Streams, follow_parent, hide, set_streams, show};
+use super::sources::Sources;
 use super::{confining, identity, rootfs};
 use crate::failure::{LaunchFailure, Stage};
+use crate::hooks::{self, Moment, Subject};
 use crate::idmap::{IdMap, read_map};
 use crate::plan::{MountStep, Plan, fit_ids, flags};
 use crate::sys::{CloneFlags, MountAttr, mount_setattr, raise_loopback};
@@ -28,6 +33,10 @@ use crate::sys::{CloneFlags, MountAttr, mount_setattr, raise_loopback};
 /// Everything the child needs, opened and decided by its parent.
 pub(crate) struct Child<'a> {
     pub(crate) plan: &'a Plan,
+    pub(crate) subject: &'a Subject,
+    pub(crate) hooks: Option<&'a Hooks>,
+    pub(crate) sources: &'a Sources,
+    pub(crate) listener: Option<&'a Listener>,
     pub(crate) rootfs: &'a Rootfs,
     pub(crate) bundle: &'a Path,
     pub(crate) stdio: Stdio<'a>,
@@ -55,6 +64,9 @@ pub(crate) fn run(child: Child<'_>, channel: OwnedFd) -> i32 {
     }
     let departure = Departure {
         process,
+        hooks: Moment::StartContainer.of(child.hooks),
+        subject: Some(child.subject),
+        listener: child.listener,
         hold: child.hold,
         keep_fds: child.keep_fds,
         die_with_parent: child.die_with_parent,
@@ -82,7 +94,7 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
     let owns_namespace = plan.namespaces.creates_user();
     rootfs::detach_propagation(plan.root_propagation, owns_namespace)?;
     let mounts = fitting_mounts(plan, joined.as_ref());
-    let sources = mounting::open_sources(&mounts, child.bundle)?;
+    let sources = mounting::open_sources(&mounts, &child.sources.binds, child.bundle)?;
     let has = |id: fn(&IdMap) -> Option<u32>| idmap.is_some_and(|map| id(map).is_some());
     identity::become_root(has(|map| map.host_uid(0)), has(|map| map.host_gid(0)))?;
     if !joins {
@@ -93,10 +105,19 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
         let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).fault(Stage::Network, "make", "socket")?;
         raise_loopback(socket.as_fd()).fault(Stage::Network, "switch on", "lo")?;
     }
+    if plan.namespaces.create.contains(CloneFlags::TIME) {
+        make_time_namespace(&plan.time_offsets)?;
+    }
     let root = rootfs::mount_root(child.rootfs)?;
     let inside = Inside::new(&root);
-    let mut mounted = mounting::mount_all(&mounts, sources, inside)?;
+    let mut mounted = mounting::mount_all(&mounts, sources, &child.sources.nodes, inside)?;
+    devices::add_elsewhere(&plan.devices_elsewhere, &child.sources.nodes, inside)?;
     let terminal = open_terminal(child, &mounted, channel)?;
+    if plan.hooks_before_root {
+        channel::send(channel, &Message::Mounted).fault(Stage::Hooks, "tell", "launcher")?;
+        expect(channel, Stage::Hooks, |message| matches!(message, Message::Proceed))?;
+        hooks::run(child.hooks, Moment::CreateContainer, child.subject, rustix::process::getpid().as_raw_pid())?;
+    }
     mounted.finish()?;
     confining::confine(&plan.confinement, mounted.proc.as_ref(), inside)?;
     make_working_directory(&plan.process.cwd, inside)?;
@@ -106,10 +127,40 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
     }
     rootfs::enter(&root, child.no_pivot)?;
     rootfs::share(&root, plan.root_propagation)?;
-    expect(channel, Stage::Network, |message| matches!(message, Message::Proceed))?;
+    if !plan.hooks_before_root {
+        expect(channel, Stage::Network, |message| matches!(message, Message::Proceed))?;
+    }
     identity::limit(&plan.process)?;
     Ok(terminal)
 }
+
+/// Makes a time namespace, sets its clocks, and enters it (time_namespaces(7)).
+///
+/// Its clocks can be set until somebody lives in it, which a process that is cloned with it does.
+fn make_time_namespace(offsets: &[String]) -> Result<(), LaunchFailure> {
+    let fault = |result: Result<(), rustix::io::Errno>, op: &str| result.fault(Stage::Namespaces, op, "time namespace");
+    fault(unshare_time(), "create")?;
+    if !offsets.is_empty() {
+        let path = "/proc/self/timens_offsets";
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::open(path, flags, Mode::empty()).fault(Stage::Namespaces, "open", path)?;
+        for line in offsets {
+            rustix::io::write(&file, line.as_bytes()).fault(Stage::Namespaces, "write", path)?;
+        }
+    }
+    let path = "/proc/self/ns/time_for_children";
+    let own = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let own = own.fault(Stage::Namespaces, "open", path)?;
+    fault(move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Time)), "enter")
+}
+
+fn unshare_time() -> Result<(), rustix::io::Errno> {
+    let flags = nix::sched::CloneFlags::from_bits_retain(CLONE_NEWTIME);
+    nix::sched::unshare(flags).map_err(|errno| rustix::io::Errno::from_raw_os_error(errno as i32))
+}
+
+/// linux/sched.h
+const CLONE_NEWTIME: i32 = 0x80;
 
 /// The map of a user namespace that was joined: only who is inside can read it.
 fn joined_map(plan: &Plan) -> Result<Option<IdMap>, LaunchFailure> {

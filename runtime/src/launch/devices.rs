@@ -4,18 +4,22 @@
 //! proven by its device number. Their mounts are read-only, which still lets programs write to the
 //! devices but keeps a container from changing the host's inode (its mode, its owner).
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, fstatfs, major, minor, mkdirat, openat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use super::fault::Fault;
+use super::inside::{Inside, Shape};
 use super::mounting::attach;
+use super::sources::make_node;
 use crate::failure::{LaunchFailure, Stage};
 use crate::plan::{DeviceNode, flags};
 use crate::sys::{MountAttr, mount_setattr};
@@ -38,9 +42,13 @@ const LINKS: [(&str, &str); 5] = [
 ];
 
 /// Fills a new /dev, by its descriptor.
-pub(crate) fn fill(dev: &OwnedFd, nodes: &[DeviceNode]) -> Result<(), LaunchFailure> {
+pub(crate) fn fill(
+    dev: &OwnedFd,
+    nodes: &[DeviceNode],
+    made: &BTreeMap<PathBuf, OwnedFd>,
+) -> Result<(), LaunchFailure> {
     for node in nodes {
-        match add_node(dev, node) {
+        match add_node(dev, node, made) {
             Err(failure) if node.optional && failure.errno == libc::ENOENT => {}
             result => result?,
         }
@@ -51,9 +59,48 @@ pub(crate) fn fill(dev: &OwnedFd, nodes: &[DeviceNode]) -> Result<(), LaunchFail
     Ok(())
 }
 
-fn add_node(dev: &OwnedFd, node: &DeviceNode) -> Result<(), LaunchFailure> {
-    let host = Path::new("/dev").join(&node.name);
+/// Makes the devices that are not in /dev.
+pub(crate) fn add_elsewhere(
+    nodes: &[DeviceNode],
+    made: &BTreeMap<PathBuf, OwnedFd>,
+    inside: Inside<'_>,
+) -> Result<(), LaunchFailure> {
+    for node in nodes {
+        let path = node.path();
+        let shown = path.display();
+        if let Some(tree) = made.get(&path) {
+            let place = inside.mount_point(&path, Shape::File).fault(STAGE, "make", &shown)?;
+            attach(tree, &place).fault(STAGE, "mount", &shown)?;
+            continue;
+        }
+        let (parent, name) = (path.parent().unwrap_or(&path), path.file_name().unwrap_or_default());
+        let parent = inside.mount_point(parent, Shape::Directory).fault(STAGE, "make directory of", &shown)?;
+        match make_node(parent.as_fd(), Path::new(name), node, (node.uid, node.gid)) {
+            Err(Errno::PERM) => {
+                return Err(LaunchFailure::rule(STAGE, format!("device {shown}"), "is not below /dev"));
+            }
+            // From the run before, if it is the same.
+            Err(Errno::EXIST) => {
+                let there = openat(&parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+                let there = there.fault(STAGE, "open", &shown)?;
+                prove(&there, node.character, (node.major, node.minor)).fault(STAGE, "trust device", &shown)?;
+            }
+            result => result.fault(STAGE, "make", &shown)?,
+        }
+    }
+    Ok(())
+}
+
+fn add_node(dev: &OwnedFd, node: &DeviceNode, made: &BTreeMap<PathBuf, OwnedFd>) -> Result<(), LaunchFailure> {
+    let host = node.path();
     let shown = host.display();
+    if let Some(tree) = made.get(&host) {
+        let place = place_below(dev, &node.name).fault(STAGE, "make", &shown)?;
+        return attach(tree, &place).fault(STAGE, "mount", &shown);
+    }
+    if node.asked && make_in_dev(dev, node).fault(STAGE, "make", &shown)? {
+        return Ok(());
+    }
     let tree = clone_device(&host, node.character, (node.major, node.minor))?;
     let place = place_below(dev, &node.name).fault(STAGE, "make", &shown)?;
     attach(&tree, &place).fault(STAGE, "mount", &shown)
@@ -82,8 +129,28 @@ fn prove(fd: &OwnedFd, character: bool, number: (u32, u32)) -> Result<(), Errno>
     if fits { Ok(()) } else { Err(Errno::NODEV) }
 }
 
+/// Makes a device itself, with its own owner and mode: only root of the host can, false for others.
+fn make_in_dev(dev: &OwnedFd, node: &DeviceNode) -> Result<bool, Errno> {
+    let held = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    if !held.contains(CapabilitySet::MKNOD) {
+        return Ok(false);
+    }
+    let name = Path::new(node.name.file_name().ok_or(Errno::INVAL)?);
+    let directory = directory_below(dev, &node.name)?;
+    match make_node(directory.as_fd(), name, node, (node.uid, node.gid)) {
+        // In a user namespace nobody can.
+        Err(Errno::PERM) => Ok(false),
+        result => result.map(|()| true),
+    }
+}
+
 /// An empty file below /dev, with its directories. The tmpfs holds nothing but what we made.
 fn place_below(dev: &OwnedFd, name: &Path) -> Result<OwnedFd, Errno> {
+    empty_file(&directory_below(dev, name)?, name.file_name().ok_or(Errno::INVAL)?)
+}
+
+/// The directory that a path below /dev is in, made with its parents.
+fn directory_below(dev: &OwnedFd, name: &Path) -> Result<OwnedFd, Errno> {
     let mut place = dev.try_clone().map_err(|_| Errno::MFILE)?;
     let mut names = name.components().peekable();
     while let Some(component) = names.next() {
@@ -91,7 +158,7 @@ fn place_below(dev: &OwnedFd, name: &Path) -> Result<OwnedFd, Errno> {
             return Err(Errno::INVAL);
         };
         if names.peek().is_none() {
-            return empty_file(&place, name);
+            break;
         }
         match mkdirat(&place, name, Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -100,7 +167,7 @@ fn place_below(dev: &OwnedFd, name: &Path) -> Result<OwnedFd, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         place = openat(&place, name, flags, Mode::empty())?;
     }
-    Err(Errno::INVAL)
+    Ok(place)
 }
 
 fn empty_file(dir: &OwnedFd, name: &std::ffi::OsStr) -> Result<OwnedFd, Errno> {

@@ -8,9 +8,12 @@ use rustix::process::{Gid, Uid, setrlimit, umask};
 use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::fault::Fault;
+use super::listener::Announcement;
+use super::scheduling::schedule;
 use crate::caps::{CapSet, CapabilitySets};
 use crate::failure::{LaunchFailure, Stage};
 use crate::plan::ProcessPlan;
+use crate::seccomp;
 use crate::sys::{self, SysError};
 
 const STAGE: Stage = Stage::Identity;
@@ -38,7 +41,8 @@ pub(crate) fn limit(process: &ProcessPlan) -> Result<(), LaunchFailure> {
 ///
 /// Without no_new_privs the filter has to be loaded while CAP_SYS_ADMIN is still there; it then sees
 /// the rest of this function.
-pub(crate) fn assume(process: &ProcessPlan) -> Result<(), LaunchFailure> {
+pub(crate) fn assume(process: &ProcessPlan, listener: Option<&Announcement<'_>>) -> Result<(), LaunchFailure> {
+    schedule(&process.scheduling)?;
     let (mut sets, _lost) = process.capabilities.grantable(CapSet::held().map_err(unkept)?);
     if process.uid != 0 {
         // All that is effective after execve; anything more would only help this process to reach
@@ -49,7 +53,7 @@ pub(crate) fn assume(process: &ProcessPlan) -> Result<(), LaunchFailure> {
     if process.no_new_privileges {
         set_no_new_privs(true).fault(STAGE, "set", "no_new_privs")?;
     } else {
-        load_filters(process)?;
+        load_filters(process, listener)?;
     }
     set_groups(process)?;
     CapabilitySets::keep_across_setuid().map_err(unkept)?;
@@ -60,11 +64,23 @@ pub(crate) fn assume(process: &ProcessPlan) -> Result<(), LaunchFailure> {
 }
 
 /// Loads the filters that the process keeps, as the last step before `execve` with no_new_privs.
-pub(crate) fn load_filters(process: &ProcessPlan) -> Result<(), LaunchFailure> {
-    for program in &process.filters {
-        sys::load_filter(program, process.filter_flags).fault(Stage::Seccomp, "load", "seccomp filter")?;
+pub(crate) fn load_filters(process: &ProcessPlan, listener: Option<&Announcement<'_>>) -> Result<(), LaunchFailure> {
+    let (stage, what) = (Stage::Seccomp, "seccomp filter");
+    let Some((last, others)) = process.filters.split_last() else {
+        return Ok(());
+    };
+    // How a listener is waited for concerns the one that has it.
+    let plain = process.filter_flags & !seccomp::FILTER_FLAG_WAIT_KILLABLE_RECV;
+    for program in others {
+        sys::load_filter(program, plain).fault(stage, "load", what)?;
     }
-    Ok(())
+    match listener {
+        None => sys::load_filter(last, process.filter_flags).fault(stage, "load", what),
+        Some(listener) => {
+            let notify = sys::load_listener(last, process.filter_flags).fault(stage, "load", what)?;
+            listener.send(&notify)
+        }
+    }
 }
 
 fn set_groups(process: &ProcessPlan) -> Result<(), LaunchFailure> {

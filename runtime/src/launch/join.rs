@@ -71,6 +71,7 @@ fn link_type(kind: CloneFlags) -> Option<LinkNameSpaceType> {
         (CloneFlags::UTS, LinkNameSpaceType::HostNameAndNISDomainName),
         (CloneFlags::NET, LinkNameSpaceType::Network),
         (CloneFlags::CGROUP, LinkNameSpaceType::ControlGroup),
+        (CloneFlags::TIME, LinkNameSpaceType::Time),
     ];
     kinds.into_iter().find(|(flag, _)| *flag == kind).map(|(_, link)| link)
 }

@@ -10,15 +10,19 @@ mod confining;
 mod copyup;
 pub(crate) mod devices;
 pub(crate) mod fault;
+mod home;
 mod identity;
 pub(crate) mod inside;
 pub(crate) mod join;
+pub(crate) mod listener;
 pub(crate) mod mounting;
 mod options;
 pub(crate) mod program;
 mod reaper;
 pub(crate) mod rootfs;
 mod running;
+pub(crate) mod scheduling;
+mod sources;
 
 pub use options::{Gate, LaunchOptions, Namespaces, OnNamespaces, Rootfs, Stdio};
 pub use running::{Exit, Running, open_gate};
@@ -35,6 +39,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 
 use crate::failure::{LaunchFailure, Stage};
+use crate::hooks::{self, Moment, Subject};
 use crate::idmap;
 use crate::plan::{self, Plan};
 use crate::sys::{CloneFlags, CloneOptions, Cloned, clone_process};
@@ -42,6 +47,7 @@ use channel::Message;
 use child::Child;
 use fault::Fault;
 use join::Joined;
+use listener::Listener;
 use program::Hold;
 
 /// Starts the container's first process.
@@ -60,8 +66,17 @@ pub fn launch(options: LaunchOptions<'_>) -> Result<Running, LaunchFailure> {
         Gate::Socket(path) => Hold::Socket(gate_socket(path)?),
     };
     let (ours, theirs) = channel::pair().fault(Stage::Prepare, "make", "channel")?;
+    let subject = Subject::new(options.id, options.spec, options.bundle);
+    let hooks = options.spec.hooks().as_ref();
+    let state = || subject.state("creating", 0);
+    let listener = plan.process.listener.as_ref().map(|plan| Listener::connect(plan, state())).transpose()?;
+    let sources = sources::open(&plan, options.bundle)?;
     let child = Child {
         plan: &plan,
+        sources: &sources,
+        subject: &subject,
+        hooks,
+        listener: listener.as_ref(),
         rootfs: &options.rootfs,
         bundle: options.bundle,
         stdio: options.stdio,
@@ -75,7 +90,10 @@ pub fn launch(options: LaunchOptions<'_>) -> Result<Running, LaunchFailure> {
     let cloned = create(&plan, &joined, options.cgroup, child, &ours, theirs)?;
     let launched = Launched { cloned, channel: ours };
     let on_namespaces = options.on_namespaces.take();
-    let finished = launched.accompany(&plan, &joined, on_namespaces);
+    let finished = launched.accompany(&plan, &joined, on_namespaces, |pid| {
+        hooks::run(hooks, Moment::Prestart, &subject, pid)?;
+        hooks::run(hooks, Moment::CreateRuntime, &subject, pid)
+    });
     let result = finished.and_then(|(userns, console)| launched.conclude(&options.gate, userns, console));
     result.inspect_err(|_| {
         launched.abandon();
@@ -105,7 +123,8 @@ fn create(
     ours: &OwnedFd,
     theirs: OwnedFd,
 ) -> Result<Cloned, LaunchFailure> {
-    let options = CloneOptions { flags: plan.namespaces.create, cgroup };
+    // The time namespace is made by the child itself, because its clocks are set first.
+    let options = CloneOptions { flags: plan.namespaces.create.without(CloneFlags::TIME), cgroup };
     if joined.is_empty() {
         let cloned = clone_process(&options, || {
             close_in_child(ours);
@@ -165,6 +184,7 @@ impl Launched {
         plan: &Plan,
         joined: &[Joined],
         on_namespaces: Option<OnNamespaces<'_>>,
+        run_hooks: impl FnOnce(i32) -> Result<(), LaunchFailure>,
     ) -> Result<(OwnedFd, Option<OwnedFd>), LaunchFailure> {
         let pid = self.cloned.pid;
         if let Some(map) = &plan.idmap {
@@ -181,8 +201,27 @@ impl Launched {
             let namespaces = Namespaces { pid, pidfd: self.cloned.pidfd.as_fd(), user: user.as_fd(), net: net.as_fd() };
             work(&namespaces)?;
         }
+        let mut console = None;
+        if plan.hooks_before_root {
+            console = self.until_mounted()?;
+            run_hooks(pid)?;
+        }
         self.say(&Message::Proceed)?;
-        Ok((user, None))
+        Ok((user, console))
+    }
+
+    /// Waits until the child has mounted everything; gives its terminal.
+    fn until_mounted(&self) -> Result<Option<OwnedFd>, LaunchFailure> {
+        let mut console = None;
+        loop {
+            match channel::receive(&self.channel).fault(Stage::Prepare, "hear from", "child")? {
+                Some(Message::Failure(failure)) => return Err(failure),
+                Some(Message::Console(master)) => console = Some(master),
+                Some(Message::Mounted) => return Ok(console),
+                Some(_) => return Err(Errno::PROTO).fault(Stage::Prepare, "understand", "child"),
+                None => return Err(LaunchFailure::rule(Stage::Prepare, "child", "ended without a word")),
+            }
+        }
     }
 
     /// Tells the child to go on. A child that is gone has said why, which is read later.

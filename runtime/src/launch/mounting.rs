@@ -1,7 +1,8 @@
 //! Walks the mount steps of a plan, by descriptors only.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, fstat, fstatfs};
 use rustix::io::Errno;
@@ -47,12 +48,22 @@ impl Mounted {
 }
 
 /// Opens the host side of every bind mount, as the caller and before anything is covered.
-pub(crate) fn open_sources(steps: &[MountStep], bundle: &Path) -> Result<Vec<Option<OwnedFd>>, LaunchFailure> {
-    let open = |step: &MountStep| match &step.source {
-        MountSource::Bind { path, recursive } => clone_tree(&bundle.join(path), *recursive).map(Some),
+///
+/// What the launching process opened already is taken from it.
+pub(crate) fn open_sources(
+    steps: &[MountStep],
+    opened: &[Option<OwnedFd>],
+    bundle: &Path,
+) -> Result<Vec<Option<OwnedFd>>, LaunchFailure> {
+    let open = |(number, step): (usize, &MountStep)| match (&step.source, opened.get(number)) {
+        (MountSource::Bind { path, .. }, Some(Some(tree))) => {
+            let copy = tree.try_clone().map_err(|_| Errno::MFILE);
+            copy.map(Some).fault(STAGE, "keep mount source", path.display())
+        }
+        (MountSource::Bind { path, recursive }, _) => clone_tree(&bundle.join(path), *recursive).map(Some),
         _ => Ok(None),
     };
-    steps.iter().map(open).collect()
+    steps.iter().enumerate().map(open).collect()
 }
 
 /// A private copy of the mount at a path of the host, with what is mounted below it.
@@ -72,11 +83,12 @@ pub(crate) fn clone_tree(path: &Path, recursive: bool) -> Result<OwnedFd, Launch
 pub(crate) fn mount_all(
     steps: &[MountStep],
     sources: Vec<Option<OwnedFd>>,
+    nodes: &BTreeMap<PathBuf, OwnedFd>,
     inside: Inside<'_>,
 ) -> Result<Mounted, LaunchFailure> {
     let mut mounted = Mounted::default();
     for (step, source) in steps.iter().zip(sources) {
-        mount_one(step, source, inside, &mut mounted)?;
+        mount_one(step, source, nodes, inside, &mut mounted)?;
     }
     Ok(mounted)
 }
@@ -84,6 +96,7 @@ pub(crate) fn mount_all(
 fn mount_one(
     step: &MountStep,
     source: Option<OwnedFd>,
+    nodes: &BTreeMap<PathBuf, OwnedFd>,
     inside: Inside<'_>,
     mounted: &mut Mounted,
 ) -> Result<(), LaunchFailure> {
@@ -123,8 +136,8 @@ fn mount_one(
         prove(step, &tree, inside)?;
     }
     // Only now: before Linux 6.15 nothing can be mounted on what is not attached itself.
-    if let MountSource::Devices { nodes, .. } = &step.source {
-        devices::fill(&tree, nodes)?;
+    if let MountSource::Devices { nodes: wanted, .. } = &step.source {
+        devices::fill(&tree, wanted, nodes)?;
     }
     if late {
         mounted.read_only_later.push(tree.try_clone().map_err(|_| Errno::MFILE).fault(STAGE, "keep", shown)?);

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::unistd::execve;
+use oci_spec::runtime::Hook;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fchown, openat2};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
@@ -17,8 +18,10 @@ use rustix::process::{
 use super::channel::{self, Message};
 use super::devices::Terminal;
 use super::fault::Fault;
-use super::{identity, reaper};
+use super::listener::{Announcement, Listener};
+use super::{home, identity, reaper};
 use crate::failure::{LaunchFailure, Stage};
+use crate::hooks::{self, Moment, Subject};
 use crate::plan::ProcessPlan;
 use crate::sys::{self, SignalSet};
 
@@ -47,6 +50,11 @@ pub(crate) enum Hold {
 /// How a process goes from its set-up to its program.
 pub(crate) struct Departure<'a> {
     pub(crate) process: &'a ProcessPlan,
+    /// The startContainer hooks, and whom they are told about.
+    pub(crate) hooks: &'a [Hook],
+    pub(crate) subject: Option<&'a Subject>,
+    /// Who answers for the filter.
+    pub(crate) listener: Option<&'a Listener>,
     pub(crate) hold: Hold,
     pub(crate) keep_fds: &'a [RawFd],
     pub(crate) die_with_parent: bool,
@@ -107,13 +115,21 @@ fn duplicate(fds: [BorrowedFd<'_>; 3]) -> Result<(), Errno> {
 ///
 /// It never returns: descriptors that callers still own are closed here, and must not be dropped.
 pub(crate) fn depart(departure: &Departure<'_>, channel: OwnedFd) -> ! {
-    let mut channel = channel;
-    let code = match prepare(departure, &mut channel) {
-        Ok(()) if departure.init_reaper => reaper::run(channel, |channel| report(channel, go(departure))),
-        Ok(()) => report(&channel, go(departure)),
+    let code = match departure.listener.map(Listener::announcement).transpose() {
+        Ok(listener) => leave(departure, channel, listener.as_ref()),
         Err(failure) => report(&channel, failure),
     };
     sys::exit_now(code)
+}
+
+fn leave(departure: &Departure<'_>, mut channel: OwnedFd, listener: Option<&Announcement<'_>>) -> i32 {
+    match prepare(departure, &mut channel, listener) {
+        Ok(env) if departure.init_reaper => {
+            reaper::run(channel, |channel| report(channel, go(departure, &env, listener)))
+        }
+        Ok(env) => report(&channel, go(departure, &env, listener)),
+        Err(failure) => report(&channel, failure),
+    }
 }
 
 /// The exit code of a child that gave up; its parent reads the reason from the channel.
@@ -125,15 +141,21 @@ pub(crate) fn report(channel: &OwnedFd, failure: LaunchFailure) -> i32 {
     EXIT_GAVE_UP
 }
 
-fn prepare(departure: &Departure<'_>, channel: &mut OwnedFd) -> Result<(), LaunchFailure> {
+/// Everything before the filter; gives the program's environment.
+fn prepare(
+    departure: &Departure<'_>,
+    channel: &mut OwnedFd,
+    listener: Option<&Announcement<'_>>,
+) -> Result<Vec<CString>, LaunchFailure> {
     let process = departure.process;
     let hold = match &departure.hold {
         Hold::Socket(socket) => Some(socket.as_raw_fd()),
         _ => None,
     };
+    let agent = listener.map(|listener| listener.socket.as_raw_fd());
     // Closed now and not at execve: no path below may lead through a descriptor of the host (A02).
-    close_others(departure.keep_fds, [Some(channel.as_raw_fd()), hold])?;
-    identity::assume(process)?;
+    close_others(departure.keep_fds, [Some(channel.as_raw_fd()), hold, agent])?;
+    identity::assume(process, listener)?;
     // A change of ids switches both off (prctl(2)).
     hide()?;
     follow_parent(departure.die_with_parent)?;
@@ -142,7 +164,13 @@ fn prepare(departure: &Departure<'_>, channel: &mut OwnedFd) -> Result<(), Launc
     }
     enter_directory(&process.cwd)?;
     sys::reset_signals();
-    wait_at_gate(departure, channel)
+    wait_at_gate(departure, channel)?;
+    let env = home::with_home(&process.env, process.uid);
+    if let Some(subject) = departure.subject {
+        let pid = rustix::process::getpid().as_raw_pid();
+        hooks::run_with(departure.hooks, Moment::StartContainer, subject, pid, Some(&env))?;
+    }
+    Ok(env)
 }
 
 /// Whether the other side is gone: it may have died before the kernel was asked to watch it.
@@ -153,11 +181,11 @@ fn has_hung_up(channel: &OwnedFd) -> Result<bool, LaunchFailure> {
 }
 
 /// Filter and `execve`. Returns only why that failed.
-fn go(departure: &Departure<'_>) -> LaunchFailure {
+fn go(departure: &Departure<'_>, env: &[CString], listener: Option<&Announcement<'_>>) -> LaunchFailure {
     let process = departure.process;
     let ready = || {
         if process.no_new_privileges {
-            identity::load_filters(process)?;
+            identity::load_filters(process, listener)?;
         }
         for fd in departure.keep_fds {
             sys::set_inheritable(*fd).fault(Stage::Exec, "keep descriptor", fd)?;
@@ -166,7 +194,7 @@ fn go(departure: &Departure<'_>) -> LaunchFailure {
         Ok(())
     };
     match ready() {
-        Ok(()) => execute(process),
+        Ok(()) => execute(process, env),
         Err(failure) => failure,
     }
 }
@@ -189,7 +217,7 @@ fn wait_at_gate(departure: &Departure<'_>, channel: &mut OwnedFd) -> Result<(), 
 }
 
 /// Closes every descriptor but the standard streams and these.
-fn close_others(keep: &[RawFd], ours: [Option<RawFd>; 2]) -> Result<(), LaunchFailure> {
+fn close_others(keep: &[RawFd], ours: [Option<RawFd>; 3]) -> Result<(), LaunchFailure> {
     let mut kept: Vec<u32> =
         keep.iter().copied().chain(ours.into_iter().flatten()).filter_map(|fd| u32::try_from(fd).ok()).collect();
     kept.sort_unstable();
@@ -224,15 +252,15 @@ fn enter_directory(cwd: &Path) -> Result<(), LaunchFailure> {
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Executes the program, looked for in the container's own PATH.
-fn execute(process: &ProcessPlan) -> LaunchFailure {
+fn execute(process: &ProcessPlan, env: &[CString]) -> LaunchFailure {
     let name = process.args.first().map_or(c"", CString::as_c_str);
     let shown = name.to_string_lossy();
     if name.to_bytes().contains(&b'/') {
-        return LaunchFailure::new(Stage::Exec, "execute", shown, try_execute(name, process));
+        return LaunchFailure::new(Stage::Exec, "execute", shown, try_execute(name, process, env));
     }
     let mut verdict = Errno::NOENT;
-    for candidate in candidates(name, &process.env) {
-        match try_execute(&candidate, process) {
+    for candidate in candidates(name, env) {
+        match try_execute(&candidate, process, env) {
             Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG => {}
             // A later directory may have one that can be executed.
             Errno::ACCESS => verdict = Errno::ACCESS,
@@ -245,8 +273,8 @@ fn execute(process: &ProcessPlan) -> LaunchFailure {
 }
 
 /// execve(2) with the process' arguments; it only comes back with an error.
-fn try_execute(path: &CStr, process: &ProcessPlan) -> Errno {
-    match execve(path, &process.args, &process.env) {
+fn try_execute(path: &CStr, process: &ProcessPlan, env: &[CString]) -> Errno {
+    match execve(path, &process.args, env) {
         Ok(never) => match never {},
         Err(errno) => Errno::from_raw_os_error(errno as i32),
     }

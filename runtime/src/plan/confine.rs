@@ -102,7 +102,9 @@ fn sysctl_path(key: &str, namespaces: &NamespacePlan) -> Result<PathBuf, &'stati
         CloneFlags::NET
     } else if IPC_KEYS.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
         CloneFlags::IPC
-    } else if dotted == "kernel.hostname" || dotted == "kernel.domainname" {
+    } else if dotted == "kernel.hostname" {
+        return Err("is the specification's own field hostname");
+    } else if dotted == "kernel.domainname" {
         CloneFlags::UTS
     } else {
         return Err("does not belong to a namespace of the container");

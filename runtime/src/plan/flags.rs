@@ -31,6 +31,8 @@ pub(crate) struct OptionWords {
     /// Propagation and whether it goes down the tree.
     pub(crate) propagation: Option<(u64, bool)>,
     pub(crate) copy_up: bool,
+    /// Whether owners are shown through an id map, and whether below the mount too.
+    pub(crate) owners: Option<bool>,
     /// Words for the filesystem: `key` or `key=value`.
     pub(crate) data: Vec<(String, Option<String>)>,
 }
@@ -45,9 +47,8 @@ pub(crate) fn parse(words: &[String]) -> Result<OptionWords, LaunchFailure> {
             "copyup" | "tmpcopyup" => options.copy_up = true,
             // A fresh mount is not remounted, and `defaults` and `loud` say nothing.
             "" | "defaults" | "remount" | "silent" | "loud" | "async" | "nomand" | "nolazytime" | "noiversion" => {}
-            "idmap" | "ridmap" => {
-                return Err(refuse(&format!("mount option {word}"), "is not supported"));
-            }
+            "idmap" => options.owners = Some(false),
+            "ridmap" => options.owners = Some(true),
             _ => {
                 if let Some(change) = attribute(word) {
                     change.apply(&mut options.attr);

@@ -8,16 +8,19 @@ pub(crate) mod flags;
 mod mounts;
 mod namespaces;
 mod process;
+mod scheduling;
 
 pub(crate) use confine::Confinement;
-pub(crate) use mounts::{DeviceNode, MountSource, MountStep, fit_ids, may_cover};
+pub(crate) use mounts::{DeviceNode, MountOwners, MountSource, MountStep, fit_ids, may_cover};
 pub(crate) use namespaces::NamespacePlan;
-pub(crate) use process::{ProcessPlan, plan as plan_process};
+pub(crate) use process::{ListenerPlan, ProcessPlan, plan as plan_process};
+pub(crate) use scheduling::Scheduling;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxIdMapping, Spec};
 
 use crate::failure::{LaunchFailure, Stage};
-use crate::idmap::{IdMap, IdRange};
+use crate::hooks::Moment;
+use crate::idmap::IdMap;
 use crate::sys::CloneFlags;
 
 /// Everything the child does, in order of the fields.
@@ -26,12 +29,29 @@ pub(crate) struct Plan {
     pub(crate) namespaces: NamespacePlan,
     /// The ids of a new user namespace; `None` when none is created.
     pub(crate) idmap: Option<IdMap>,
+    /// Lines for the clocks of a new time namespace.
+    pub(crate) time_offsets: Vec<String>,
     /// Propagation of the whole tree before the root is mounted, as `MS_*`.
     pub(crate) root_propagation: u64,
     pub(crate) mounts: Vec<MountStep>,
+    /// Devices outside of /dev, which only root of the host can make.
+    pub(crate) devices_elsewhere: Vec<DeviceNode>,
     pub(crate) confinement: Confinement,
     pub(crate) root_readonly: bool,
+    /// Whether hooks run between the mounts and the change of the root.
+    pub(crate) hooks_before_root: bool,
     pub(crate) process: ProcessPlan,
+}
+
+impl Plan {
+    /// The devices that the specification asks for.
+    pub(crate) fn asked_devices(&self) -> impl Iterator<Item = &DeviceNode> {
+        let in_dev = self.mounts.iter().filter_map(|step| match &step.source {
+            MountSource::Devices { nodes, .. } => Some(nodes),
+            _ => None,
+        });
+        in_dev.flatten().chain(&self.devices_elsewhere).filter(|node| node.asked)
+    }
 }
 
 /// Makes the plan of a container. `idmap` wins over the mappings of the specification.
@@ -49,16 +69,23 @@ pub(crate) fn plan(spec: &Spec, idmap: Option<&IdMap>) -> Result<Plan, LaunchFai
         None
     };
     let mut mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default())?;
-    mounts::add_devices(&mut mounts, linux.devices().as_deref().unwrap_or_default())?;
+    let devices_elsewhere = mounts::add_devices(&mut mounts, linux.devices().as_deref().unwrap_or_default())?;
     if let Some(map) = &idmap {
         fit_ids(&mut mounts, map);
     }
     let mut process = process::plan(process, idmap.as_ref())?;
     process.setgroups_denied |= namespaces.joins(CloneFlags::USER);
+    process.scheduling.add_container(linux)?;
+    crate::hooks::check(spec.hooks().as_ref())?;
     Ok(Plan {
         root_propagation: flags::root_propagation(linux.rootfs_propagation().as_deref())?,
         mounts,
+        devices_elsewhere,
+        time_offsets: namespaces::time_offsets(linux, &namespaces)?,
         confinement: confine::plan(spec, linux, &namespaces)?,
+        hooks_before_root: [Moment::Prestart, Moment::CreateRuntime, Moment::CreateContainer]
+            .into_iter()
+            .any(|moment| !moment.of(spec.hooks().as_ref()).is_empty()),
         root_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
         process,
         namespaces,
@@ -77,12 +104,8 @@ fn refuse_unsupported(spec: &Spec) -> Result<(), LaunchFailure> {
     let asked = [
         ("linux.netDevices", linux.is_some_and(|linux| filled(linux.net_devices().as_ref().map(|map| map.len())))),
         ("linux.intelRdt", linux.is_some_and(|linux| linux.intel_rdt().is_some())),
-        ("linux.memoryPolicy", linux.is_some_and(|linux| linux.memory_policy().is_some())),
-        ("linux.personality", linux.is_some_and(|linux| linux.personality().is_some())),
-        ("linux.timeOffsets", linux.is_some_and(|linux| filled(linux.time_offsets().as_ref().map(|map| map.len())))),
         ("linux.mountLabel", linux.is_some_and(|linux| filled(linux.mount_label().as_ref().map(String::len)))),
         ("vm", spec.vm().is_some()),
-        ("hooks", spec.hooks().as_ref().is_some_and(has_hooks)),
     ];
     match asked.iter().find(|(_, asked)| *asked) {
         Some((field, _)) => Err(refuse(field, "is not supported")),
@@ -90,27 +113,12 @@ fn refuse_unsupported(spec: &Spec) -> Result<(), LaunchFailure> {
     }
 }
 
-fn has_hooks(hooks: &oci_spec::runtime::Hooks) -> bool {
-    let kinds = [
-        hooks.prestart(),
-        hooks.create_runtime(),
-        hooks.create_container(),
-        hooks.start_container(),
-        hooks.poststart(),
-        hooks.poststop(),
-    ];
-    kinds.iter().any(|kind| kind.as_ref().is_some_and(|list| !list.is_empty()))
-}
-
 fn filled(length: Option<usize>) -> bool {
     length.unwrap_or(0) > 0
 }
 
 fn map_of_spec(linux: &oci_spec::runtime::Linux) -> Result<IdMap, LaunchFailure> {
-    let ranges = |list: &Option<Vec<oci_spec::runtime::LinuxIdMapping>>| -> Vec<IdRange> {
-        let list = list.iter().flatten();
-        list.map(|one| IdRange { container: one.container_id(), host: one.host_id(), size: one.size() }).collect()
-    };
+    let ranges = |list: &Option<Vec<LinuxIdMapping>>| mounts::ranges(list.as_deref().unwrap_or_default());
     let map = IdMap { uids: ranges(linux.uid_mappings()), gids: ranges(linux.gid_mappings()) };
     map.check().map_err(|error| refuse("linux.uidMappings and gidMappings", &error.to_string()))?;
     Ok(map)

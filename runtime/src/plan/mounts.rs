@@ -6,12 +6,12 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, LinuxIdMapping, Mount};
 
 use super::flags::{self, OptionWords};
 use super::refuse;
 use crate::failure::LaunchFailure;
-use crate::idmap::IdMap;
+use crate::idmap::{IdMap, IdRange};
 use crate::sys::MountAttr;
 
 /// One mount.
@@ -24,8 +24,18 @@ pub(crate) struct MountStep {
     pub(crate) recursive_attr: MountAttr,
     /// Fills an empty source or a new tmpfs with what the image has at the destination.
     pub(crate) copy_up: bool,
+    /// Shows the owners of a bind mount through an id map.
+    pub(crate) owners: Option<MountOwners>,
     /// The destination must be an ordinary directory: no link may lead there (A05, A09).
     pub(crate) plain: bool,
+}
+
+/// An id-mapped mount (mount_setattr(2), MOUNT_ATTR_IDMAP).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MountOwners {
+    /// `None` means the container's own map.
+    pub(crate) map: Option<IdMap>,
+    pub(crate) recursive: bool,
 }
 
 /// What is mounted.
@@ -48,7 +58,7 @@ pub(crate) enum MountSource {
 /// A device of the host that appears in the container's /dev.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DeviceNode {
-    /// Below /dev, the same on both sides.
+    /// Below /dev, the same on both sides; absolute where it is elsewhere in the container.
     pub(crate) name: PathBuf,
     /// Character device (else block).
     pub(crate) character: bool,
@@ -56,7 +66,23 @@ pub(crate) struct DeviceNode {
     pub(crate) minor: u32,
     /// Whether a host without it is fine.
     pub(crate) optional: bool,
+    /// Whether the specification asks for it; others are what every container has.
+    pub(crate) asked: bool,
+    /// Of a node that is made and not bound, as the next two.
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
 }
+
+impl DeviceNode {
+    /// Where it is in the container.
+    pub(crate) fn path(&self) -> PathBuf {
+        Path::new("/dev").join(&self.name)
+    }
+}
+
+/// What a made device gets that names no mode, as from runc.
+const DEVICE_MODE: u32 = 0o666;
 
 /// Every container has these (runtime-spec, "Default Devices"), with the numbers that prove them.
 const DEFAULT_DEVICES: [(&str, u32, u32); 6] =
@@ -90,10 +116,11 @@ fn step(mount: &Mount) -> Result<MountStep, LaunchFailure> {
     let destination = clean(mount.destination())?;
     let shown = destination.display().to_string();
     let words = flags::parse(mount.options().as_deref().unwrap_or_default())?;
-    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-        return Err(refuse(&shown, "id-mapped mounts are not supported"));
-    }
     let source = source(mount, &destination, &words)?;
+    let owners = owners(mount, &words, &shown)?;
+    if owners.is_some() && !matches!(source, MountSource::Bind { .. }) {
+        return Err(refuse(&shown, "only a bind mount can have its owners mapped"));
+    }
     guard_special(&destination, &source)?;
     let mut step = MountStep {
         plain: matches!(shown.as_str(), "/proc" | "/sys" | "/dev") || destination.starts_with("/proc"),
@@ -101,6 +128,7 @@ fn step(mount: &Mount) -> Result<MountStep, LaunchFailure> {
         attr: words.attr,
         recursive_attr: words.recursive_attr,
         copy_up: words.copy_up,
+        owners,
         source,
     };
     let (propagation, recursive) = words.propagation.unwrap_or((flags::PRIVATE, true));
@@ -111,6 +139,25 @@ fn step(mount: &Mount) -> Result<MountStep, LaunchFailure> {
         step.attr.propagation = propagation;
     }
     Ok(step)
+}
+
+/// How a mount shows its owners: by mappings of its own, or with a bare `idmap` by the container's.
+fn owners(mount: &Mount, words: &OptionWords, shown: &str) -> Result<Option<MountOwners>, LaunchFailure> {
+    let recursive = words.owners.unwrap_or(false);
+    match (mount.uid_mappings(), mount.gid_mappings()) {
+        (None, None) => Ok(words.owners.map(|recursive| MountOwners { map: None, recursive })),
+        (Some(uids), Some(gids)) => {
+            let map = IdMap { uids: ranges(uids), gids: ranges(gids) };
+            map.check().map_err(|error| refuse(shown, &error.to_string()))?;
+            Ok(Some(MountOwners { map: Some(map), recursive }))
+        }
+        _ => Err(refuse(shown, "uidMappings and gidMappings belong together")),
+    }
+}
+
+/// The mappings of a specification.
+pub(super) fn ranges(list: &[LinuxIdMapping]) -> Vec<IdRange> {
+    list.iter().map(|one| IdRange { container: one.container_id(), host: one.host_id(), size: one.size() }).collect()
 }
 
 fn source(mount: &Mount, destination: &Path, words: &OptionWords) -> Result<MountSource, LaunchFailure> {
@@ -202,19 +249,29 @@ fn default_nodes() -> Vec<DeviceNode> {
         major,
         minor,
         optional: false,
+        asked: false,
+        mode: DEVICE_MODE,
+        uid: 0,
+        gid: 0,
     };
     DEFAULT_DEVICES.into_iter().map(node).collect()
 }
 
 /// Gives the container a /dev of its own if it has none (A08), and the devices it asks for.
-pub(super) fn add_devices(steps: &mut Vec<MountStep>, devices: &[LinuxDevice]) -> Result<(), LaunchFailure> {
+/// Those that are elsewhere than in /dev are returned.
+pub(super) fn add_devices(
+    steps: &mut Vec<MountStep>,
+    devices: &[LinuxDevice],
+) -> Result<Vec<DeviceNode>, LaunchFailure> {
     if !steps.iter().any(|step| step.destination == Path::new("/dev")) {
         steps.insert(0, own_dev());
     }
-    let mut extra = Vec::new();
+    let (mut extra, mut elsewhere) = (Vec::new(), Vec::new());
     for device in devices {
         let node = node(device)?;
-        if !DEFAULT_DEVICES.iter().any(|(name, _, _)| node.name == Path::new(name)) {
+        if node.name.is_absolute() {
+            elsewhere.push(node);
+        } else if !DEFAULT_DEVICES.iter().any(|(name, _, _)| node.name == Path::new(name)) {
             extra.push(node);
         }
     }
@@ -228,7 +285,7 @@ pub(super) fn add_devices(steps: &mut Vec<MountStep>, devices: &[LinuxDevice]) -
         None if extra.is_empty() => {}
         None => return Err(refuse("linux.devices", "needs a /dev that is a tmpfs")),
     }
-    Ok(())
+    Ok(elsewhere)
 }
 
 fn own_dev() -> MountStep {
@@ -239,6 +296,7 @@ fn own_dev() -> MountStep {
         attr: MountAttr { set: flags::NOSUID | flags::NOEXEC, ..MountAttr::default() },
         recursive_attr: MountAttr { propagation: flags::PRIVATE, ..MountAttr::default() },
         copy_up: false,
+        owners: None,
         plain: true,
     }
 }
@@ -246,15 +304,28 @@ fn own_dev() -> MountStep {
 fn node(device: &LinuxDevice) -> Result<DeviceNode, LaunchFailure> {
     let path = clean(device.path())?;
     let shown = format!("device {}", path.display());
-    let name = path.strip_prefix("/dev").ok().filter(|name| !name.as_os_str().is_empty());
-    let name = name.ok_or_else(|| refuse(&shown, "is not below /dev"))?.to_owned();
+    let name = path.strip_prefix("/dev").unwrap_or(&path).to_owned();
+    let kernel = ["/proc", "/sys"].iter().any(|tree| path.starts_with(tree));
+    if name.as_os_str().is_empty() || path.parent().is_none() || kernel {
+        return Err(refuse(&shown, "is no place for a device"));
+    }
     let character = match device.typ() {
         LinuxDeviceType::C | LinuxDeviceType::U => true,
         LinuxDeviceType::B => false,
         other => return Err(refuse(&shown, &format!("type {other:?} is not supported"))),
     };
     let number = |value: i64| u32::try_from(value).map_err(|_| refuse(&shown, "has an invalid number"));
-    Ok(DeviceNode { name, character, major: number(device.major())?, minor: number(device.minor())?, optional: false })
+    Ok(DeviceNode {
+        name,
+        character,
+        major: number(device.major())?,
+        minor: number(device.minor())?,
+        optional: false,
+        asked: true,
+        mode: device.file_mode().unwrap_or(DEVICE_MODE) & 0o7777,
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+    })
 }
 
 /// Drops `uid=` and `gid=` options that name ids the container does not have; every image and every

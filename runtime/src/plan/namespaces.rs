@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, LinuxTimeOffset};
 
 use super::refuse;
 use crate::failure::LaunchFailure;
@@ -51,6 +51,31 @@ pub(super) fn plan(list: &[LinuxNamespace]) -> Result<NamespacePlan, LaunchFailu
     Ok(plan)
 }
 
+/// The clocks of a new time namespace with their offsets, as `/proc/PID/timens_offsets` takes them.
+pub(super) fn time_offsets(linux: &Linux, namespaces: &NamespacePlan) -> Result<Vec<String>, LaunchFailure> {
+    let mut clocks: Vec<(&String, &LinuxTimeOffset)> = linux.time_offsets().iter().flatten().collect();
+    if !clocks.is_empty() && !namespaces.create.contains(CloneFlags::TIME) {
+        return Err(refuse("linux.timeOffsets", "needs a new time namespace"));
+    }
+    clocks.sort_by_key(|(name, _)| name.as_str());
+    clocks
+        .into_iter()
+        .map(|(name, offset)| {
+            if !matches!(name.as_str(), "monotonic" | "boottime") {
+                return Err(refuse("linux.timeOffsets", &format!("{name:?} is not a clock of a time namespace")));
+            }
+            let nanoseconds = offset.nanosecs().unwrap_or(0);
+            if nanoseconds >= NANOSECONDS {
+                return Err(refuse("linux.timeOffsets", "nanosecs is not below one second"));
+            }
+            Ok(format!("{name} {} {nanoseconds}\n", offset.secs().unwrap_or(0)))
+        })
+        .collect()
+}
+
+/// Of one second.
+const NANOSECONDS: u32 = 1_000_000_000;
+
 fn kind(typ: LinuxNamespaceType) -> Result<CloneFlags, LaunchFailure> {
     Ok(match typ {
         LinuxNamespaceType::Mount => CloneFlags::MOUNT,
@@ -60,8 +85,6 @@ fn kind(typ: LinuxNamespaceType) -> Result<CloneFlags, LaunchFailure> {
         LinuxNamespaceType::User => CloneFlags::USER,
         LinuxNamespaceType::Pid => CloneFlags::PID,
         LinuxNamespaceType::Network => CloneFlags::NET,
-        LinuxNamespaceType::Time => {
-            return Err(refuse("linux.namespaces: time", "is not supported"));
-        }
+        LinuxNamespaceType::Time => CloneFlags::TIME,
     })
 }

@@ -3,10 +3,10 @@
 use std::ffi::CString;
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag, PosixRlimitType, Process};
+use oci_spec::runtime::{LinuxSeccomp, PosixRlimitType, Process};
 use rustix::process::{Resource, Rlimit};
 
-use super::refuse;
+use super::{Scheduling, refuse};
 use crate::caps::CapabilitySets;
 use crate::failure::{LaunchFailure, Stage};
 use crate::idmap::IdMap;
@@ -32,9 +32,19 @@ pub(crate) struct ProcessPlan {
     pub(crate) no_new_privileges: bool,
     pub(crate) filters: Vec<Program>,
     pub(crate) filter_flags: u32,
+    /// Who answers for the last filter.
+    pub(crate) listener: Option<ListenerPlan>,
+    pub(crate) scheduling: Scheduling,
     pub(crate) terminal: bool,
     /// Rows and columns.
     pub(crate) console_size: Option<(u16, u16)>,
+}
+
+/// A seccomp agent and what it is told besides the container's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ListenerPlan {
+    pub(crate) path: PathBuf,
+    pub(crate) metadata: String,
 }
 
 /// What a process gets when its specification has no umask.
@@ -76,6 +86,8 @@ pub(crate) fn plan(process: &Process, idmap: Option<&IdMap>) -> Result<ProcessPl
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         filters: Vec::new(),
         filter_flags: 0,
+        listener: None,
+        scheduling: Scheduling::of_process(process)?,
         terminal: process.terminal().unwrap_or(false),
         console_size: console_size(process)?,
     })
@@ -89,14 +101,12 @@ impl ProcessPlan {
         };
         self.filters = seccomp::compile(profile)
             .map_err(|error| LaunchFailure::rule(Stage::Plan, "linux.seccomp", &error.to_string()))?;
-        for flag in profile.flags().iter().flatten() {
-            self.filter_flags |= match flag {
-                // linux/seccomp.h, SECCOMP_FILTER_FLAG_*
-                LinuxSeccompFilterFlag::SeccompFilterFlagLog => 1 << 1,
-                LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => 1 << 2,
-                // There is one thread to synchronise.
-                _ => 0,
-            };
+        self.filter_flags = seccomp::flags(profile);
+        let path = profile.listener_path().clone().filter(|path| !path.as_os_str().is_empty());
+        self.listener =
+            path.map(|path| ListenerPlan { path, metadata: profile.listener_metadata().clone().unwrap_or_default() });
+        if self.listener.as_ref().is_some_and(|listener| !listener.path.is_absolute()) {
+            return Err(refuse("linux.seccomp.listenerPath", "is not absolute"));
         }
         Ok(())
     }
@@ -106,9 +116,6 @@ fn refuse_unsupported(process: &Process) -> Result<(), LaunchFailure> {
     let asked = [
         ("process.apparmorProfile", process.apparmor_profile().as_ref().is_some_and(|name| !name.is_empty())),
         ("process.selinuxLabel", process.selinux_label().as_ref().is_some_and(|label| !label.is_empty())),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
     ];
     match asked.iter().find(|(_, asked)| *asked) {
         Some((field, _)) => Err(refuse(field, "is not supported")),

@@ -55,15 +55,25 @@ fn c21_what_is_not_done_is_refused_by_name() {
     refused("process", |spec| spec["process"] = Value::Null);
     refused("linux", |spec| spec["linux"] = Value::Null);
     refused("linux.intelRdt", |spec| spec["linux"]["intelRdt"] = json!({"closID": "x"}));
-    refused("linux.personality", |spec| spec["linux"]["personality"] = json!({"domain": "LINUX32"}));
+    refused("linux.personality.flags", |spec| {
+        spec["linux"]["personality"] = json!({"domain": "LINUX32", "flags": ["x"]});
+    });
+    refused("linux.memoryPolicy.nodes", |spec| {
+        spec["linux"]["memoryPolicy"] = json!({"mode": "MPOL_BIND", "nodes": "x"});
+    });
+    refused("linux.timeOffsets", |spec| spec["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 1}}));
+    refused("linux.timeOffsets", |spec| {
+        spec["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({"type": "time"}));
+        spec["linux"]["timeOffsets"] = json!({"realtime": {"secs": 1}});
+    });
     refused("linux.netDevices", |spec| spec["linux"]["netDevices"] = json!({"eth0": {"name": "x"}}));
     refused("linux.mountLabel", |spec| spec["linux"]["mountLabel"] = json!("system_u:object_r:x:s0"));
     refused("process.apparmorProfile", |spec| spec["process"]["apparmorProfile"] = json!("docker-default"));
     refused("process.selinuxLabel", |spec| spec["process"]["selinuxLabel"] = json!("system_u:x"));
     refused("process.ioPriority", |spec| {
-        spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE", "priority": 1});
+        spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE", "priority": 9});
     });
-    refused("hooks", |spec| spec["hooks"] = json!({"poststop": [{"path": "/bin/true"}]}));
+    refused("poststop hook", |spec| spec["hooks"] = json!({"poststop": [{"path": "bin/true"}]}));
     refused("linux.rootfsPropagation", |spec| spec["linux"]["rootfsPropagation"] = json!("sideways"));
     refused("process.oomScoreAdj", |spec| spec["process"]["oomScoreAdj"] = json!(1001));
 }
@@ -82,12 +92,16 @@ fn a18_dev_is_our_own_without_a_mount() {
 #[test]
 fn c08_devices_come_from_below_dev() {
     let device = |path: &str, kind: &str| json!([{"path": path, "type": kind, "major": 1, "minor": 1}]);
-    for (path, kind) in [("/dev", "c"), ("/etc/x", "c"), ("/dev/../x", "c"), ("/dev/x", "p"), ("/dev/x", "a")] {
+    for (path, kind) in
+        [("/dev", "c"), ("/", "c"), ("/proc/x", "c"), ("/dev/../sys/x", "c"), ("/dev/x", "p"), ("/dev/x", "a")]
+    {
         refused("device", |spec| spec["linux"]["devices"] = device(path, kind));
     }
     refused("device", |spec| {
         spec["linux"]["devices"] = json!([{"path": "/dev/x", "type": "c", "major": -1, "minor": 1}]);
     });
+    let plan = with(|spec| spec["linux"]["devices"] = device("/dev/../x", "c")).expect("a plan");
+    assert_eq!(plan.devices_elsewhere.len(), 1, "refused by the launch of everybody but root");
     let plan = with(|spec| spec["linux"]["devices"] = device("/dev/net/../tun", "c")).expect("a plan");
     let nodes = plan.mounts.iter().find_map(|step| match &step.source {
         MountSource::Devices { nodes, .. } => Some(nodes.clone()),

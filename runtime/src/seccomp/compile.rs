@@ -46,6 +46,15 @@ const X32_BIT: u32 = 0x4000_0000;
 /// of the kernel has this number.
 const NO_RULE_HOLDS: u32 = 0x7ff0_ffff;
 
+/// What seccompiler's code returns for a call that the listener answers; it has no such action.
+const ASK: u32 = 0x7ff0_fffe;
+
+/// Trace with this datum is [`ASK`].
+const ASK_DATUM: u32 = 0xfffe;
+
+/// The call by which the listener's descriptor leaves the process under the filter.
+const LISTENER_CALL: &str = "sendmsg";
+
 /// Trace with this datum is [`NO_RULE_HOLDS`]; a profile cannot ask for it, see [`MAX_ERRNO`].
 const NO_RULE_DATUM: u32 = 0xffff;
 
@@ -61,9 +70,15 @@ pub enum SeccompError {
     /// The profile lists architectures and this machine's is not among them.
     #[error("seccomp profile has no rules for this machine's architecture")]
     ForeignArchitectures,
-    /// seccompiler has no user notification.
-    #[error("seccomp action SCMP_ACT_NOTIFY is not supported")]
-    Notify,
+    /// Nobody would ever hand out the descriptor by which it is answered.
+    #[error("seccomp action SCMP_ACT_NOTIFY is not possible as the default")]
+    NotifyDefault,
+    /// Without a listener the kernel answers ENOSYS.
+    #[error("seccomp action SCMP_ACT_NOTIFY needs a listenerPath")]
+    NotifyAlone,
+    /// The listener's own descriptor is sent by that call.
+    #[error("seccomp action SCMP_ACT_NOTIFY is not possible for sendmsg")]
+    NotifyItself,
     /// The errno does not fit, or the action has none.
     #[error("seccomp errnoRet {errno} is not possible with {action}")]
     Errno {
@@ -114,20 +129,29 @@ struct Rule<'a> {
 
 /// Compiles a profile into one program for each architecture that it lists.
 ///
-/// All of them are to be installed; each lets the calls of the other listed architectures pass.
+/// All of them are to be installed, in this order: the machine's own, which is the one that may ask a
+/// listener, comes last. Each lets the calls of the other listed architectures pass.
 pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<Program>, SeccompError> {
+    let listens = profile.listener_path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
     for flag in profile.flags().iter().flatten() {
-        // The other two only concern threads and notifications, which we have none of.
-        if !matches!(
-            flag,
-            LinuxSeccompFilterFlag::SeccompFilterFlagLog
-                | LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow
-                | LinuxSeccompFilterFlag::SeccompFilterFlagTsync
-        ) {
+        // It says how the listener is waited for.
+        if *flag == LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv && !listens {
             return Err(SeccompError::Flag { flag: *flag });
         }
     }
     let default = Outcome::new(profile.default_action(), profile.default_errno_ret())?;
+    if default.action == LinuxSeccompAction::ScmpActNotify {
+        return Err(SeccompError::NotifyDefault);
+    }
+    let asks = |rule: &LinuxSyscall| rule.action() == LinuxSeccompAction::ScmpActNotify;
+    for rule in profile.syscalls().iter().flatten().filter(|rule| asks(rule)) {
+        if !listens {
+            return Err(SeccompError::NotifyAlone);
+        }
+        if rule.names().iter().any(|name| name == LISTENER_CALL) {
+            return Err(SeccompError::NotifyItself);
+        }
+    }
     let rules = profile.syscalls().iter().flatten().map(Rule::new).collect::<Result<Vec<Rule<'_>>, SeccompError>>()?;
     let architectures = architectures(profile.architectures().as_deref())?;
     let mut programs = Vec::new();
@@ -153,6 +177,7 @@ fn architectures(list: Option<&[Arch]>) -> Result<Vec<Architecture>, SeccompErro
     if list.is_some_and(<[Arch]>::is_empty) {
         result.push(native);
     }
+    result.sort_by_key(|architecture| *architecture == native);
     if result.contains(&native) { Ok(result) } else { Err(SeccompError::ForeignArchitectures) }
 }
 
@@ -171,7 +196,13 @@ fn compile_for(
     for rule in rules {
         for name in rule.names {
             match names.number(name) {
-                Some(number) => calls.entry(number).or_default().push((rule.outcome, &rule.cases)),
+                Some(number) => {
+                    // One filter has the listener; the kernel's own answer elsewhere is ENOSYS.
+                    let asks = rule.outcome.action == LinuxSeccompAction::ScmpActNotify;
+                    let foreign = asks && architecture != Architecture::native();
+                    let outcome = if foreign { Outcome::ENOSYS } else { rule.outcome };
+                    calls.entry(number).or_default().push((outcome, &rule.cases));
+                }
                 None => rule.check_absent(name, default)?,
             }
         }
@@ -252,6 +283,8 @@ fn tests(architecture: Architecture, number: u32, cases: &[Case], outcome: Outco
     for (position, step) in code.iter_mut().enumerate() {
         if *step == dispatch::give(NO_RULE_HOLDS) {
             *step = dispatch::skip(end - position - 1);
+        } else if *step == dispatch::give(ASK) {
+            *step = dispatch::give(outcome.word());
         }
     }
     Ok(code)
@@ -261,11 +294,10 @@ impl Outcome {
     const ENOSYS: Self = Self { action: LinuxSeccompAction::ScmpActErrno, errno: libc::ENOSYS.unsigned_abs() };
 
     fn new(action: LinuxSeccompAction, errno: Option<u32>) -> Result<Self, SeccompError> {
-        use LinuxSeccompAction::{ScmpActErrno, ScmpActKill, ScmpActKillThread, ScmpActNotify, ScmpActTrace};
+        use LinuxSeccompAction::{ScmpActErrno, ScmpActKill, ScmpActKillThread, ScmpActTrace};
         let action = if action == ScmpActKill { ScmpActKillThread } else { action };
         let has_errno = matches!(action, ScmpActErrno | ScmpActTrace);
         match errno {
-            _ if action == ScmpActNotify => Err(SeccompError::Notify),
             Some(errno) if !has_errno || errno > MAX_ERRNO => Err(SeccompError::Errno { errno, action }),
             Some(errno) => Ok(Self { action, errno }),
             None => Ok(Self { action, errno: if has_errno { libc::EPERM.unsigned_abs() } else { 0 } }),
@@ -298,7 +330,7 @@ impl Outcome {
             LinuxSeccompAction::ScmpActLog => SeccompAction::Log,
             LinuxSeccompAction::ScmpActTrace => SeccompAction::Trace(self.errno),
             LinuxSeccompAction::ScmpActTrap => SeccompAction::Trap,
-            LinuxSeccompAction::ScmpActNotify => return Err(SeccompError::Notify),
+            LinuxSeccompAction::ScmpActNotify => SeccompAction::Trace(ASK_DATUM),
         })
     }
 }

@@ -42,7 +42,8 @@ pub fn flags(profile: &LinuxSeccomp) -> u32 {
     let bit = |flag: &LinuxSeccompFilterFlag| match flag {
         LinuxSeccompFilterFlag::SeccompFilterFlagLog => FILTER_FLAG_LOG,
         LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => FILTER_FLAG_SPEC_ALLOW,
-        _ => 0,
+        LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => FILTER_FLAG_WAIT_KILLABLE_RECV,
+        LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
     };
     profile.flags().iter().flatten().fold(0, |flags, flag| flags | bit(flag))
 }
@@ -50,3 +51,5 @@ pub fn flags(profile: &LinuxSeccomp) -> u32 {
 /// SECCOMP_FILTER_FLAG_LOG and SECCOMP_FILTER_FLAG_SPEC_ALLOW of linux/seccomp.h.
 const FILTER_FLAG_LOG: u32 = 1 << 1;
 const FILTER_FLAG_SPEC_ALLOW: u32 = 1 << 2;
+/// Linux 5.19; only with a listener.
+pub(crate) const FILTER_FLAG_WAIT_KILLABLE_RECV: u32 = 1 << 5;

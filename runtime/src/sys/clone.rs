@@ -23,8 +23,15 @@ impl CloneFlags {
     pub(crate) const NET: Self = Self(libc::CLONE_NEWNET.unsigned_abs() as u64);
     pub(crate) const CGROUP: Self = Self(libc::CLONE_NEWCGROUP.unsigned_abs() as u64);
 
+    /// Made by unshare(2) and setns(2), because its clocks are set in between.
+    pub(crate) const TIME: Self = Self(0x80);
+
     pub(crate) fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    pub(crate) fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
     }
 
     pub(crate) fn contains(self, other: Self) -> bool {

@@ -8,15 +8,17 @@ mod descriptor;
 mod memory;
 mod mount;
 mod net;
+mod sched;
 mod seccomp;
 mod signal;
 
 pub(crate) use clone::{CloneFlags, CloneOptions, Cloned, clone_process, exit_now, fork_process};
 pub(crate) use descriptor::{close_from, set_inheritable};
 pub(crate) use memory::forget;
-pub(crate) use mount::{MountAttr, mount_setattr};
+pub(crate) use mount::{MountAttr, map_owners, mount_setattr};
 pub(crate) use net::raise_loopback;
-pub(crate) use seccomp::load_filter;
+pub(crate) use sched::{SchedAttr, set_io_priority, set_memory_policy, set_scheduler};
+pub(crate) use seccomp::{load_filter, load_listener};
 pub(crate) use signal::{Origin, SignalSet, default_child_signal, reset_signals, send_signal};
 
 use rustix::io::Errno;

@@ -156,7 +156,7 @@ fn c13_bad_profiles_are_refused() {
     assert!(compile(&parse_profile(&rule("ALLOW", r#"{"names":["socketcall"],"action":"SCMP_ACT_ERRNO"}"#))).is_ok());
     assert!(matches!(
         refused(&rule("ALLOW", r#"{"names":["read"],"action":"SCMP_ACT_NOTIFY"}"#)),
-        SeccompError::Notify
+        SeccompError::NotifyAlone
     ));
     assert!(matches!(
         refused(&rule("ALLOW", r#"{"names":["read"],"action":"SCMP_ACT_ERRNO","errnoRet":4096}"#)),
