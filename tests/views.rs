@@ -257,3 +257,26 @@ fn a_running_container_is_looked_at() {
     // The next run removes what is left of the killed one.
     env.container(&[&image, "true"]).ok();
 }
+
+#[test]
+fn listings_take_no_lock() {
+    require!("strace");
+    let env = TestEnv::new();
+    env.containers_may_stay();
+    hello(&env, "web");
+    let traced = |args: &[&str]| {
+        let trace = env.path("trace");
+        let flags = ["-f", "-e", "trace=flock,fcntl", "-o"];
+        let coracle = fixtures::coracle();
+        env.program("strace").args(&flags).args(&[&trace, &coracle]).args(args).outcome();
+        fs_err::read_to_string(trace).unwrap()
+    };
+    let takes = |trace: &str| trace.contains("_SETLK") || trace.contains("flock(");
+    // Under strace newuidmap has no privilege, so it may fail; by then it has taken the container's lock.
+    assert!(takes(&traced(&["rm", "web"])), "a command that changes containers takes locks, and the trace shows them");
+    for args in [&["ps", "-a"][..], &["inspect", "web"], &["ps", "-aq", "-f", "name=web"]] {
+        let trace = traced(args);
+        assert!(trace.contains("_GETLK"), "{args:?} looks at the lock:\n{trace}");
+        assert!(!takes(&trace), "{args:?} waits for others:\n{trace}");
+    }
+}

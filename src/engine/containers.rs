@@ -24,6 +24,8 @@ use super::{Engine, EngineError};
 
 /// An id's beginning shorter than this is still looked for; docker has no limit either.
 const PREFIX_DIGITS_MIN: usize = 1;
+/// Few records are longer; reading one is two system calls then.
+const FILE_BYTES_USUAL: usize = 8 << 10;
 /// More of a file of ours is never read.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
@@ -264,7 +266,8 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
 
 fn read_bounded(path: &Path) -> Option<Vec<u8>> {
     use std::io::Read;
-    let mut text = Vec::new();
+    // Room for a whole file: growing from nothing costs a system call for each few bytes.
+    let mut text = Vec::with_capacity(FILE_BYTES_USUAL);
     File::open(path).ok()?.take(FILE_BYTES_MAX).read_to_end(&mut text).ok()?;
     Some(text)
 }

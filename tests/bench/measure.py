@@ -4,6 +4,8 @@ import json
 import os
 import re
 import resource
+import secrets
+import shutil
 import statistics
 import subprocess
 import sys
@@ -174,6 +176,36 @@ def pull_speed(address):
     say("skopeo copy + umoci unpack / pull", medians["tools"] / medians["ours"], "at least 4", medians["tools"] >= 4 * medians["ours"])
 
 
+def copies(root, count):
+    """Multiplies the one container that has ended: what ps reads is the same as of that many real ones."""
+    first = next((root / "containers").iterdir())
+    record = json.loads((first / "container.json").read_text())
+    for number in range(count - 1):
+        name = secrets.token_hex(32)
+        copy = root / "containers" / name
+        copy.mkdir(mode=0o700)
+        for file in ["config.json", "state.json", "exit.json", "lock"]:
+            shutil.copy(first / file, copy)
+        (copy / "container.json").write_text(json.dumps({**record, "id": name, "name": f"copy{number}"}))
+
+
+def ps_speed(address):
+    """ps of 500 containers; podman has to list 50 only, because it takes so long to make them."""
+    image, root = f"{address}/busybox:latest", WORK / "coracle-ps"
+    run(*coracle("pull", "-q", image, root=root))
+    run(*coracle("run", "--name", "first", "--network", "none", image, "true", root=root))
+    copies(root, 500)
+    for _ in range(50):
+        run(*podman("create", "--cgroups=disabled", "--network", "none", image, "true"))
+    medians = interleaved(
+        RUNS_PULL * 4, ours=lambda: run(*coracle("ps", "-a", root=root)), podman=lambda: run(*podman("ps", "-a"))
+    )
+    run(*podman("rm", "-a", "-f"))
+    limit_s = 0.020
+    say("ps of 500 containers / 20 ms", medians["ours"] / limit_s, "at most 1", medians["ours"] <= limit_s)
+    say("podman ps of 50 / ps of 500", medians["podman"] / medians["ours"], "at least 2", medians["podman"] >= 2 * medians["ours"])
+
+
 def private_kib(pid):
     """Gives the private memory of one process, in KiB; nothing for one that has gone."""
     try:
@@ -247,6 +279,7 @@ def main():
         # Before anything is removed, see there.
         pull_speed(address)
         start_speed(address)
+        ps_speed(address)
         idle_memory(address)
         pull_memory(address)
     finally:
