@@ -1,7 +1,10 @@
 //! Puts settings on a directory.
 
+use rustix::io::Errno;
+
 use super::CgroupError;
 use super::LimitState;
+use super::delegation::is;
 use super::directory::Directory;
 use super::settings::{Absent, Setting, Settings, parse_list};
 
@@ -82,28 +85,43 @@ fn apply_one(directory: &Directory, setting: &Setting) -> Result<bool, CgroupErr
         };
         return if harmless { Ok(false) } else { Err(CgroupError::NoFile { field: setting.field.clone(), file }) };
     }
-    directory.write(&setting.file, &setting.value).map_err(|source| CgroupError::Set {
-        field: setting.field.clone(),
-        value: setting.value.clone(),
-        file,
-        source,
-    })?;
+    match directory.write(&setting.file, &setting.value) {
+        // More than the kernel can count to.
+        Err(error) if is(&error, Errno::RANGE) && is_set(setting) => {
+            return Err(unavailable(setting, &directory.read(&effective(setting)).unwrap_or_default()));
+        }
+        result => result.map_err(|source| CgroupError::Set {
+            field: setting.field.clone(),
+            value: setting.value.clone(),
+            file,
+            source,
+        })?,
+    }
     check_set(directory, setting)?;
     Ok(true)
 }
 
-/// A set of processors outside of the parent's is taken by the kernel and then not followed.
-fn check_set(directory: &Directory, setting: &Setting) -> Result<(), CgroupError> {
-    if !matches!(setting.file.as_str(), "cpuset.cpus" | "cpuset.mems") {
-        return Ok(());
-    }
-    let Ok(effective) = directory.read(&format!("{}.effective", setting.file)) else { return Ok(()) };
-    if parse_list(&effective) == parse_list(&setting.value) {
-        return Ok(());
-    }
-    Err(CgroupError::Cpuset {
+fn is_set(setting: &Setting) -> bool {
+    matches!(setting.file.as_str(), "cpuset.cpus" | "cpuset.mems")
+}
+
+fn effective(setting: &Setting) -> String {
+    format!("{}.effective", setting.file)
+}
+
+fn unavailable(setting: &Setting, effective: &str) -> CgroupError {
+    CgroupError::Cpuset {
         field: setting.field.clone(),
         asked: setting.value.clone(),
         effective: effective.trim().to_owned(),
-    })
+    }
+}
+
+/// A set of processors outside of the parent's is taken by the kernel and then not followed.
+fn check_set(directory: &Directory, setting: &Setting) -> Result<(), CgroupError> {
+    if !is_set(setting) {
+        return Ok(());
+    }
+    let Ok(effective) = directory.read(&effective(setting)) else { return Ok(()) };
+    if parse_list(&effective) == parse_list(&setting.value) { Ok(()) } else { Err(unavailable(setting, &effective)) }
 }

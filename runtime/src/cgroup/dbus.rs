@@ -8,13 +8,13 @@
 
 mod wire;
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with};
 
 pub(super) use wire::{Body, Value};
 use wire::{Call, Message};
@@ -263,8 +263,17 @@ impl Connection {
     }
 
     fn send(&mut self, bytes: &[u8], step: &'static str) -> Result<(), BusError> {
-        let sent = self.wait().and_then(|()| self.stream.write_all(bytes));
-        sent.map_err(|source| self.failed(step, source))
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            // A bus that has gone away is an error, no signal.
+            let sent = self.wait().and_then(|()| Ok(send(&self.stream, rest, SendFlags::NOSIGNAL)?));
+            match sent {
+                Ok(length) => rest = &rest[length..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.failed(step, error)),
+            }
+        }
+        Ok(())
     }
 
     /// Lets the socket wait no longer than what is left.

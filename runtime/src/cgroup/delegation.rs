@@ -30,13 +30,10 @@ pub(super) enum Scope {
 
 /// Finds the directory in which containers get theirs.
 pub(super) fn base(host: &Host, scope: Scope) -> Result<Directory, NoPlace> {
+    if let Some(base) = given(host) {
+        return Ok(base);
+    }
     let own = host.own_directory();
-    if let Some(parent) = supervised(host) {
-        return Ok(parent);
-    }
-    if is_given(host, &own) {
-        return Ok(own);
-    }
     let refused = match scope {
         Scope::Never => None,
         Scope::Ask => match systemd::scope(host) {
@@ -45,6 +42,12 @@ pub(super) fn base(host: &Host, scope: Scope) -> Result<Directory, NoPlace> {
         },
     };
     not_by_systemd(host, own, refused)
+}
+
+/// The place that is ours without asking anybody, because this process was put there to divide it.
+pub(super) fn given(host: &Host) -> Option<Directory> {
+    let own = host.own_directory();
+    supervised(host).or_else(|| is_given(host, &own).then_some(own))
 }
 
 /// Root can write everywhere, which does not make a place its own on a host that systemd runs.

@@ -8,6 +8,7 @@ mod apply;
 mod control;
 mod dbus;
 mod delegation;
+mod devices;
 mod directory;
 mod error;
 mod hierarchy;

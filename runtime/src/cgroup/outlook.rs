@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::delegation::{Scope, base};
+use super::delegation::{Scope, base, given};
 use super::directory::is_unified;
 use super::hierarchy::Host;
 use super::settings::Controller;
@@ -41,14 +41,17 @@ pub fn outlook() -> Outlook {
 }
 
 fn look(host: &Host) -> Outlook {
-    if let Ok(base) = base(host, Scope::Never) {
+    let given = given(host);
+    if given.is_none()
+        && let Some((cgroup, controllers)) = systemd::prospect(host)
+    {
+        return Outlook::Place { cgroup, scope: true, controllers };
+    }
+    if let Some(base) = given.or_else(|| base(host, Scope::Never).ok()) {
         let inside = base.path().strip_prefix(&host.mount).unwrap_or(base.path());
         let cgroup = Path::new("/").join(inside).display().to_string();
         let controllers = base.controllers();
         return Outlook::Place { cgroup, scope: false, controllers };
     }
-    match systemd::prospect(host) {
-        Some((cgroup, controllers)) => Outlook::Place { cgroup, scope: true, controllers },
-        None => Outlook::NoPlace { cgroup: host.own.clone() },
-    }
+    Outlook::NoPlace { cgroup: host.own.clone() }
 }

@@ -12,7 +12,7 @@ use super::directory::Directory;
 use super::error::{CgroupError, NoPlace};
 use super::hierarchy::Host;
 use super::settings::{Controller, Settings, settings};
-use super::{Cgroup, Kind, LimitState, Made, Request, systemd};
+use super::{Cgroup, Kind, LimitState, Made, Request, devices, systemd};
 
 /// A place for one cgroup that is not made yet.
 struct Place {
@@ -40,7 +40,7 @@ pub(super) fn make(host: Option<&Host>, request: &Request<'_>) -> Result<Made, C
         }
     };
     match found {
-        Ok(place) => place.make(request, wanted, refused),
+        Ok(place) => place.make(request, host.is_some_and(|host| host.root), wanted, refused),
         Err(why) => none(why, request, &wanted, refused),
     }
 }
@@ -108,6 +108,7 @@ impl Place {
     fn make(
         self,
         request: &Request<'_>,
+        root: bool,
         mut wanted: Settings,
         mut limits: Vec<LimitState>,
     ) -> Result<Made, CgroupError> {
@@ -118,7 +119,9 @@ impl Place {
             self.prepare(&wanted.controllers())?;
         }
         make_fresh(&self.directory)?;
-        match apply(&self.directory, &wanted, request.best_effort) {
+        let applied = apply(&self.directory, &wanted, request.best_effort)
+            .and_then(|states| restrict_devices(&self.directory, request, root).map(|()| states));
+        match applied {
             Ok(states) => limits.extend(states),
             Err(error) => {
                 // What could not be limited is not left behind; the first error is the one that tells.
@@ -139,6 +142,15 @@ impl Place {
             enable_down_to(&self.base, needed);
         }
         enable(&self.base, needed)
+    }
+}
+
+/// Puts the rules for devices on, which only root of the host may, and only its containers need.
+pub(super) fn restrict_devices(directory: &Directory, request: &Request<'_>, root: bool) -> Result<(), CgroupError> {
+    let rules = request.resources.and_then(|resources| resources.devices().as_deref());
+    match rules.filter(|rules| root && !rules.is_empty()) {
+        Some(rules) => devices::restrict(directory, rules),
+        None => Ok(()),
     }
 }
 

@@ -3,6 +3,7 @@
 //! One function is one system call. Everything here is safe to call from the single-threaded
 //! processes of this crate; what a function needs beyond that is in its own doc.
 
+mod bpf;
 mod clone;
 mod descriptor;
 mod memory;
@@ -12,6 +13,7 @@ mod sched;
 mod seccomp;
 mod signal;
 
+pub(crate) use bpf::{Instruction, attach_device_program, load_device_program};
 pub(crate) use clone::{CloneFlags, CloneOptions, Cloned, clone_process, exit_now, fork_process};
 pub(crate) use descriptor::{close_from, set_inheritable};
 pub(crate) use memory::forget;

@@ -1,5 +1,6 @@
 //! Against buses that behave badly, and a small one that behaves.
 
+use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::thread;
 
@@ -68,9 +69,12 @@ fn a_bus_that_ends_or_refuses_or_raves_is_an_error() {
     let (_dir, addresses) = bus(|mut stream| {
         let_in(&mut stream);
         drop(stream.write_all(&[0xff; 64]));
+        // Until the client has seen it.
+        drop(stream.read_to_end(&mut Vec::new()));
     });
     let mut connection = Connection::open(&addresses).unwrap();
     assert!(matches!(connection.manager("StopUnit", Body::default()), Err(BusError::Protocol { .. })));
+    drop(connection);
     assert!(matches!(Connection::open(&[Address { path: "/nonexistent".into(), direct: true }]), Err(BusError::None)));
 }
 

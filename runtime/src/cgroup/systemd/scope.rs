@@ -8,7 +8,7 @@ use super::super::apply::{apply, fields};
 use super::super::dbus::{Connection, Value};
 use super::super::error::{CgroupError, NoPlace, SystemdError};
 use super::super::hierarchy::Host;
-use super::super::place::{drop_undelegated, none};
+use super::super::place::{drop_undelegated, none, restrict_devices};
 use super::super::settings::Settings;
 use super::super::{Cgroup, Kind, LimitState, Made, Request};
 use super::{Unit, addresses, path_of, properties, start};
@@ -94,6 +94,7 @@ fn finish(
     };
     limits.extend(drop_undelegated(&directory, wanted, request.best_effort)?);
     limits.extend(apply(&directory, wanted, request.best_effort)?);
+    restrict_devices(&directory, request, host.root)?;
     Ok((directory.path().to_owned(), limits))
 }
 
