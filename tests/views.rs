@@ -98,6 +98,11 @@ fn inspect_has_dockers_keys() {
     inspect(&["-f", "{{.State.Wat}}", "web"]).refused(1).says("State.Wat");
     let mixed = inspect(&["-f", "{{.Name}}", "nobody", "web"]);
     assert_eq!(mixed.code(1).is_clear().says("no such object: nobody").text(), "/web", "what is there is shown");
+    env.coracle(&["volume", "create", "web"]).ok();
+    assert_eq!(inspect(&["-f", "{{.Driver}} {{.Name}}", "--type", "volume", "web"]).ok(), "local web");
+    assert_eq!(inspect(&["-f", "{{.Name}}", "web"]).ok(), "/web", "a container comes before a volume");
+    env.coracle(&["volume", "rm", "web"]).ok();
+    inspect(&["--type", "volume", "web"]).code(1).is_clear().says("web");
     inspect(&["--type", "image", "web"]).code(1).is_clear().says("no such image: web");
     inspect(&["--type", "container", "nobody"]).code(1).is_clear().says("no such container: nobody");
 }
@@ -213,6 +218,10 @@ fn events_tell_what_happened() {
     assert_eq!((&event["Type"], &event["Action"]), (&json!("container"), &json!("create")));
     assert_eq!(event["Actor"]["Attributes"]["name"], "web");
     assert_eq!(events(&["-f", "type=image"]).ok(), "");
+    env.coracle(&["volume", "create", "data"]).ok();
+    env.coracle(&["volume", "rm", "data"]).ok();
+    let volumes = events(&["-f", "type=volume", "-f", "volume=data", "--format", "{{.Action}} {{.Actor.ID}}"]);
+    assert_eq!(volumes.ok(), "create data\ndestroy data");
     assert_eq!(events(&["-f", "container=other"]).ok(), "");
     assert_ne!(events(&["-f", "container=web", "-f", "image=coracle/hello"]).ok(), "");
     events(&["-f", "wat=1"]).refused(1).says("\"wat\" is not implemented");

@@ -1,4 +1,4 @@
-//! `coracle inspect`: everything about containers and images, under Docker's keys.
+//! `coracle inspect`: everything about containers, images and volumes, under Docker's keys.
 
 mod container;
 mod image;
@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::error::{CliError, line};
 use super::format::Format;
 use super::table;
+use crate::engine::volumes::{self, VolumeError};
 use crate::engine::{Engine, EngineError, containers};
 
 /// Names a kind of thing that can be inspected.
@@ -19,9 +20,10 @@ use crate::engine::{Engine, EngineError, containers};
 pub enum Kind {
     Container,
     Image,
+    Volume,
 }
 
-/// Show everything about containers and images as JSON
+/// Show everything about containers, images and volumes as JSON
 #[derive(Args)]
 pub struct InspectArgs {
     /// json, or a Go template such as '{{.State.Status}}'
@@ -33,7 +35,7 @@ pub struct InspectArgs {
     /// Look only among things of this kind
     #[arg(long = "type", value_enum, value_name = "KIND")]
     kind: Option<Kind>,
-    /// Containers and images, by name or id
+    /// Containers, images and volumes, by name or id
     #[arg(required = true)]
     names: Vec<String>,
 }
@@ -73,16 +75,25 @@ pub fn run(root: Option<PathBuf>, args: InspectArgs) -> Result<ExitCode, CliErro
 }
 
 fn describe(engine: &Engine, name: &str, args: &InspectArgs) -> Result<Value, CliError> {
-    if args.kind != Some(Kind::Image) {
+    if args.kind.is_none_or(|kind| kind == Kind::Container) {
         match containers::find(engine.root(), name) {
             Ok(found) => return Ok(container::describe(engine, &found, args.size)?),
             Err(EngineError::UnknownContainer(_)) if args.kind.is_none() => {}
             Err(error) => return Err(error.into()),
         }
     }
-    match (engine.store().find(name)?, args.kind) {
-        (Some(found), _) => Ok(image::describe(&found)?),
-        (None, Some(_)) => Err(EngineError::UnknownImage(name.to_owned()).into()),
-        (None, None) => Err(InspectError::NoObject(name.to_owned()).into()),
+    if args.kind.is_none_or(|kind| kind == Kind::Image) {
+        match (engine.store().find(name)?, args.kind) {
+            (Some(found), _) => return Ok(image::describe(&found)?),
+            (None, Some(_)) => return Err(EngineError::UnknownImage(name.to_owned()).into()),
+            (None, None) => {}
+        }
+    }
+    // A name that no volume can have is only looked for among the others.
+    match (volumes::find(engine.root(), name), args.kind) {
+        (Ok(Some(found)), _) => Ok(super::volume::describe(&found)),
+        (Err(error), Some(_)) => Err(error.into()),
+        (Ok(None), Some(_)) => Err(VolumeError::Unknown(name.to_owned()).into()),
+        (_, None) => Err(InspectError::NoObject(name.to_owned()).into()),
     }
 }

@@ -180,7 +180,8 @@ fn inspect(engine: &Engine, args: InspectArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn describe(volume: &Volume) -> Value {
+/// Gives a volume under docker's names.
+pub fn describe(volume: &Volume) -> Value {
     let record = &volume.record;
     let seconds = i64::try_from(record.created_ns / 1_000_000_000).unwrap_or(i64::MAX);
     let created = jiff::Timestamp::from_second(seconds).map(|at| at.to_string()).unwrap_or_default();

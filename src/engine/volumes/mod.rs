@@ -32,6 +32,7 @@ pub use fill::{make_anonymous, make_ready};
 pub use usage::{size_of_tree, users_of};
 
 use super::container::{self, ContainerError};
+use super::events::{self, Kind};
 use super::{Engine, EngineError, elsewhere};
 
 /// Docker's grammar bounds nothing; this leaves room in NAME_MAX for what is put before a name.
@@ -143,7 +144,10 @@ pub fn create(
         }
     });
     match made {
-        Ok(Some(volume)) => Ok((volume, true)),
+        Ok(Some(volume)) => {
+            events::emit(root, Kind::Volume, "create", name, &[("driver", "local")]);
+            Ok((volume, true))
+        }
         other => {
             let _ = coracle_images::remove_tree(&draft);
             other?;
@@ -232,6 +236,7 @@ fn lock(root: &Path, name: &str) -> Result<Option<Locked>, VolumeError> {
 pub fn remove(engine: &Engine, name: &str, but: Option<&str>) -> Result<(), EngineError> {
     check_name(name)?;
     let gone = unname(engine.root(), name, but)?;
+    events::emit(engine.root(), Kind::Volume, "destroy", name, &[("driver", "local")]);
     let idmap = engine.idmap(coracle_runtime::UserNs::Auto)?;
     elsewhere::call(&idmap, || {
         coracle_images::remove_tree(&gone).map_err(VolumeError::io("remove", &gone))?;
