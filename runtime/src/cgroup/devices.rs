@@ -225,4 +225,15 @@ mod tests {
         let program = program(serde_json::json!([{"allow": true, "type": "a", "access": "rwm"}]));
         assert!(allows(&program, BLOCK, 8, 0, READ | WRITE | MKNOD));
     }
+
+    #[test]
+    fn a14_the_kernel_takes_the_program() {
+        let program =
+            program(serde_json::json!([{"allow": false}, {"allow": true, "type": "b", "major": 8, "minor": 1}]));
+        match load_device_program(&program) {
+            Ok(_) => {}
+            // Only root may load any; the verifier answers otherwise.
+            Err(errno) => assert_eq!(errno, rustix::io::Errno::PERM),
+        }
+    }
 }

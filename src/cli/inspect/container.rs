@@ -1,10 +1,12 @@
 //! A container as Docker's API describes it, as far as the keys mean something here.
 
+use coracle_runtime::cgroup::LimitState;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::image;
 use crate::cli::words;
+use crate::engine::confinement::LIMITS_FILE;
 use crate::engine::containers::{Container, Status, read_json};
 use crate::engine::record::{HealthCheck, LogDriver, MountRecord, Record, RestartPolicy};
 use crate::engine::{Engine, EngineError, usage};
@@ -41,6 +43,8 @@ pub fn describe(engine: &Engine, container: &Container, size: bool) -> Result<Va
         "Mounts": record.mounts.iter().map(mount).collect::<Vec<_>>(),
         "Config": config(record, &spec, &image_config),
         "NetworkSettings": network(record),
+        // Ours: what was asked of the cgroup, and whether the kernel enforces it.
+        "Limits": read_json::<Vec<LimitState>>(&container.path.join(LIMITS_FILE)).unwrap_or_default(),
     });
     if size {
         let own = usage::written_bytes(container)?;
