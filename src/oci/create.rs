@@ -1,18 +1,19 @@
 //! `create`, `start` and `run`: from a bundle to a process.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::SystemTime;
 
 use clap::Args;
-use coracle_runtime::bundle::{self, Config};
-use coracle_runtime::container::{Container, Id, Identity, Lock, State, Status, timestamp};
+use coracle_runtime::bundle::{self, Config, Limits};
+use coracle_runtime::cgroup::{Cgroup, Request};
+use coracle_runtime::container::{Beginning, Container, Id, Identity, Lock, State, Status};
 use coracle_runtime::hooks::{self, Moment, Subject};
 use coracle_runtime::{
     Gate, LaunchFailure, LaunchOptions, Namespaces, Rootfs, Running, Stage, Stdio, launch, open_gate, seal,
 };
 use coracle_shim::Foreground;
-use oci_spec::runtime::{Hooks, Spec};
+use oci_spec::runtime::Spec;
 
 use super::error::OciError;
 use super::streams::{check_console, connect_console, preserved, send_console, write_pid};
@@ -172,8 +173,8 @@ impl<'a> Order<'a> {
         let id: Id = args.id.parse()?;
         let given = args.bundle.as_deref().unwrap_or(Path::new("."));
         let directory = fs_err::canonicalize(given).map_err(|error| OciError::file("find bundle", given, &error))?;
-        let config = bundle::read(&directory, args.config.as_deref(), context.limits)?;
-        let mut config = rootless::complete(config, &directory.display().to_string(), context.limits)?;
+        let config = bundle::read(&directory, args.config.as_deref(), Limits::Ignore)?;
+        let mut config = rootless::complete(config, &directory.display().to_string(), Limits::Ignore)?;
         for warning in &config.warnings {
             context.journal.warn(warning);
         }
@@ -209,14 +210,31 @@ impl<'a> Order<'a> {
         }
     }
 
-    /// Starts the first process and writes down that it exists.
+    /// Starts the first process in its cgroup and writes down that it exists.
     fn launch(&self, lock: &Lock<'_>, gate: Gate, terminal: bool, watched: bool) -> Result<Running, OciError> {
         lock.save_config(&self.config.text)?;
-        let keep_fds = preserved(self.args.preserve_fds + listeners())?;
+        let cgroup = self.cgroup()?;
+        let launched = self.launch_in(lock, gate, (terminal, watched), cgroup.as_ref());
+        if let (Err(_), Some(cgroup)) = (&launched, &cgroup) {
+            // The first error is the one that tells why.
+            let _ = cgroup.kill().and_then(|()| cgroup.remove());
+        }
+        launched
+    }
+
+    fn launch_in(
+        &self,
+        lock: &Lock<'_>,
+        gate: Gate,
+        (terminal, watched): (bool, bool),
+        cgroup: Option<&Cgroup>,
+    ) -> Result<Running, OciError> {
+        let keep_fds = preserved(self.args.preserve_fds, listeners())?;
         let socket = match &self.args.console_socket {
             Some(path) => Some((connect_console(path)?, path)),
             None => None,
         };
+        let place = cgroup.map(Cgroup::fd).transpose()?;
         let mut options =
             LaunchOptions::new(self.id.as_str(), &self.config.spec, &self.directory, Rootfs::Directory(self.rootfs()));
         options.gate = gate;
@@ -224,9 +242,12 @@ impl<'a> Order<'a> {
         options.keep_fds = &keep_fds;
         options.no_pivot = self.args.no_pivot;
         options.die_with_parent = watched;
+        options.cgroup = place.as_ref().map(AsFd::as_fd);
+        let mut state = None;
         // The creator may be killed at any moment from here on; what it started must be known.
         let mut record = |namespaces: &Namespaces<'_>| {
-            let published = self.state(namespaces.pid, false).and_then(|state| Ok(lock.publish(&state)?));
+            let made = self.state(namespaces.pid, cgroup);
+            let published = made.and_then(|made| Ok(lock.publish(state.insert(made))?));
             published.map_err(|error| LaunchFailure::rule(Stage::Prepare, &self.id, &report::chain(&error)))
         };
         options.on_namespaces = Some(&mut record);
@@ -237,7 +258,10 @@ impl<'a> Order<'a> {
         if let Some(path) = &self.args.pid_file {
             write_pid(path, running.pid)?;
         }
-        lock.publish(&self.state(running.pid, true)?)?;
+        if let Some(mut state) = state {
+            state.ready = true;
+            lock.publish(&state)?;
+        }
         Ok(running)
     }
 
@@ -245,29 +269,30 @@ impl<'a> Order<'a> {
         OciError::Create { id: self.id.clone(), source }
     }
 
-    fn state(&self, pid: i32, ready: bool) -> Result<State, OciError> {
-        let spec = &self.config.spec;
-        Ok(State {
-            oci_version: spec.version().clone(),
-            id: self.id.to_string(),
-            bundle: self.directory.clone(),
-            annotations: spec.annotations().clone().unwrap_or_default().into_iter().collect(),
+    fn state(&self, pid: i32, cgroup: Option<&Cgroup>) -> Result<State, OciError> {
+        let beginning = Beginning {
+            spec: &self.config.spec,
+            id: self.id.as_str(),
+            bundle: &self.directory,
             rootfs: self.rootfs(),
-            created: timestamp(SystemTime::now()),
             init: Identity::of(pid)?,
-            owner_uid: rustix::process::getuid().as_raw(),
-            hooks: late_hooks(spec),
-            ready,
-        })
+            cgroup,
+        };
+        State::begin(beginning).map_err(OciError::Json)
     }
-}
 
-/// The hooks that other commands will run.
-fn late_hooks(spec: &Spec) -> Option<Hooks> {
-    let hooks = spec.hooks().as_ref()?;
-    let mut late = Hooks::default();
-    late.set_poststart(hooks.poststart().clone()).set_poststop(hooks.poststop().clone());
-    (late != Hooks::default()).then_some(late)
+    /// Makes the container's cgroup with its limits; an error where a limit cannot be enforced.
+    fn cgroup(&self) -> Result<Option<Cgroup>, OciError> {
+        let linux = self.config.spec.linux().as_ref();
+        let path = linux.and_then(|linux| linux.cgroups_path().as_deref()).map(|path| path.display().to_string());
+        Ok(Cgroup::create(&Request {
+            kind: self.context.cgroups,
+            id: self.id.as_str(),
+            path: path.as_deref().filter(|path| !path.is_empty()),
+            resources: linux.and_then(|linux| linux.resources().as_ref()),
+            best_effort: false,
+        })?)
+    }
 }
 
 /// How many descriptors systemd's socket activation hands on (sd_listen_fds(3)).
@@ -295,5 +320,5 @@ fn pass_listeners(spec: &mut Spec) {
 pub fn config_of(container: &Container) -> Result<Config, OciError> {
     let text = container.config()?.ok_or_else(|| OciError::NoConfig { id: container.id().clone() })?;
     let what = container.path().join(bundle::CONFIG);
-    Ok(bundle::parse(text, &what.display().to_string(), bundle::Limits::Ignore)?)
+    Ok(bundle::parse(text, &what.display().to_string(), Limits::Ignore)?)
 }

@@ -24,15 +24,33 @@ pub struct DeleteArgs {
     /// Kill what still runs; a missing container is no error
     #[arg(short, long)]
     force: bool,
+    /// Remove every container whose id fits the regular expression
+    #[arg(long)]
+    regex: bool,
     /// The container's id
     id: String,
 }
 
 /// Runs `delete`.
 pub fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode, OciError> {
-    let id: Id = args.id.parse()?;
+    if args.regex {
+        let fits = regex::RegexBuilder::new(&args.id).size_limit(PATTERN_BYTES_MAX).build();
+        let fits = fits.map_err(|_| OciError::Pattern(args.id.clone()))?;
+        let ids = context.place.open()?.map(|root| root.ids()).transpose()?.unwrap_or_default();
+        for id in ids.into_iter().filter(|id| fits.is_match(id.as_str())) {
+            delete_one(context, id, args.force)?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    delete_one(context, args.id.parse()?, args.force)
+}
+
+/// A compiled pattern for names of 64 letters is small.
+const PATTERN_BYTES_MAX: usize = 1 << 20;
+
+fn delete_one(context: &Context, id: Id, force: bool) -> Result<ExitCode, OciError> {
     let container = match context.place.container(&id) {
-        Err(OciError::Container(ContainerError::Missing { .. })) if args.force => {
+        Err(OciError::Container(ContainerError::Missing { .. })) if force => {
             return Ok(ExitCode::SUCCESS);
         }
         other => other?,
@@ -40,7 +58,7 @@ pub fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode, OciError
     let lock = container.lock()?;
     let state = match container.state() {
         // Nobody can say which process it was about; the rest must be removable all the same.
-        Err(ContainerError::Damaged { .. }) if args.force => None,
+        Err(ContainerError::Damaged { .. }) if force => None,
         other => other?,
     };
     match container.status(state.as_ref())? {
@@ -48,7 +66,7 @@ pub fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode, OciError
         // We hold the lock, so nobody is creating it any more. As for a created one, which runc
         // removes as well: a container whose program never ran has nothing to lose.
         Status::Creating | Status::Created => kill_and_remove(context, lock, state.as_ref())?,
-        _ if args.force => kill_and_remove(context, lock, state.as_ref())?,
+        _ if force => kill_and_remove(context, lock, state.as_ref())?,
         status => {
             return Err(OciError::Status { verb: "delete", id, status });
         }
@@ -61,6 +79,11 @@ pub fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode, OciError
 /// Then its poststop hooks run; what they do wrong is only logged (runtime-spec, "Lifecycle").
 pub fn remove(context: &Context, lock: Lock<'_>) -> Result<(), OciError> {
     let state = lock.container().state().ok().flatten();
+    if let Some(cgroup) = state.as_ref().map(State::cgroup).transpose()?.flatten() {
+        // Where the container has no pid namespace of its own, others may have outlived the first process.
+        cgroup.kill()?;
+        cgroup.remove()?;
+    }
     lock.remove()?;
     let Some(state) = state else { return Ok(()) };
     let subject = subject(&state);
@@ -81,6 +104,11 @@ pub fn kill_and_remove(context: &Context, lock: Lock<'_>, state: Option<&State>)
         && let Some(pidfd) = state.init.open()?
     {
         let id = container.id();
+        // What stands still is not killed before it goes on, in older kernels.
+        if let Some(cgroup) = state.cgroup()?.filter(|cgroup| cgroup.is_frozen().unwrap_or(false)) {
+            cgroup.kill()?;
+            cgroup.thaw()?;
+        }
         match pidfd_send_signal(&pidfd, Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => {}
             Err(source) => {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use coracle_runtime::bundle::BundleError;
 use coracle_runtime::caps::CapError;
+use coracle_runtime::cgroup::CgroupError;
 use coracle_runtime::container::{ContainerError, Id, IdentityError, InvalidId, Status};
 use coracle_runtime::{LaunchFailure, SysError};
 
@@ -50,6 +51,18 @@ pub enum OciError {
     NoConfig { id: Id },
     #[error("container {id} has not ended within {seconds} seconds of SIGKILL")]
     Unkillable { id: Id, seconds: u64 },
+    #[error("cannot {verb} container {id}: it has no cgroup of its own")]
+    NoCgroup { verb: &'static str, id: Id },
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error("cannot understand what is written down about a container's cgroup")]
+    CgroupState(#[from] serde_json::Error),
+    #[error("the limits are not of the form of linux.resources")]
+    Resources(#[source] serde_json::Error),
+    #[error("invalid regular expression {0:?}")]
+    Pattern(String),
+    #[error("cannot {verb} container {id}: it is paused; --ignore-paused does it all the same")]
+    Paused { verb: &'static str, id: Id },
     #[error("invalid signal {0:?}")]
     Signal(String),
     #[error("cannot signal container {id}")]

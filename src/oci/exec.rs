@@ -1,16 +1,17 @@
 //! `exec`: one more process in a running container.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 use coracle_runtime::bundle;
 use coracle_runtime::caps::{self, CapSet, CapabilitySets};
-use coracle_runtime::container::{Id, Status};
+use coracle_runtime::container::{Id, State, Status};
 use coracle_runtime::{ExecOptions, LaunchFailure, Stdio, exec as launch_exec, seal};
 use coracle_shim::Foreground;
 use oci_spec::runtime::{Process, Spec};
-use std::os::fd::AsFd;
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::Context;
 use super::create::{config_of, subject};
@@ -53,9 +54,15 @@ pub struct ExecArgs {
     /// Give it N more descriptors, from 3
     #[arg(long, value_name = "N", default_value_t = 0)]
     preserve_fds: u32,
-    /// Forbid gaining privileges by executing files
+    /// Forbid gaining privileges by executing files; without it they may be gained, as with crun
     #[arg(long)]
     no_new_privs: bool,
+    /// Start it in this cgroup below the container's
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+    /// Start it although the container is paused; it stands still too
+    #[arg(long)]
+    ignore_paused: bool,
     /// The container's id
     id: String,
     /// The program and its arguments
@@ -70,16 +77,20 @@ pub fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, OciError> {
     let container = context.place.container(&id)?;
     let state = container.state()?;
     let status = container.status(state.as_ref())?;
-    let Some(state) = state.filter(|_| matches!(status, Status::Running | Status::Created)) else {
+    let Some(state) = state.filter(|_| matches!(status, Status::Running | Status::Created | Status::Paused)) else {
         return Err(OciError::Status { verb: "execute in", id, status });
     };
+    if status == Status::Paused && !args.ignore_paused {
+        return Err(OciError::Paused { verb: "execute in", id });
+    }
+    let place = place(&state, args.cgroup.as_deref())?;
     let config = config_of(&container)?;
     let process = args.to_process(context, &config.spec)?;
     let terminal = process.terminal().unwrap_or(false);
     let watched = !args.detach && args.console_socket.is_none();
     check_console(terminal, watched, args.console_socket.as_deref())?;
     let socket = args.console_socket.as_deref().map(connect_console).transpose()?;
-    let keep_fds = preserved(args.preserve_fds)?;
+    let keep_fds = preserved(args.preserve_fds, 0)?;
     let watch_failed = |source| OciError::Watch { id: id.clone(), source };
     let watch = if args.detach { None } else { Some(Foreground::prepare().map_err(watch_failed)?) };
     let Some(pidfd) = state.init.open()? else {
@@ -90,6 +101,7 @@ pub fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, OciError> {
     let subject = subject(&state);
     options.subject = Some(&subject);
     options.linux = config.spec.linux().as_ref();
+    options.cgroup = place.as_ref().map(AsFd::as_fd);
     options.stdio = if terminal { Stdio::Console } else { Stdio::Inherit };
     options.keep_fds = &keep_fds;
     options.die_with_parent = watch.is_some();
@@ -108,6 +120,25 @@ pub fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, OciError> {
     };
     let exit = watch.run(&mut running, terminal && watched).map_err(watch_failed)?;
     Ok(ExitCode::from(u8::try_from(exit.status()).unwrap_or(u8::MAX)))
+}
+
+/// The cgroup to be born in: the container's, or one below it.
+fn place(state: &State, below: Option<&Path>) -> Result<Option<OwnedFd>, OciError> {
+    let Some(cgroup) = state.cgroup()? else {
+        return match below {
+            None => Ok(None),
+            Some(_) => Err(OciError::NoCgroup { verb: "choose a cgroup in", id: state.id.parse()? }),
+        };
+    };
+    let own = cgroup.fd()?;
+    let Some(below) = below else { return Ok(Some(own)) };
+    let relative = below.strip_prefix("/").unwrap_or(below);
+    let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // Never above the container's own (A21).
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let found = openat2(&own, relative, flags, Mode::empty(), resolve);
+    found.map(Some).map_err(|errno| OciError::file("open cgroup", &cgroup.path().join(relative), &errno.into()))
 }
 
 impl ExecArgs {

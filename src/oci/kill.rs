@@ -3,16 +3,13 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use coracle_runtime::container::{Id, Identity, Status};
+use coracle_runtime::container::{Id, Identity, IdentityError, State, Status};
 use coracle_shim::parse_signal;
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
-use super::Context;
 use super::error::OciError;
-
-/// The most entries of /proc that are looked at: the kernel's largest pid_max.
-const PROCESSES_MAX: usize = 1 << 22;
+use super::{Context, processes};
 
 /// Send a signal to a container
 #[derive(Args)]
@@ -41,7 +38,7 @@ pub fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode, OciError> {
     };
     // The first process last: while it lives, the namespace keeps its number.
     if args.all {
-        signal_others(&state.init, signal);
+        signal_others(&state, signal)?;
     }
     let sent = match state.init.open()? {
         Some(pidfd) => pidfd_send_signal(&pidfd, signal),
@@ -56,37 +53,26 @@ pub fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode, OciError> {
     }
 }
 
-/// Signals every other process of the container's pid namespace that can be found.
-///
-/// Where the container shares the caller's namespace only its first process is known to be its own.
-fn signal_others(init: &Identity, signal: Signal) {
-    let namespace = |pid: i32| fs_err::read_link(format!("/proc/{pid}/ns/pid")).ok();
-    let Some(wanted) = namespace(init.pid) else {
-        return;
-    };
-    if fs_err::read_link("/proc/self/ns/pid").is_ok_and(|own| own == wanted) {
-        return;
+/// Signals every process but the first.
+fn signal_others(state: &State, signal: Signal) -> Result<(), OciError> {
+    if let Some(cgroup) = state.cgroup()? {
+        if signal == Signal::KILL {
+            return Ok(cgroup.kill()?);
+        }
+        for pid in cgroup.processes()?.into_iter().filter(|pid| *pid != state.init.pid) {
+            signal_one(Identity::of(pid), signal);
+        }
+        return Ok(());
     }
-    let Ok(entries) = fs_err::read_dir("/proc") else {
-        return;
-    };
-    for entry in entries.take(PROCESSES_MAX).flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        if pid == init.pid {
-            continue;
-        }
-        // Opened first, looked at second: what was looked at is what gets the signal.
-        let Ok(process) = Identity::of(pid) else {
-            continue;
-        };
-        let Ok(Some(pidfd)) = process.open() else {
-            continue;
-        };
-        if namespace(pid).as_ref() == Some(&wanted) && process.is_alive().unwrap_or(false) {
-            // It may have ended meanwhile, which is what the caller wants.
-            let _ = pidfd_send_signal(&pidfd, signal);
-        }
+    for process in processes::in_namespace(&state.init).into_iter().filter(|process| process.pid != state.init.pid) {
+        signal_one(Ok(process), signal);
+    }
+    Ok(())
+}
+
+/// It may have ended meanwhile, which is what the caller wants.
+fn signal_one(process: Result<Identity, IdentityError>, signal: Signal) {
+    if let Ok(Some(pidfd)) = process.and_then(|process| process.open()) {
+        let _ = pidfd_send_signal(&pidfd, signal);
     }
 }

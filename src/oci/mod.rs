@@ -6,15 +6,19 @@
 mod create;
 mod delete;
 mod error;
+mod events;
 mod exec;
 mod features;
 mod journal;
 mod kill;
 mod list;
+mod pause;
 mod place;
+mod processes;
 mod rootless;
 mod spec;
 mod streams;
+mod update;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -22,7 +26,7 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ErrorKind};
 use clap::{Parser, Subcommand, ValueEnum};
-use coracle_runtime::bundle::Limits;
+use coracle_runtime::cgroup::Kind;
 use coracle_runtime::defaults::OCI_VERSION;
 
 use error::OciError;
@@ -45,10 +49,10 @@ struct Cli {
     /// Log more than errors
     #[arg(long)]
     debug: bool,
-    /// How limits are put on: only "disabled" is implemented, which ignores them
+    /// Who makes cgroups [default: us, in whatever place is ours]; "disabled" ignores limits
     #[arg(long, value_enum)]
     cgroup_manager: Option<CgroupManager>,
-    /// Let systemd make the cgroup (not implemented)
+    /// The same as --cgroup-manager=systemd
     #[arg(long)]
     systemd_cgroup: bool,
     /// Accepted for runc's sake: whether we are rootless is seen, not told
@@ -79,6 +83,11 @@ enum Command {
     Delete(delete::DeleteArgs),
     List(list::ListArgs),
     Exec(Box<exec::ExecArgs>),
+    Ps(processes::PsArgs),
+    Pause(pause::PauseArgs),
+    Resume(pause::ResumeArgs),
+    Update(Box<update::UpdateArgs>),
+    Events(events::EventsArgs),
     Spec(spec::SpecArgs),
     Features(features::FeaturesArgs),
 }
@@ -87,7 +96,7 @@ enum Command {
 struct Context {
     place: Place,
     journal: Journal,
-    limits: Limits,
+    cgroups: Kind,
 }
 
 /// Parses the arguments and runs one command.
@@ -111,19 +120,16 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 }
 
 fn dispatch(cli: Cli, journal: &Journal) -> Result<ExitCode, OciError> {
-    let limits = match cli.cgroup_manager {
-        None => Limits::Refuse,
-        Some(CgroupManager::Disabled) => Limits::Ignore,
-        Some(CgroupManager::Cgroupfs) => return Err(OciError::Flag("--cgroup-manager=cgroupfs")),
-        Some(CgroupManager::Systemd) => return Err(OciError::Flag("--cgroup-manager=systemd")),
+    let cgroups = match (cli.cgroup_manager, cli.systemd_cgroup) {
+        (Some(CgroupManager::Disabled), _) => Kind::Disabled,
+        (Some(CgroupManager::Systemd), _) | (_, true) => Kind::Systemd,
+        (Some(CgroupManager::Cgroupfs), _) => Kind::Cgroupfs,
+        (None, false) => Kind::Auto,
     };
-    if cli.systemd_cgroup {
-        return Err(OciError::Flag("--systemd-cgroup"));
-    }
     let Some(command) = cli.command else {
         return Err(OciError::NoCommand);
     };
-    let context = Context { place: Place::new(cli.root), journal: journal.clone(), limits };
+    let context = Context { place: Place::new(cli.root), journal: journal.clone(), cgroups };
     match command {
         Command::Create(args) => create::create(&context, &args),
         Command::Run(args) => create::run(&context, &args),
@@ -133,6 +139,11 @@ fn dispatch(cli: Cli, journal: &Journal) -> Result<ExitCode, OciError> {
         Command::Delete(args) => delete::delete(&context, &args),
         Command::List(args) => list::list(&context, &args),
         Command::Exec(args) => exec::exec(&context, &args),
+        Command::Ps(args) => processes::ps(&context, &args),
+        Command::Pause(args) => pause::pause(&context, &args),
+        Command::Resume(args) => pause::resume(&context, &args),
+        Command::Update(args) => update::update(&context, &args),
+        Command::Events(args) => events::events(&context, &args),
         Command::Spec(args) => spec::spec(&args),
         Command::Features(_) => features::features(),
     }

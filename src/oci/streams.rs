@@ -18,8 +18,9 @@ const SOCKET_PATH_BYTES: usize = 108;
 
 /// Gives the numbers of the descriptors that `--preserve-fds` names. Callers give a number that
 /// covers theirs, so gaps are fine; but one that names no open descriptor at all is an error.
-pub fn preserved(count: u32) -> Result<Vec<RawFd>, OciError> {
-    let last = FIRST_PRESERVED.saturating_add_unsigned(count);
+/// `listeners` more come from systemd's socket activation.
+pub fn preserved(count: u32, listeners: u32) -> Result<Vec<RawFd>, OciError> {
+    let last = FIRST_PRESERVED.saturating_add_unsigned(count.saturating_add(listeners));
     let numbers: Vec<RawFd> = (FIRST_PRESERVED..last).filter(|number| is_inherited(*number)).collect();
     if count > 0 && numbers.is_empty() {
         return Err(OciError::PreservedFd(FIRST_PRESERVED));

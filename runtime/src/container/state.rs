@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use oci_spec::runtime::Hooks;
+use oci_spec::runtime::{Hooks, Spec};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::identity::Identity;
+use crate::cgroup::Cgroup;
 
 /// Where a container is in its life, in the words of the runtime specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +28,7 @@ pub enum Status {
     Stopped,
 }
 
-/// The content of `state.json`.
+/// The content of the file `status`.
 ///
 /// The first fields are those of the specification's state; the rest is ours. The status is not
 /// written, because it would be wrong as soon as a process ends.
@@ -53,9 +55,84 @@ pub struct State {
     /// The hooks that are still to run: poststart and poststop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hooks: Option<Hooks>,
+    /// Its cgroup, in the form that `cgroup::Cgroup` writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cgroup: Option<Value>,
+    /// What its standard streams were at create, as a JSON array in a text: crun's form, which
+    /// checkpointing tools read.
+    #[serde(rename = "external_descriptors", default)]
+    pub streams: String,
     /// Whether `create` has finished. Published first without it, as soon as the process exists, so
     /// that a process whose creator is killed can be found and ended.
     pub ready: bool,
+}
+
+/// What is known about a new container.
+#[derive(Debug)]
+pub struct Beginning<'a> {
+    /// The specification.
+    pub spec: &'a Spec,
+    /// The container's id.
+    pub id: &'a str,
+    /// The bundle's directory.
+    pub bundle: &'a Path,
+    /// The root filesystem.
+    pub rootfs: PathBuf,
+    /// Its first process.
+    pub init: Identity,
+    /// Its cgroup.
+    pub cgroup: Option<&'a Cgroup>,
+}
+
+impl State {
+    /// The state of a container that is being made by the calling user.
+    pub fn begin(beginning: Beginning<'_>) -> Result<Self, serde_json::Error> {
+        let spec = beginning.spec;
+        let mut state = Self {
+            oci_version: spec.version().clone(),
+            id: beginning.id.to_owned(),
+            bundle: beginning.bundle.to_owned(),
+            annotations: spec.annotations().clone().unwrap_or_default().into_iter().collect(),
+            rootfs: beginning.rootfs,
+            created: timestamp(SystemTime::now()),
+            init: beginning.init,
+            owner_uid: rustix::process::getuid().as_raw(),
+            hooks: late_hooks(spec),
+            cgroup: None,
+            streams: streams(),
+            ready: false,
+        };
+        state.set_cgroup(beginning.cgroup)?;
+        Ok(state)
+    }
+
+    /// Its cgroup.
+    pub fn cgroup(&self) -> Result<Option<Cgroup>, serde_json::Error> {
+        self.cgroup.clone().map(serde_json::from_value).transpose()
+    }
+
+    /// Writes its cgroup down.
+    pub fn set_cgroup(&mut self, cgroup: Option<&Cgroup>) -> Result<(), serde_json::Error> {
+        self.cgroup = cgroup.map(serde_json::to_value).transpose()?;
+        Ok(())
+    }
+}
+
+/// The hooks that other commands will run.
+fn late_hooks(spec: &Spec) -> Option<Hooks> {
+    let hooks = spec.hooks().as_ref()?;
+    let mut late = Hooks::default();
+    late.set_poststart(hooks.poststart().clone()).set_poststop(hooks.poststop().clone());
+    (late != Hooks::default()).then_some(late)
+}
+
+/// What descriptors 0, 1 and 2 are.
+fn streams() -> String {
+    let one = |number: u32| {
+        let target = fs_err::read_link(format!("/proc/self/fd/{number}")).unwrap_or_default();
+        target.display().to_string()
+    };
+    serde_json::to_string(&[0, 1, 2].map(one)).unwrap_or_default()
 }
 
 impl fmt::Display for Status {

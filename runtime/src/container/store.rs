@@ -17,8 +17,8 @@ use super::identity::IdentityError;
 use super::state::{State, Status};
 use crate::sys::SysError;
 
-const STATE: &str = "state.json";
-const STATE_DRAFT: &str = ".state.json";
+const STATE: &str = "status";
+const STATE_DRAFT: &str = ".status";
 const CONFIG: &str = "config.json";
 const GATE: &str = "gate";
 
@@ -78,7 +78,7 @@ pub enum ContainerError {
     /// A file or directory could not be used.
     #[error(transparent)]
     System(#[from] SysError),
-    /// `state.json` is not what we wrote.
+    /// `status` is not what we wrote.
     #[error("cannot read {}", path.display())]
     Damaged {
         /// The file.
@@ -296,7 +296,7 @@ impl Container {
         }
         match statat(&self.dir, GATE, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Ok(Status::Created),
-            Err(Errno::NOENT) => Ok(Status::Running),
+            Err(Errno::NOENT) => Ok(if is_paused(state) { Status::Paused } else { Status::Running }),
             Err(errno) => Err(io("look at", self.gate(), errno)),
         }
     }
@@ -372,6 +372,11 @@ impl Drop for Lock<'_> {
 }
 
 /// Makes a directory with its parents, closed to others.
+/// Whether its cgroup stands still. One that cannot be looked at does not.
+fn is_paused(state: &State) -> bool {
+    state.cgroup().ok().flatten().is_some_and(|cgroup| cgroup.is_frozen().unwrap_or(false))
+}
+
 fn make_parents(path: &Path) -> Result<(), ContainerError> {
     match mkdirat(rustix::fs::CWD, path, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
@@ -426,7 +431,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     use super::*;
-    use crate::container::{Identity, timestamp};
+    use crate::container::{Beginning, Identity};
 
     fn root() -> (tempfile::TempDir, StateRoot) {
         let dir = tempfile::tempdir().expect("a directory");
@@ -439,19 +444,19 @@ mod tests {
     }
 
     fn state(container: &Id) -> State {
-        let pid = rustix::process::getpid().as_raw_nonzero().get();
-        State {
-            oci_version: "1.2.0".to_owned(),
-            id: container.to_string(),
-            bundle: "/bundle".into(),
-            annotations: [("key".to_owned(), "value".to_owned())].into(),
+        let own = rustix::process::getpid().as_raw_nonzero().get();
+        let spec = oci_spec::runtime::Spec::default();
+        let mut state = State::begin(Beginning {
+            spec: &spec,
+            id: container.as_str(),
+            bundle: Path::new("/bundle"),
             rootfs: "/bundle/rootfs".into(),
-            created: timestamp(std::time::SystemTime::now()),
-            init: Identity::of(pid).expect("this process"),
-            owner_uid: 0,
-            hooks: None,
-            ready: true,
-        }
+            init: Identity::of(own).expect("this process"),
+            cgroup: None,
+        })
+        .expect("a state");
+        state.ready = true;
+        state
     }
 
     #[test]

@@ -84,6 +84,9 @@ pub(crate) fn load_filters(process: &ProcessPlan, listener: Option<&Announcement
 }
 
 fn set_groups(process: &ProcessPlan) -> Result<(), LaunchFailure> {
+    if process.keep_groups {
+        return Ok(());
+    }
     let groups: Vec<Gid> = process.groups.iter().map(|group| Gid::from_raw(*group)).collect();
     match set_thread_groups(&groups) {
         // With one id the groups of the host stay, shown as nobody's; giving them up could open

@@ -76,6 +76,8 @@ pub(crate) fn plan(spec: &Spec, idmap: Option<&IdMap>) -> Result<Plan, LaunchFai
     let mut process = process::plan(process, idmap.as_ref())?;
     process.setgroups_denied |= namespaces.joins(CloneFlags::USER);
     process.scheduling.add_container(linux)?;
+    process.keep_groups =
+        spec.annotations().as_ref().is_some_and(|map| map.get(KEEP_GROUPS).is_some_and(|on| on == "1"));
     crate::hooks::check(spec.hooks().as_ref())?;
     Ok(Plan {
         root_propagation: flags::root_propagation(linux.rootfs_propagation().as_deref())?,
@@ -92,6 +94,9 @@ pub(crate) fn plan(spec: &Spec, idmap: Option<&IdMap>) -> Result<Plan, LaunchFai
         idmap,
     })
 }
+
+/// crun's annotation, which podman sets for `--group-add keep-groups`.
+const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
 
 /// A field that is not as it must be.
 fn refuse(field: &str, statement: &str) -> LaunchFailure {

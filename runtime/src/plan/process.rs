@@ -25,6 +25,8 @@ pub(crate) struct ProcessPlan {
     /// With one mapped id the kernel denies setgroups for good (user_namespaces(7)); of a user
     /// namespace that is joined we do not know the map.
     pub(crate) setgroups_denied: bool,
+    /// The caller's own supplementary groups stay, which is what a shared directory of a group needs.
+    pub(crate) keep_groups: bool,
     pub(crate) umask: u32,
     pub(crate) rlimits: Vec<(Resource, Rlimit)>,
     pub(crate) oom_score_adj: Option<i32>,
@@ -78,6 +80,7 @@ pub(crate) fn plan(process: &Process, idmap: Option<&IdMap>) -> Result<ProcessPl
         gid: user.gid(),
         groups: groups(process, idmap)?,
         setgroups_denied: idmap.is_some_and(IdMap::is_single),
+        keep_groups: false,
         umask,
         rlimits: rlimits(process)?,
         oom_score_adj: process.oom_score_adj(),
