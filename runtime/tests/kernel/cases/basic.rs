@@ -84,7 +84,7 @@ fn environment(place: &Place) {
     let mut container = Container::new(place, "");
     container.spec["process"]["args"] = json!(["env"]);
     container.spec["process"]["env"] = json!(["PATH=/bin", "A=1", "NOVALUE", "A=2"]);
-    assert_eq!(container.says(), "PATH=/bin\nA=1\nNOVALUE\nA=2");
+    assert_eq!(container.says(), "PATH=/bin\nA=1\nNOVALUE\nA=2\nHOME=/root", "HOME is the one thing added");
 }
 
 fn signals(place: &Place) {
