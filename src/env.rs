@@ -13,6 +13,8 @@ pub const CORACLE_INSECURE_REGISTRIES: &str = "CORACLE_INSECURE_REGISTRIES";
 /// Token servers that may see a registry's credentials although they are other hosts, comma separated
 /// `REGISTRY=TOKEN_HOST`.
 pub const CORACLE_TOKEN_HOSTS: &str = "CORACLE_TOKEN_HOSTS";
+/// `NAME=abort|error|delay`: lets a step go wrong, in builds with debug assertions.
+const CORACLE_FAILPOINT: &str = "CORACLE_FAILPOINT";
 const XDG_DATA_HOME: &str = "XDG_DATA_HOME";
 const HOME: &str = "HOME";
 
@@ -54,6 +56,18 @@ fn list(name: &str) -> Vec<String> {
 /// Gives the XDG base directory for data, absolute paths only as the specification says.
 pub fn xdg_data_home() -> Option<PathBuf> {
     read(XDG_DATA_HOME).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// Gives the XDG base directory for configuration, absolute paths only.
+pub fn xdg_config_home() -> Option<PathBuf> {
+    read("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// Arms the failpoint that a test names, in builds that have any.
+pub fn arm_failpoint() {
+    if let Some(text) = read(CORACLE_FAILPOINT).and_then(|text| text.into_string().ok()) {
+        coracle_runtime::failpoint::arm(&text);
+    }
 }
 
 /// Gives the caller's home directory.

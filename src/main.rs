@@ -14,8 +14,12 @@ use std::process::ExitCode;
 /// The name under which other people's tools drive the runtime.
 const OCI_NAME: &str = "coracle-oci";
 
+/// The hidden argument that lists the failpoints of a build that has them.
+const LIST_FAILPOINTS: &str = "--list-failpoints";
+
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
+    env::arm_failpoint();
     let program = args.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
     if program.as_encoded_bytes().ends_with(OCI_NAME.as_bytes()) {
         return oci::main(args);
@@ -30,6 +34,10 @@ fn main() -> ExitCode {
         } else {
             ExitCode::FAILURE
         };
+    }
+    if cfg!(debug_assertions) && first == Some(OsStr::new(LIST_FAILPOINTS)) {
+        coracle_runtime::failpoint::NAMES.iter().for_each(|name| cli::error::line(name));
+        return ExitCode::SUCCESS;
     }
     cli::main(args)
 }

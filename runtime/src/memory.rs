@@ -21,6 +21,11 @@ pub fn release_program() {
     }
 }
 
+/// Gives what the allocator holds but nobody uses back to the kernel.
+pub fn trim_heap() {
+    sys::trim_heap();
+}
+
 /// Lists the mappings of a file that hold no page of this process's own (proc_pid_smaps(5)).
 fn clean_mappings(smaps: &str, file: &str) -> Vec<Range<usize>> {
     let mut found: Vec<Range<usize>> = Vec::new();

@@ -1,15 +1,21 @@
 //! The command line: arguments in, exit code out. One file per command; its doc comment is its help.
 
+mod attach;
+mod boot;
 mod completion;
 mod confirm;
+mod container;
+mod create;
 pub mod error;
 mod events;
+mod exec;
 mod filter;
 pub mod format;
 mod history;
 mod images;
 mod info;
 mod inspect;
+mod kill;
 mod limits;
 mod load;
 mod login;
@@ -17,21 +23,28 @@ mod logs;
 mod man;
 mod moment;
 mod nouns;
+mod pause;
 mod port;
 mod progress;
 mod ps;
 mod pull;
 mod push;
+mod rename;
+mod restart;
 mod rm;
 mod rmi;
 mod run;
 mod save;
+mod several;
+mod start;
 mod stats;
+mod stop;
 mod table;
 mod tag;
 mod top;
 mod version;
 mod volume;
+mod wait;
 mod words;
 
 use std::ffi::OsString;
@@ -58,6 +71,18 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Run(Box<run::RunArgs>),
+    Create(Box<create::CreateArgs>),
+    Start(start::StartArgs),
+    Stop(stop::StopArgs),
+    Restart(restart::RestartArgs),
+    Kill(kill::KillArgs),
+    Pause(pause::PauseArgs),
+    /// Let paused containers go on
+    Unpause(pause::PauseArgs),
+    Wait(wait::WaitArgs),
+    Attach(attach::AttachArgs),
+    Exec(exec::ExecArgs),
+    Rename(rename::RenameArgs),
     Ps(ps::PsArgs),
     Logs(logs::LogsArgs),
     Top(top::TopArgs),
@@ -81,6 +106,9 @@ enum Command {
     /// Work with containers, by Docker's longer names
     #[command(subcommand)]
     Container(nouns::ContainerCommand),
+    /// Work with coracle as a whole
+    #[command(subcommand)]
+    System(nouns::SystemCommand),
     /// Work with images, by Docker's longer names
     #[command(subcommand)]
     Image(nouns::ImageCommand),
@@ -101,6 +129,17 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 fn dispatch(root: Option<PathBuf>, command: Command) -> Result<ExitCode, CliError> {
     match command {
         Command::Run(args) => run::run(root, *args).map_err(|error| error.with_exit_code(EXIT_CORACLE_FAILED)),
+        Command::Create(args) => create::run(root, *args).map_err(|error| error.with_exit_code(EXIT_CORACLE_FAILED)),
+        Command::Start(args) => start::run(root, args),
+        Command::Stop(args) => stop::run(root, args),
+        Command::Restart(args) => restart::run(root, args),
+        Command::Kill(args) => kill::run(root, args),
+        Command::Pause(args) => pause::pause(root, args),
+        Command::Unpause(args) => pause::unpause(root, args),
+        Command::Wait(args) => wait::run(root, args),
+        Command::Attach(args) => attach::run(root, args),
+        Command::Exec(args) => exec::run(root, args),
+        Command::Rename(args) => rename::run(root, args),
         Command::Ps(args) => ps::run(root, args),
         Command::Logs(args) => logs::run(root, args),
         Command::Top(args) => top::run(root, args),
@@ -121,6 +160,8 @@ fn dispatch(root: Option<PathBuf>, command: Command) -> Result<ExitCode, CliErro
         Command::Save(args) => save::run(root, args),
         Command::Info(args) => info::run(root, args),
         Command::Version(args) => version::run(&args),
+        Command::System(nouns::SystemCommand::Boot(args)) => boot::boot(root, args),
+        Command::System(nouns::SystemCommand::InstallUnit(args)) => boot::install_unit(root, args),
         Command::Container(command) => dispatch(root, command.into()),
         Command::Image(command) => dispatch(root, command.into()),
         Command::Completion(args) => completion::run(&args, Cli::command()),

@@ -3,12 +3,27 @@
 use clap::Subcommand;
 
 use super::inspect::Kind;
-use super::{Command, history, images, inspect, load, logs, port, ps, pull, push, rm, rmi, run, save, stats, tag, top};
+use super::{
+    Command, attach, boot, create, exec, history, images, inspect, kill, load, logs, pause, port, ps, pull, push,
+    rename, restart, rm, rmi, run, save, start, stats, stop, tag, top, wait,
+};
 
 /// Names what can be done to containers.
 #[derive(Subcommand)]
 pub enum ContainerCommand {
     Run(Box<run::RunArgs>),
+    Create(Box<create::CreateArgs>),
+    Start(start::StartArgs),
+    Stop(stop::StopArgs),
+    Restart(restart::RestartArgs),
+    Kill(kill::KillArgs),
+    Pause(pause::PauseArgs),
+    /// Let paused containers go on
+    Unpause(pause::PauseArgs),
+    Wait(wait::WaitArgs),
+    Attach(attach::AttachArgs),
+    Exec(exec::ExecArgs),
+    Rename(rename::RenameArgs),
     #[command(visible_aliases = ["list", "ps"])]
     Ls(ps::PsArgs),
     Rm(rm::RmArgs),
@@ -17,6 +32,13 @@ pub enum ContainerCommand {
     Top(top::TopArgs),
     Stats(stats::StatsArgs),
     Port(port::PortArgs),
+}
+
+/// Names what is about the whole of coracle.
+#[derive(Subcommand)]
+pub enum SystemCommand {
+    Boot(boot::BootArgs),
+    InstallUnit(boot::InstallUnitArgs),
 }
 
 /// Names what can be done to images.
@@ -39,6 +61,17 @@ impl From<ContainerCommand> for Command {
     fn from(command: ContainerCommand) -> Self {
         match command {
             ContainerCommand::Run(args) => Self::Run(args),
+            ContainerCommand::Create(args) => Self::Create(args),
+            ContainerCommand::Start(args) => Self::Start(args),
+            ContainerCommand::Stop(args) => Self::Stop(args),
+            ContainerCommand::Restart(args) => Self::Restart(args),
+            ContainerCommand::Kill(args) => Self::Kill(args),
+            ContainerCommand::Pause(args) => Self::Pause(args),
+            ContainerCommand::Unpause(args) => Self::Unpause(args),
+            ContainerCommand::Wait(args) => Self::Wait(args),
+            ContainerCommand::Attach(args) => Self::Attach(args),
+            ContainerCommand::Exec(args) => Self::Exec(args),
+            ContainerCommand::Rename(args) => Self::Rename(args),
             ContainerCommand::Ls(args) => Self::Ps(args),
             ContainerCommand::Top(args) => Self::Top(args),
             ContainerCommand::Stats(args) => Self::Stats(args),

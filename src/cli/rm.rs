@@ -5,23 +5,31 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::error::{CliError, line};
-use crate::engine::Engine;
+use super::error::CliError;
+use super::several;
+use crate::engine::{Engine, EngineError, containers, lifecycle, run as engine_run};
 
-/// Remove containers that have ended
+/// Remove containers
 #[derive(Args)]
 pub struct RmArgs {
+    /// End those that run first, and be content when there is no such container
+    #[arg(short, long)]
+    force: bool,
+    /// Also remove their anonymous volumes
+    #[arg(short, long)]
+    volumes: bool,
     /// Containers, by name or id
-    #[arg(required = true)]
+    #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
-/// Removes each container; the first failure ends it.
+/// Removes each.
 pub fn run(root: Option<PathBuf>, args: RmArgs) -> Result<ExitCode, CliError> {
     let engine = Engine::open(root)?;
-    for wanted in args.containers {
-        engine.remove_container(&wanted)?;
-        line(&wanted);
-    }
-    Ok(ExitCode::SUCCESS)
+    engine_run::remove_abandoned(&engine);
+    containers::sweep(&engine);
+    several::each(&args.containers, |wanted| match lifecycle::remove(&engine, wanted, args.force) {
+        Err(EngineError::UnknownContainer(_)) if args.force => Ok(()),
+        removed => Ok(removed?),
+    })
 }

@@ -1,27 +1,17 @@
-//! `coracle run`: from flags to `RunOptions`, nothing else.
+//! `coracle run`.
 
-use std::io::BufRead;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
-use coracle_images::Platform;
-use coracle_runtime::{UserNs, seal};
+use clap::Args;
+use coracle_runtime::seal;
+use coracle_shim::attach::DetachKeys;
 
-use super::error::CliError;
-use super::limits::LimitArgs;
+use super::container::{ContainerArgs, options};
+use super::error::{CliError, line};
 use super::progress::Bars;
-use crate::engine::mounts::MountRequest;
-use crate::engine::options::{
-    EnvEntry, Network, PullPolicy, RunOptions, SecurityOptions, Terminal, UserNsChoice, VolumesFrom,
-};
-use crate::engine::ports::parse_publish;
-use crate::engine::size::{Ulimit, parse_size_bytes};
+use crate::engine::run::{Attaching, Ran};
 use crate::engine::{Engine, run as engine_run};
-use crate::env;
-
-/// The longest --env-file that is read; its content must fit into an environment anyway.
-const ENV_FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Run a command in a new container
 ///
@@ -37,306 +27,47 @@ pub struct RunArgs {
     /// Show this help
     #[arg(long, action = clap::ArgAction::HelpLong)]
     help: Option<bool>,
-    /// Remove the container when it exits
-    #[arg(long)]
-    rm: bool,
-    /// Keep standard input open
+    /// Return when the command runs, and print the container's id
     #[arg(short, long)]
-    interactive: bool,
-    /// Give the container a terminal
-    #[arg(short, long)]
-    tty: bool,
-    /// Set an environment variable, NAME=VALUE or NAME for the caller's value
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    env: Vec<String>,
-    /// Read environment variables from a file
-    #[arg(long, value_name = "FILE")]
-    env_file: Vec<PathBuf>,
-    /// Bind a host path or a named volume into the container
-    #[arg(short, long, value_name = "[SOURCE:]DESTINATION[:OPTIONS]")]
-    volume: Vec<String>,
-    /// Mount type=bind|volume|tmpfs,source=…,target=…[,readonly]
-    #[arg(long, value_name = "FIELDS")]
-    mount: Vec<String>,
-    /// Mount what another container mounts
-    #[arg(long, value_name = "CONTAINER[:ro]")]
-    volumes_from: Vec<VolumesFrom>,
-    /// Mount memory
-    #[arg(long, value_name = "DESTINATION[:OPTIONS]")]
-    tmpfs: Vec<String>,
-    /// Working directory
-    #[arg(short, long, value_name = "DIR")]
-    workdir: Option<String>,
-    /// User and group, by name or number
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    user: Option<String>,
-    /// Add a supplementary group
-    #[arg(long, value_name = "GROUP")]
-    group_add: Vec<String>,
-    /// Replace the image's entry point
-    #[arg(long, value_name = "PROGRAM")]
-    entrypoint: Option<String>,
-    /// Name the container
-    #[arg(long)]
-    name: Option<String>,
-    /// Host name inside
-    #[arg(short = 'h', long)]
-    hostname: Option<String>,
-    /// Mount the root filesystem read-only
-    #[arg(long)]
-    read_only: bool,
-    /// Run an init that reaps processes and forwards signals
-    #[arg(long)]
-    init: bool,
-    /// Network: none, host or pasta [default: pasta where it is installed, else host]
-    #[arg(long, alias = "net", value_enum)]
-    network: Option<NetworkArg>,
-    /// Publish a port
-    #[arg(short, long, value_name = "[IP:]HOST:CONTAINER[/PROTOCOL]")]
-    publish: Vec<String>,
-    /// Publish every port the image exposes on a free port
-    #[arg(short = 'P', long)]
-    publish_all: bool,
-    /// Name server for the container
-    #[arg(long, value_name = "IP")]
-    dns: Vec<std::net::IpAddr>,
-    /// Search domain for the container
-    #[arg(long, value_name = "DOMAIN")]
-    dns_search: Vec<String>,
-    /// Add a line to /etc/hosts
-    #[arg(long, value_name = "NAME:IP")]
-    add_host: Vec<String>,
-    /// Add a capability
-    #[arg(long, value_name = "CAP")]
-    cap_add: Vec<String>,
-    /// Drop a capability
-    #[arg(long, value_name = "CAP")]
-    cap_drop: Vec<String>,
-    /// no-new-privileges[=false], seccomp=unconfined|FILE
-    #[arg(long, value_name = "OPTION")]
-    security_opt: Vec<String>,
-    /// User namespace: auto, keep-id or single
-    #[arg(long, value_enum, default_value = "auto")]
-    userns: UserNsArg,
-    /// Set a resource limit
-    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
-    ulimit: Vec<Ulimit>,
-    /// Size of /dev/shm
-    #[arg(long, value_name = "SIZE")]
-    shm_size: Option<String>,
-    /// Signal that stops the container
-    #[arg(long, value_name = "SIGNAL")]
-    stop_signal: Option<String>,
-    /// When to ask the registry
-    #[arg(long, value_enum, default_value = "missing")]
-    pull: PullArg,
-    /// Platform of the image, OS/ARCH[/VARIANT]
-    #[arg(long)]
-    platform: Option<Platform>,
-    /// How readily the kernel kills it when the machine runs out of memory, -1000 to 1000
-    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true, value_parser = clap::value_parser!(i32).range(-1000..=1000))]
-    oom_score_adj: Option<i32>,
+    detach: bool,
+    /// Keys that leave a container which has a shim
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    detach_keys: DetachKeys,
+    /// Pass signals on to the container
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    sig_proxy: bool,
     #[command(flatten)]
-    limits: LimitArgs,
+    container: ContainerArgs,
     #[command(subcommand)]
     rest: Rest,
 }
 
 /// Is everything from the first word that is no flag of ours: nothing after it is looked at, as in Docker.
 #[derive(clap::Subcommand)]
-enum Rest {
+pub enum Rest {
     /// Image to run, then the command and its arguments instead of the image's.
     #[command(external_subcommand)]
     ImageAndCommand(Vec<String>),
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum NetworkArg {
-    None,
-    Host,
-    Pasta,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum UserNsArg {
-    Auto,
-    KeepId,
-    Single,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum PullArg {
-    Always,
-    Missing,
-    Never,
-}
-
 /// Runs the command and gives the container's exit code.
 pub fn run(root: Option<PathBuf>, args: RunArgs) -> Result<ExitCode, CliError> {
-    let options = options(args)?;
+    let Rest::ImageAndCommand(command) = args.rest;
+    let mut options = options(args.container, command)?;
+    options.set_detached(args.detach);
     seal::ensure_sealed()?;
     let engine = Engine::open(root)?;
     let bars = Bars::new();
-    let exit = engine_run::run(&engine, &options, &bars)?;
-    Ok(ExitCode::from(exit))
-}
-
-fn options(args: RunArgs) -> Result<RunOptions, CliError> {
-    let mut mounts = Vec::new();
-    for request in &args.volume {
-        mounts.push(MountRequest::from_volume(request)?);
-    }
-    for request in &args.mount {
-        mounts.push(MountRequest::from_mount(request)?);
-    }
-    for request in &args.tmpfs {
-        mounts.push(MountRequest::from_tmpfs(request)?);
-    }
-    let mut publish = Vec::new();
-    for request in &args.publish {
-        publish.extend(parse_publish(request)?);
-    }
-    let mut security = SecurityOptions::default();
-    for option in &args.security_opt {
-        security.apply(option)?;
-    }
-    let mut add_hosts = Vec::new();
-    for entry in &args.add_host {
-        add_hosts.push(parse_add_host(entry)?);
-    }
-    let Rest::ImageAndCommand(mut command) = args.rest;
-    let image = command.remove(0);
-    Ok(RunOptions {
-        image,
-        command,
-        name: args.name,
-        hostname: args.hostname,
-        auto_remove: args.rm,
-        terminal: Terminal { interactive: args.interactive, tty: args.tty },
-        env: env_entries(&args.env_file, &args.env)?,
-        mounts,
-        volumes_from: args.volumes_from,
-        workdir: args.workdir,
-        user: args.user,
-        group_add: args.group_add,
-        entrypoint: args.entrypoint,
-        read_only: args.read_only,
-        init: args.init,
-        network: match args.network {
-            None => Network::Auto,
-            Some(NetworkArg::None) => Network::None,
-            Some(NetworkArg::Host) => Network::Host,
-            Some(NetworkArg::Pasta) => Network::Pasta,
-        },
-        publish,
-        publish_all: args.publish_all,
-        dns: args.dns.iter().map(ToString::to_string).collect(),
-        dns_search: args.dns_search,
-        add_hosts,
-        cap_add: args.cap_add,
-        cap_drop: args.cap_drop,
-        security,
-        userns: UserNsChoice(match args.userns {
-            UserNsArg::Auto => UserNs::Auto,
-            UserNsArg::KeepId => UserNs::KeepId,
-            UserNsArg::Single => UserNs::Single,
-        }),
-        ulimits: args.ulimit,
-        shm_size_bytes: args.shm_size.as_deref().map(parse_size_bytes).transpose()?,
-        stop_signal: args.stop_signal,
-        pull: match args.pull {
-            PullArg::Always => PullPolicy::Always,
-            PullArg::Missing => PullPolicy::Missing,
-            PullArg::Never => PullPolicy::Never,
-        },
-        platform: args.platform,
-        limits: args.limits.options()?,
-        oom_score_adj: args.oom_score_adj,
-        ..RunOptions::default()
+    let attaching = Attaching { keys: args.detach_keys, pass_signals: args.sig_proxy };
+    Ok(match engine_run::run(&engine, &options, &attaching, &bars)? {
+        Ran::Ended(code) => ExitCode::from(code),
+        Ran::Detached(id) => {
+            // Nothing to say to a person who has left by the keys.
+            if !id.is_empty() {
+                line(&id);
+            }
+            ExitCode::SUCCESS
+        }
     })
-}
-
-fn parse_add_host(entry: &str) -> Result<(String, String), CliError> {
-    let fail = || CliError::message(format!("invalid host entry {entry:?}: expected NAME:IP"));
-    let (name, ip) = entry.split_once(':').ok_or_else(fail)?;
-    let ip = ip.trim_start_matches('[').trim_end_matches(']');
-    let valid = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
-    let ip: std::net::IpAddr = ip.parse().map_err(|_| fail())?;
-    if valid { Ok((name.to_owned(), ip.to_string())) } else { Err(fail()) }
-}
-
-/// Reads the files first, then the flags, so that a flag wins.
-fn env_entries(files: &[PathBuf], flags: &[String]) -> Result<Vec<EnvEntry>, CliError> {
-    let mut entries = Vec::new();
-    for file in files {
-        for line in env_file_lines(file)? {
-            entries.push(env_entry(&line)?);
-        }
-    }
-    for flag in flags {
-        entries.push(env_entry(flag)?);
-    }
-    Ok(entries)
-}
-
-fn env_file_lines(path: &Path) -> Result<Vec<String>, CliError> {
-    use std::io::Read;
-    let file = fs_err::File::open(path)?;
-    let mut lines = Vec::new();
-    for line in std::io::BufReader::new(file.take(ENV_FILE_BYTES_MAX)).lines() {
-        let line = line.map_err(|error| CliError::message(format!("cannot read {}: {error}", path.display())))?;
-        let line = line.trim_start();
-        if !line.is_empty() && !line.starts_with('#') {
-            lines.push(line.to_owned());
-        }
-    }
-    Ok(lines)
-}
-
-fn env_entry(text: &str) -> Result<EnvEntry, CliError> {
-    let (name, value) = match text.split_once('=') {
-        Some((name, value)) => (name, Some(value.to_owned())),
-        None => (text, env::named(text)),
-    };
-    if name.is_empty() || name.contains(char::is_whitespace) {
-        return Err(CliError::message(format!("invalid environment variable {text:?}")));
-    }
-    Ok(match value {
-        Some(value) => EnvEntry::Set { name: name.to_owned(), value },
-        None => EnvEntry::Unset { name: name.to_owned() },
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn env_file_grammar() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("env");
-        fs_err::write(&file, "# comment\n\nA=1\n  B=two words=x\nCORACLE_SURELY_UNSET\n").unwrap();
-        let entries = env_entries(&[file], &["A=2".to_owned()]).unwrap();
-        let set = |name: &str, value: &str| EnvEntry::Set { name: name.into(), value: value.into() };
-        assert_eq!(
-            entries,
-            [
-                set("A", "1"),
-                set("B", "two words=x"),
-                EnvEntry::Unset { name: "CORACLE_SURELY_UNSET".into() },
-                set("A", "2")
-            ]
-        );
-        assert!(env_entry("=x").is_err());
-        assert!(env_entry("A B=x").is_err());
-    }
-
-    #[test]
-    fn add_host_grammar() {
-        assert_eq!(parse_add_host("db:10.0.0.1").unwrap(), ("db".into(), "10.0.0.1".into()));
-        assert_eq!(parse_add_host("db:::1").unwrap().1, "::1");
-        for bad in ["db", "db:x", ":1.2.3.4", "d b:1.2.3.4", "d\nb:1.2.3.4"] {
-            assert!(parse_add_host(bad).is_err(), "{bad}");
-        }
-    }
 }

@@ -26,7 +26,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use coracle_runtime::IdMap;
+use coracle_runtime::{IdMap, failpoint};
 use fs_err::File;
 use fs_err::os::unix::fs::OpenOptionsExt;
 use nix::errno::Errno;
@@ -35,7 +35,7 @@ use nix::libc;
 use serde::Serialize;
 
 use super::record::{ExitRecord, Record};
-use super::{containers, volumes};
+use super::volumes;
 
 /// Docker's length of a container id in bytes; shown as 64 hex digits.
 const ID_BYTES: usize = 32;
@@ -76,7 +76,6 @@ pub struct ContainerDir {
     pub id: String,
     pub path: PathBuf,
     state: PathBuf,
-    name: Option<String>,
     auto_remove: bool,
     lock: File,
 }
@@ -119,13 +118,14 @@ impl ContainerDir {
             File::create(state.join("autoremove").join(id))?;
         }
         fs_err::rename(&draft, &path)?;
-        let mut directory = Self { id: id.to_owned(), path, state: state.to_owned(), name: None, auto_remove, lock };
+        let directory = Self { id: id.to_owned(), path, state: state.to_owned(), auto_remove, lock };
         if let Some(name) = name
-            && let Err(error) = directory.take_name(name)
+            && let Err(error) = take_name(state, &directory.path, id, name)
         {
             let _ = directory.remove();
             return Err(error);
         }
+        failpoint::hit("id_reserved")?;
         Ok(directory)
     }
 
@@ -138,14 +138,7 @@ impl ContainerDir {
         if !path.join("lock").exists() {
             return Ok(None);
         }
-        Ok(Some(Self {
-            id: record.id.clone(),
-            path,
-            state: state.to_owned(),
-            name: record.name.clone(),
-            auto_remove: record.auto_remove,
-            lock,
-        }))
+        Ok(Some(Self { id: record.id.clone(), path, state: state.to_owned(), auto_remove: record.auto_remove, lock }))
     }
 
     /// Says whether the container's directory goes away by itself when nobody looks after it.
@@ -173,26 +166,6 @@ impl ContainerDir {
             let _ = self.lock.file().write_all_at(&text, 0).and_then(|()| self.lock.file().set_len(text.len() as u64));
         }
         self.publish("exit.json", exit)
-    }
-
-    /// Gives another name to the container; the caller writes the record.
-    pub fn take_name(&mut self, name: &str) -> Result<(), ContainerError> {
-        check_name(name)?;
-        let taken = self.state.join("names").join(name);
-        // Written aside and linked, so that a name file always holds a whole id.
-        let draft = self.path.join("name");
-        fs_err::write(&draft, &self.id)?;
-        match fs_err::hard_link(&draft, &taken) {
-            Ok(()) => {
-                self.name = Some(name.to_owned());
-                Ok(())
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                let id = fs_err::read_to_string(&taken).unwrap_or_default();
-                Err(ContainerError::NameTaken { name: name.to_owned(), id: short_id(&id).to_owned() })
-            }
-            Err(error) => Err(error.into()),
-        }
     }
 
     /// Makes a directory inside the container's one.
@@ -226,24 +199,11 @@ impl ContainerDir {
     }
 
     fn publish_as<T: Serialize>(&self, name: &str, value: &T, durable: bool) -> Result<(), ContainerError> {
-        let path = self.path.join(name);
-        let text = serde_json::to_vec(value).map_err(|source| ContainerError::Encode { path: path.clone(), source })?;
-        let draft = self.path.join(format!("{name}.new"));
-        let mut file = fs_err::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-        file.write_all(&text)?;
-        if durable {
-            file.sync_all()?;
-        }
-        drop(file);
-        fs_err::rename(&draft, &path)?;
-        Ok(())
+        publish_json(&self.path, name, value, durable)
     }
 
     /// Removes everything; the caller is root of the user namespace that owns the files.
     pub fn remove(&self) -> Result<(), ContainerError> {
-        if let Some(name) = &self.name {
-            let _ = fs_err::remove_file(self.state.join("names").join(name));
-        }
         remove_dir(&self.state, &self.id, &self.path)
     }
 }
@@ -297,11 +257,6 @@ pub struct Unwatched {
 }
 
 impl Unwatched {
-    /// Takes the container's lock; None when somebody has it.
-    pub fn take(state: &Path, id: &str) -> Option<Self> {
-        Self::take_at(state, id, state.join("containers").join(id))
-    }
-
     fn take_at(state: &Path, id: &str, path: PathBuf) -> Option<Self> {
         let lock = match open_existing_lock(&path) {
             Ok(file) => Some(try_lock(file)?),
@@ -309,8 +264,7 @@ impl Unwatched {
             Err(_) if is_young(&path) => return None,
             Err(_) => None,
         };
-        let record = fs_err::read(path.join("container.json")).ok();
-        let record = record.and_then(|text| serde_json::from_slice(&text).ok());
+        let record = read_record(&path);
         Some(Self { id: id.to_owned(), state: state.to_owned(), path, record, _lock: lock })
     }
 
@@ -321,14 +275,67 @@ impl Unwatched {
 
     /// Removes it; the caller is root of the user namespace that owns the files.
     pub fn remove(&self) -> Result<(), ContainerError> {
-        if let Some(name) = self.record.as_ref().and_then(|record| record.name.as_ref()) {
-            let file = self.state.join("names").join(name);
-            if fs_err::read_to_string(&file).is_ok_and(|owner| owner == self.id) {
-                let _ = fs_err::remove_file(file);
-            }
-        }
         remove_dir(&self.state, &self.id, &self.path)
     }
+}
+
+/// Gives a free name to a container, in one step that only one can win.
+pub fn take_name(state: &Path, path: &Path, id: &str, name: &str) -> Result<(), ContainerError> {
+    check_name(name)?;
+    let taken = state.join("names").join(name);
+    // Written aside and linked, so that a name file always holds a whole id. Whoever is killed before the
+    // record names it has left the name here, for the one who removes the container.
+    let draft = path.join("name");
+    fs_err::write(&draft, id)?;
+    fs_err::write(path.join("name.taken"), name)?;
+    match fs_err::hard_link(&draft, &taken) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            let id = fs_err::read_to_string(&taken).unwrap_or_default();
+            Err(ContainerError::NameTaken { name: name.to_owned(), id: short_id(&id).to_owned() })
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Frees a name if it is this container's.
+pub fn free_name(state: &Path, id: &str, name: &str) {
+    let file = state.join("names").join(name);
+    if check_name(name).is_ok() && fs_err::read_to_string(&file).is_ok_and(|owner| owner == id) {
+        let _ = fs_err::remove_file(file);
+    }
+}
+
+/// Publishes a JSON file whole or not at all.
+pub fn publish_json<T: Serialize>(path: &Path, name: &str, value: &T, durable: bool) -> Result<(), ContainerError> {
+    let target = path.join(name);
+    let text = serde_json::to_vec(value).map_err(|source| ContainerError::Encode { path: target.clone(), source })?;
+    let draft = path.join(format!("{name}.new"));
+    let mut file = fs_err::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    file.write_all(&text)?;
+    if name == "exit.json" {
+        failpoint::hit("exit_written_unsynced")?;
+    }
+    if durable {
+        file.sync_all()?;
+    }
+    drop(file);
+    fs_err::rename(&draft, &target)?;
+    Ok(())
+}
+
+/// Waits for one's turn to change a container's record; the turn ends with the file.
+pub fn take_turn(path: &Path) -> Result<File, ContainerError> {
+    let file = fs_err::OpenOptions::new().read(true).write(true).open(path.join("container.json"))?;
+    drop(file);
+    let file = open_lock(&path.join("edit"))?;
+    fcntl(&file, FcntlArg::F_OFD_SETLKW(&whole_file()))
+        .map_err(|source| ContainerError::Lock { path: path.join("edit"), source })?;
+    Ok(file)
+}
+
+fn read_record(path: &Path) -> Option<Record> {
+    fs_err::read(path.join("container.json")).ok().and_then(|text| serde_json::from_slice(&text).ok())
 }
 
 /// How long a directory without a lock is given the benefit of the doubt; making the lock takes
@@ -340,13 +347,26 @@ fn is_young(path: &Path) -> bool {
     age.is_none_or(|age| age.as_secs() < YOUNG_S)
 }
 
+/// Removes a container whose lock is held, or that nobody can want any more.
+///
+/// It is a draft again from the first moment, so that one that is half removed is nobody's container and
+/// is swept later.
 fn remove_dir(state: &Path, id: &str, path: &Path) -> Result<(), ContainerError> {
-    // The record names them, so it goes last: a removal that is killed is done again.
-    let record = containers::read_json::<Record>(&path.join("container.json"));
-    let names: Vec<String> =
-        record.iter().flat_map(|record| &record.mounts).filter_map(|mount| mount.name.clone()).collect();
-    volumes::remove_anonymous(state, id, &names)?;
-    coracle_images::remove_tree(path)?;
+    let record = read_record(path);
+    let volumes = record.iter().flat_map(|record| &record.mounts).filter_map(|mount| mount.name.clone());
+    // The record names them, so they go before it: a removal that is killed is done again.
+    volumes::remove_anonymous(state, id, &volumes.collect::<Vec<_>>())?;
+    let names = [record.and_then(|record| record.name), fs_err::read_to_string(path.join("name.taken")).ok()];
+    let draft = draft_of(state, id);
+    if path != draft {
+        fs_err::rename(path, &draft)?;
+    }
+    for name in names.into_iter().flatten() {
+        free_name(state, id, &name);
+    }
+    failpoint::hit("rootfs_removed")?;
+    coracle_images::remove_tree(&draft)?;
+    failpoint::hit("state_removed")?;
     match fs_err::remove_file(state.join("autoremove").join(id)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),

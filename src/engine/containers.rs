@@ -6,16 +6,17 @@
 //! |---|---|---|---|
 //! | none | | | created |
 //! | there | there | | exited |
-//! | there | none | yes | starting, running, paused or restarting |
+//! | there | none | yes | starting, running, paused or restarting; exited when its process is gone |
 //! | there | none | no | exited, code unknown: the watcher was killed and the container with it (F02) |
 //!
 //! The last row is written down (`sweep`) by the next command that changes containers.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use coracle_runtime::container::Identity;
 use fs_err::File;
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::de::DeserializeOwned;
 
 use super::container::{self, ContainerDir, ContainerError};
@@ -30,7 +31,7 @@ const FILE_BYTES_USUAL: usize = 8 << 10;
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Is a container as it is at this moment.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Container {
     pub record: Record,
     pub state: Option<State>,
@@ -99,6 +100,8 @@ impl Container {
             }
             let status = match (&exit, held, state.phase) {
                 (_, true, Phase::Restarting) => Status::Restarting,
+                // Its shim is stopped, or about to write the end down.
+                (None, true, Phase::Running) if state.init.as_ref().is_none_or(has_ended) => Status::Exited,
                 (None, true, _) if is_paused(&state) => Status::Paused,
                 (None, true, _) => Status::Running,
                 _ => Status::Exited,
@@ -188,6 +191,41 @@ pub fn find(root: &Path, wanted: &str) -> Result<Container, EngineError> {
     Container::read(root, &id)?.ok_or_else(unknown)
 }
 
+/// Changes the record of a container; `change` gets it as it is now.
+///
+/// Two who change it take turns: the lock is for the length of this only, and not the container's own.
+pub fn edit(
+    root: &Path,
+    id: &str,
+    change: impl FnOnce(&mut ContainerRecord<'_>) -> Result<(), EngineError>,
+) -> Result<(), EngineError> {
+    let path = root.join("containers").join(id);
+    let unknown = || EngineError::UnknownContainer(container::short_id(id).to_owned());
+    let _turn = container::take_turn(&path).map_err(|_| unknown())?;
+    let found = Container::read(root, id)?.ok_or_else(unknown)?;
+    let mut record = ContainerRecord { record: found.record, root, path: &path };
+    change(&mut record)?;
+    Ok(container::publish_json(&path, "container.json", &record.record, true)?)
+}
+
+/// Is a record that is being changed.
+pub struct ContainerRecord<'a> {
+    pub record: Record,
+    root: &'a Path,
+    path: &'a Path,
+}
+
+impl ContainerRecord<'_> {
+    /// Gives the container another name; the old one is free at once.
+    pub fn rename(&mut self, name: &str) -> Result<(), EngineError> {
+        container::take_name(self.root, self.path, &self.record.id, name)?;
+        if let Some(old) = self.record.name.replace(name.to_owned()) {
+            container::free_name(self.root, &self.record.id, &old);
+        }
+        Ok(())
+    }
+}
+
 /// Gives the ids of the containers' directories, drafts left out.
 fn ids(root: &Path) -> impl Iterator<Item = String> {
     let entries = fs_err::read_dir(root.join("containers")).into_iter().flatten();
@@ -208,13 +246,13 @@ pub fn sweep(engine: &Engine) {
 /// Writes down the end of one such run; its lock is taken for it.
 pub fn sweep_one(root: &Path, container: &Container) -> Result<(), EngineError> {
     let Some(directory) = ContainerDir::take(root, &container.record)? else { return Ok(()) };
-    settle(&directory, root)?;
+    settle(&directory)?;
     Ok(())
 }
 
 /// Brings a container whose lock the caller holds to rest: no process, an exit for its latest run.
-pub fn settle(directory: &ContainerDir, root: &Path) -> Result<(), EngineError> {
-    let path = root.join("containers").join(&directory.id);
+pub fn settle(directory: &ContainerDir) -> Result<(), EngineError> {
+    let path = &directory.path;
     let Some(state) = read_json::<State>(&path.join("state.json")) else { return Ok(()) };
     if read_json::<ExitRecord>(&path.join("exit.json")).is_some_and(|exit| exit.run == state.run) {
         return Ok(());
@@ -226,6 +264,10 @@ pub fn settle(directory: &ContainerDir, root: &Path) -> Result<(), EngineError> 
         super::signals::wait_for_end(&pidfd, None);
     }
     let _ = fs_err::remove_file(path.join("shim.sock"));
+    if let Some(cgroup) = &state.cgroup {
+        // Empty by now; one that is gone already is as good.
+        let _ = cgroup.remove();
+    }
     Ok(directory.publish_exit(&unseen_end(&state))?)
 }
 
@@ -246,8 +288,14 @@ fn unseen_end(state: &State) -> ExitRecord {
     }
 }
 
-fn is_paused(_state: &State) -> bool {
-    false
+fn is_paused(state: &State) -> bool {
+    state.cgroup.as_ref().is_some_and(|cgroup| cgroup.is_frozen().unwrap_or(false))
+}
+
+/// Says whether a process is gone, dead ones included that nobody has reaped yet.
+fn has_ended(init: &Identity) -> bool {
+    let pidfd = Pid::from_raw(init.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    pidfd.is_none_or(|pidfd| super::signals::wait_for_end(pidfd, Some(Duration::ZERO)))
 }
 
 fn refuse(id: &str, text: &[u8], source: serde_json::Error) -> EngineError {

@@ -3,19 +3,21 @@
 //! A command line (and later an API) hands plain options in and gets typed errors out; nothing here
 //! prints or exits.
 
+pub mod attach;
 pub mod confinement;
 pub mod consumption;
-#[expect(dead_code, reason = "the commands that use the rest come next")]
 pub mod container;
-#[expect(dead_code, reason = "the commands that use the rest come next")]
 pub mod containers;
 mod elsewhere;
 pub mod events;
+pub mod exec;
 mod files;
 pub mod health;
 pub mod hello;
 pub mod image;
 pub mod journal;
+mod launching;
+pub mod lifecycle;
 pub mod limits;
 pub mod logs;
 pub mod mounts;
@@ -28,6 +30,7 @@ pub mod processes;
 pub mod record;
 pub mod registry;
 pub mod run;
+mod shim;
 mod signals;
 pub mod size;
 mod spec;
@@ -75,6 +78,33 @@ pub enum EngineError {
     BrokenRecord { id: String, source: serde_json::Error },
     #[error("container {0} is running")]
     ContainerRuns(String),
+    #[error("container {0} is not running")]
+    NotRunning(String),
+    #[error("container {0} is paused")]
+    ContainerPaused(String),
+    #[error("container {0} is not paused")]
+    NotPaused(String),
+    #[error("container {0} is restarting")]
+    Restarting(String),
+    #[error("container {0} has no cgroup that could be frozen")]
+    NoFreezer(String),
+    #[error("container {0} runs in the foreground of its own command and cannot be attached to")]
+    InForeground(String),
+    #[error("container {0} is held by its shim, which does not answer")]
+    Held(String),
+    #[error("the shim of container {0} went away")]
+    ShimLost(String),
+    #[error("container {0} has lost its specification")]
+    NoBundle(String),
+    #[error("a restart policy and --rm exclude each other")]
+    RestartOrRemove,
+    #[error("cannot write the id to {path}")]
+    CidFile { path: PathBuf, source: std::io::Error },
+    #[error("cannot execute in container {id}")]
+    Exec { id: String, source: LaunchFailure },
+    #[error("cannot talk to the container's shim")]
+    Shim(#[from] coracle_shim::client::ClientError),
+
     #[error("image {image} is for {found}, not for {wanted}")]
     WrongPlatform { image: String, found: String, wanted: String },
     #[error("cannot mount {path}")]
@@ -154,14 +184,6 @@ impl Engine {
     /// Gives the state directory.
     pub fn root(&self) -> &Path {
         &self.root
-    }
-
-    /// Removes a container that has ended, named by name, id or the beginning of an id.
-    pub fn remove_container(&self, wanted: &str) -> Result<(), EngineError> {
-        let found = containers::find(&self.root, wanted)?;
-        let container = container::Unwatched::take(&self.root, &found.record.id)
-            .ok_or_else(|| EngineError::ContainerRuns(wanted.to_owned()))?;
-        run::remove_unwatched(&container)
     }
 
     /// Chooses the id map of a container.

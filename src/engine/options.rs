@@ -51,6 +51,10 @@ pub struct RunOptions {
     pub stop_timeout_s: Option<u64>,
     /// `-d`: the container gets a shim of its own and the command returns.
     pub detach: bool,
+    /// Something was asked for that only a shim does, such as a log.
+    pub wants_shim: bool,
+    /// Where the container's id is written.
+    pub cid_file: Option<PathBuf>,
     pub labels: Vec<(String, String)>,
     pub restart: RestartPolicy,
     pub log: LogOptions,
@@ -60,6 +64,13 @@ pub struct RunOptions {
     pub limits: LimitOptions,
     /// -1000 to 1000: how readily the kernel kills it when the whole machine runs out of memory.
     pub oom_score_adj: Option<i32>,
+}
+
+impl RunOptions {
+    /// Leaves the container to its shim.
+    pub fn set_detached(&mut self, detach: bool) {
+        self.detach = detach;
+    }
 }
 
 /// Is what a person says about health checks; what is not said is the image's, then docker's default.

@@ -247,7 +247,7 @@ fn resolve_user(options: &RunOptions, source: &Source, idmap: &IdMap) -> Result<
 }
 
 /// Reads passwd or group out of the layers; what is missing, odd or not text counts as empty.
-fn identity_file(layers: &[PathBuf], path: &str) -> String {
+pub fn identity_file(layers: &[PathBuf], path: &str) -> String {
     use std::io::Read;
     let mut bytes = Vec::new();
     if let Ok(Some(file)) = open_in_layers(layers, Path::new(path)) {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use coracle_runtime::cgroup::Cgroup;
 use coracle_runtime::container::Identity;
 use coracle_runtime::{IdMap, Rootfs};
 use serde::{Deserialize, Serialize};
@@ -195,7 +196,7 @@ impl Default for LogOptions {
 }
 
 /// Is where the latest run of a container stands; written by its watcher alone.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct State {
     pub version: u32,
     /// Counts the starts, from 1.
@@ -211,6 +212,9 @@ pub struct State {
     pub started_ns: u64,
     /// How often the restart policy has started it since the last command did.
     pub restarts: u32,
+    /// Where its limits are, on a host that gives a cgroup.
+    #[serde(default)]
+    pub cgroup: Option<Cgroup>,
 }
 
 /// Says what the watcher is doing.

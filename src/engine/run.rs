@@ -1,24 +1,25 @@
-//! The life of one foreground container: from options to an exit code.
+//! The life of one container: from options to an exit code, or to a shim that goes on.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use coracle_images::{Image, Progress, flatten};
+use coracle_images::{Image, Progress};
 use coracle_runtime::cgroup::Cgroup;
 use coracle_runtime::container::Identity;
-use coracle_runtime::{
-    IdMap, LaunchFailure, LaunchOptions, Rootfs, Running, Stage, Stdio, host, launch, programs, userns,
-};
-use coracle_shim::{Foreground, Keeper};
+use coracle_runtime::{IdMap, Stdio, programs, userns};
+use coracle_shim::Foreground;
+use coracle_shim::attach::{AttachOptions, DetachKeys};
+use coracle_shim::client::Client;
 use rustix::fs::{Mode, OFlags, open};
 
-use super::container::{self, ContainerDir, Unwatched, short_id};
+use super::container::{self, ContainerDir, Unwatched};
+use super::containers::Container;
 use super::health::ImageHealth;
-use super::network::{self, Plan};
+use super::launching::{Launched, Launching};
 use super::options::RunOptions;
 use super::prepare::{self, Prepared, Source};
-use super::record::{ExitRecord, Phase, State, VERSION};
-use super::{Engine, EngineError, confinement, elsewhere, hello};
+use super::record::{ExitRecord, Phase, RestartPolicy, State, VERSION};
+use super::{Engine, EngineError, attach, confinement, elsewhere, events, hello, lifecycle, network, shim};
 
 /// What a person hears of a container that ran into its memory limit.
 const OOM_NOTE: &str = "the container ran out of memory: the kernel killed a process of it";
@@ -28,16 +29,101 @@ pub trait Notes {
     fn note(&self, text: &str);
 }
 
-/// Runs a container until it ends and gives its exit code as a shell would.
-pub fn run<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress: &P) -> Result<u8, EngineError> {
-    if options.terminal.tty && options.terminal.interactive && !rustix::termios::isatty(std::io::stdin()) {
-        return Err(EngineError::NoTerminal);
+/// Says what came of `coracle run`.
+pub enum Ran {
+    /// It ran until its end; the code as a shell would see it.
+    Ended(u8),
+    /// It runs on; its id.
+    Detached(String),
+}
+
+/// How somebody is attached to a container that has a shim.
+#[derive(Debug, Clone, Default)]
+pub struct Attaching {
+    pub keys: DetachKeys,
+    pub pass_signals: bool,
+}
+
+/// Runs a container: until it ends, or with `-d` until its program runs.
+pub fn run<P: Progress + Notes>(
+    engine: &Engine,
+    options: &RunOptions,
+    attaching: &Attaching,
+    progress: &P,
+) -> Result<Ran, EngineError> {
+    if options.terminal.tty && options.terminal.interactive && !options.detach {
+        require_terminal()?;
+    }
+    let made = make(engine, options, progress)?;
+    let cid_file = options.cid_file.as_deref().map(|path| write_cid_file(path, &made.directory.id)).transpose();
+    match cid_file.and_then(|_| follow(engine, options, attaching, made, progress)) {
+        Err(error) => {
+            if let Some(path) = &options.cid_file
+                && !matches!(error, EngineError::CidFile { .. })
+            {
+                let _ = fs_err::remove_file(path);
+            }
+            Err(error)
+        }
+        ran => ran,
+    }
+}
+
+/// Starts what was made.
+fn follow<P: Progress + Notes>(
+    engine: &Engine,
+    options: &RunOptions,
+    attaching: &Attaching,
+    mut made: Prepared,
+    progress: &P,
+) -> Result<Ran, EngineError> {
+    if options.detach || options.wants_shim || made.record.restart != RestartPolicy::No || made.record.health.is_some()
+    {
+        return with_shim(engine, options, attaching, made);
+    }
+    match foreground(engine, &mut made, options.terminal.interactive, progress) {
+        Ok((exit_code, oom_killed, userns)) => {
+            if oom_killed {
+                progress.note(OOM_NOTE);
+            }
+            finish(&made.directory, options.auto_remove, (exit_code, oom_killed), userns)?;
+            Ok(Ran::Ended(u8::try_from(exit_code).unwrap_or(u8::MAX)))
+        }
+        Err(error) => {
+            // The first failure is what the person has to hear; the leftovers are swept by the next run.
+            let _ = elsewhere::call(&made.record.idmap, || Ok(made.directory.remove()?));
+            Err(error)
+        }
+    }
+}
+
+/// Makes a container without starting it; gives its id.
+pub fn create<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress: &P) -> Result<String, EngineError> {
+    let made = make(engine, options, progress)?;
+    if let Some(path) = &options.cid_file
+        && let Err(error) = write_cid_file(path, &made.directory.id)
+    {
+        let _ = elsewhere::call(&made.record.idmap, || Ok(made.directory.remove()?));
+        return Err(error);
+    }
+    made.directory.set_abandonable(false)?;
+    Ok(made.record.id)
+}
+
+/// Decides, refuses and makes the container's directory.
+fn make<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress: &P) -> Result<Prepared, EngineError> {
+    if options.auto_remove && options.restart != RestartPolicy::No {
+        return Err(EngineError::RestartOrRemove);
     }
     if let Some(name) = &options.name {
         container::check_name(name)?;
     }
+    if let Some(path) = options.cid_file.as_ref().filter(|path| path.exists()) {
+        let source = std::io::ErrorKind::AlreadyExists.into();
+        return Err(EngineError::CidFile { path: path.clone(), source });
+    }
     let idmap = engine.idmap(options.userns.0)?;
-    remove_abandoned(engine.root());
+    remove_abandoned(engine);
     let source = source(engine, options, &idmap, progress)?;
     let mut publish = options.publish.clone();
     if options.publish_all {
@@ -47,42 +133,58 @@ pub fn run<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress:
     if let Some(note) = note {
         progress.note(note);
     }
-    let mut prepared = prepare::prepare(engine, &idmap, prepare::decide(options, source, &idmap)?, plan)?;
-    let mut outcome = prepared.run(options, progress);
-    if let Some(refusal) = overlay_refused(engine, &prepared, &outcome) {
-        progress.note(&format!("overlayfs does not work here ({refusal}), so the image is copied"));
-        outcome = prepared.copy_rootfs().and_then(|()| prepared.run(options, progress));
+    prepare::prepare(engine, &idmap, prepare::decide(options, source, &idmap)?, plan)
+}
+
+/// Gives the container a shim, and the caller a place at it unless it is to be left alone.
+fn with_shim(engine: &Engine, options: &RunOptions, attaching: &Attaching, made: Prepared) -> Result<Ran, EngineError> {
+    let Prepared { directory, record, .. } = made;
+    let (id, idmap) = (record.id.clone(), record.idmap.clone());
+    let started = shim::spawn(engine.root(), directory, record, !options.detach).and_then(|channel| {
+        let client = Client::from_socket(channel);
+        if options.detach {
+            return attach::wait_for_start(&client, &id).map(|()| Ran::Detached(id.clone()));
+        }
+        let session = AttachOptions {
+            stdin: options.terminal.interactive,
+            terminal: options.terminal.tty,
+            pass_signals: attaching.pass_signals && !options.terminal.tty,
+            keys: attaching.keys.clone(),
+        };
+        Ok(match attach::follow(client, session, &id)? {
+            Some(code) => Ran::Ended(u8::try_from(code).unwrap_or(u8::MAX)),
+            None => Ran::Detached(String::new()),
+        })
+    });
+    if started.is_err() {
+        // A container that never ran is no use to anybody: the foreground removes it too.
+        remove_unstarted(engine, &id, &idmap);
     }
-    let Prepared { directory, .. } = &prepared;
-    match outcome {
-        Ok((exit_code, oom_killed, userns)) => {
-            if oom_killed {
-                progress.note(OOM_NOTE);
-            }
-            finish(directory, options.auto_remove, (exit_code, oom_killed), userns)?;
-            Ok(u8::try_from(exit_code).unwrap_or(u8::MAX))
-        }
-        Err(error) => {
-            // The first failure is what the person has to hear; the leftovers are swept by the next run.
-            let _ = elsewhere::call(&idmap, || Ok(directory.remove()?));
-            Err(error)
-        }
+    started
+}
+
+/// Removes a container whose first start failed, once its shim is gone.
+fn remove_unstarted(engine: &Engine, id: &str, idmap: &IdMap) {
+    let never_ran = || Container::read(engine.root(), id).ok().flatten().filter(|found| found.run() <= 1);
+    let Some(found) = never_ran().filter(|found| found.exit.as_ref().is_none_or(|exit| exit.error.is_some())) else {
+        return;
+    };
+    if let Ok(directory) = lifecycle::take(engine, found.id()) {
+        // What cannot be removed now is listed, and can be removed later.
+        let _ = elsewhere::call(idmap, || Ok(directory.remove()?));
     }
 }
 
-/// Says why overlayfs is refused, if a launch failed at its root filesystem and a trial fails too.
-fn overlay_refused(
-    engine: &Engine,
-    prepared: &Prepared,
-    outcome: &Result<(i32, bool, OwnedFd), EngineError>,
-) -> Option<LaunchFailure> {
-    let overlay = matches!(prepared.record.rootfs, Rootfs::Overlay { .. });
-    match outcome {
-        Err(EngineError::Launch { source, .. }) if overlay && source.stage == Stage::Rootfs => {
-            host::overlay_works(engine.root()).err()
-        }
-        _ => None,
-    }
+/// Says what is missing where a terminal is asked for.
+pub fn require_terminal() -> Result<(), EngineError> {
+    if rustix::termios::isatty(std::io::stdin()) { Ok(()) } else { Err(EngineError::NoTerminal) }
+}
+
+fn write_cid_file(path: &Path, id: &str) -> Result<(), EngineError> {
+    use std::io::Write;
+    let file = fs_err::OpenOptions::new().write(true).create_new(true).open(path);
+    file.and_then(|mut file| file.write_all(id.as_bytes()))
+        .map_err(|source| EngineError::CidFile { path: path.to_owned(), source })
 }
 
 fn source<P: Progress>(
@@ -101,114 +203,49 @@ fn source<P: Progress>(
     Ok(Source { image_id: image.id.to_string(), config, health, layers })
 }
 
-impl Prepared {
-    /// Replaces the overlay by a plain directory with the layers' merged content.
-    fn copy_rootfs(&mut self) -> Result<(), EngineError> {
-        let Rootfs::Overlay { lower, .. } = &self.record.rootfs else { return Ok(()) };
-        let path = self.directory.make_dir("rootfs", 0o755)?;
-        elsewhere::call(&self.record.idmap, || Ok(flatten(lower, &path)?))?;
-        self.record.rootfs = Rootfs::Directory(path);
-        Ok(self.directory.publish("container.json", &self.record)?)
+/// Launches and watches over it; gives the exit code and the user namespace for the clean-up.
+fn foreground<P: Progress + Notes>(
+    engine: &Engine,
+    made: &mut Prepared,
+    interactive: bool,
+    progress: &P,
+) -> Result<(i32, bool, OwnedFd), EngineError> {
+    let watch = Foreground::prepare().map_err(EngineError::Supervise)?;
+    let null = open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| EngineError::Supervise(errno.into()))?;
+    let (input, output, errors) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let stdin = if interactive { input.as_fd() } else { null.as_fd() };
+    let stdio = if made.record.tty { Stdio::Console } else { Stdio::Fds([stdin, output.as_fd(), errors.as_fd()]) };
+    let Prepared { directory, spec, record } = made;
+    let mut launching = Launching { root: engine.root(), directory, record, spec };
+    let Launched { mut running, keeper, cgroup } = launching.launch(stdio, false, &mut |text| progress.note(text))?;
+    publish_state(directory, running.pid, cgroup.as_ref().and_then(shim::copy))?;
+    events::emit_container(engine.root(), record, "start", &[]);
+    let exit = watch.run(&mut running, interactive).map_err(EngineError::Supervise)?;
+    events::emit_container(engine.root(), record, "die", &[("exitCode", &exit.status().to_string())]);
+    if let Some(keeper) = keeper {
+        keeper.finish();
     }
+    let oom_killed = cgroup.as_ref().is_some_and(confinement::end);
+    Ok((exit.status(), oom_killed, running.userns))
+}
 
-    /// Launches and watches over it; gives the exit code, whether it ran out of memory, and the user
-    /// namespace for the clean-up.
-    fn run(&self, options: &RunOptions, notes: &impl Notes) -> Result<(i32, bool, OwnedFd), EngineError> {
-        let note = &mut |text: &str| notes.note(text);
-        let cgroup = confinement::make(&self.directory, &self.record, &self.spec, false, note)?;
-        let ended = self.run_in(options, cgroup.as_ref());
-        let oom_killed = cgroup.as_ref().is_some_and(confinement::end);
-        let (exit_code, userns) = ended?;
-        Ok((exit_code, oom_killed, userns))
-    }
-
-    fn run_in(&self, options: &RunOptions, cgroup: Option<&Cgroup>) -> Result<(i32, OwnedFd), EngineError> {
-        let cgroup = cgroup.map(Cgroup::fd).transpose()?;
-        let mut keeper: Option<Keeper> = None;
-        let mut network_failure = None;
-        let watch = Foreground::prepare().map_err(EngineError::Supervise)?;
-        let running = {
-            let mut connect = |namespaces: &coracle_runtime::Namespaces<'_>| {
-                let Plan::Pasta(pasta) = &self.record.network else {
-                    return Ok(());
-                };
-                match self.connect(pasta, namespaces) {
-                    Ok(started) => {
-                        keeper = Some(started);
-                        Ok(())
-                    }
-                    Err(error) => {
-                        network_failure = Some(error);
-                        Err(LaunchFailure::rule(Stage::Network, "pasta", "cannot connect the container"))
-                    }
-                }
-            };
-            self.launch(options, cgroup.as_ref().map(AsFd::as_fd), &mut connect)
-        };
-        let mut running = match (running, network_failure) {
-            (_, Some(error)) => return Err(error),
-            (Ok(running), None) => running,
-            (Err(source), None) => {
-                return Err(EngineError::Launch { id: short_id(&self.directory.id).to_owned(), source });
-            }
-        };
-        self.publish_state(running.pid)?;
-        let exit = watch.run(&mut running, options.terminal.interactive).map_err(EngineError::Supervise)?;
-        if let Some(keeper) = keeper {
-            keeper.finish();
-        }
-        Ok((exit.status(), running.userns))
-    }
-
-    /// Writes down which process this is, so that others can reach it.
-    fn publish_state(&self, pid: i32) -> Result<(), EngineError> {
-        let own = Identity::of(rustix::process::getpid().as_raw_pid())?;
-        Ok(self.directory.publish_soon(
-            "state.json",
-            &State {
-                version: VERSION,
-                run: 1,
-                phase: Phase::Running,
-                // A program that has ended already needs no signal.
-                init: Identity::of(pid).ok(),
-                watcher: own,
-                foreground: true,
-                started_ns: prepare::now_ns(),
-                restarts: 0,
-            },
-        )?)
-    }
-
-    fn launch(
-        &self,
-        options: &RunOptions,
-        cgroup: Option<BorrowedFd<'_>>,
-        connect: &mut dyn FnMut(&coracle_runtime::Namespaces<'_>) -> Result<(), LaunchFailure>,
-    ) -> Result<Running, LaunchFailure> {
-        let null = open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|errno| LaunchFailure::new(Stage::Prepare, "open", "/dev/null", errno))?;
-        let (input, output, errors) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-        let stdin = if options.terminal.interactive { input.as_fd() } else { null.as_fd() };
-        let stdio =
-            if options.terminal.tty { Stdio::Console } else { Stdio::Fds([stdin, output.as_fd(), errors.as_fd()]) };
-        launch(LaunchOptions {
-            idmap: Some(self.record.idmap.clone()),
-            stdio,
-            die_with_parent: true,
-            init_reaper: options.init,
-            cgroup,
-            on_namespaces: Some(connect),
-            ..LaunchOptions::new(&self.directory.id, &self.spec, &self.directory.path, self.record.rootfs.clone())
-        })
-    }
-
-    fn connect(
-        &self,
-        pasta: &network::PastaPlan,
-        namespaces: &coracle_runtime::Namespaces<'_>,
-    ) -> Result<Keeper, EngineError> {
-        Ok(pasta.start(namespaces.pid, &self.directory.path)?)
-    }
+/// Writes down which process this is, so that others can reach it.
+fn publish_state(directory: &ContainerDir, pid: i32, cgroup: Option<Cgroup>) -> Result<(), EngineError> {
+    let watcher = Identity::of(rustix::process::getpid().as_raw_pid())?;
+    let state = State {
+        version: VERSION,
+        run: 1,
+        phase: Phase::Running,
+        // A program that has ended already needs no signal.
+        init: Identity::of(pid).ok(),
+        watcher,
+        foreground: true,
+        started_ns: prepare::now_ns(),
+        restarts: 0,
+        cgroup,
+    };
+    Ok(directory.publish_soon("state.json", &state)?)
 }
 
 /// Records the end, or removes everything for `--rm`.
@@ -236,17 +273,18 @@ fn finish(
 }
 
 /// Removes what `--rm` runs left behind that were killed before they could.
-fn remove_abandoned(state: &Path) {
-    for left in container::abandoned(state) {
+pub fn remove_abandoned(engine: &Engine) {
+    for left in container::abandoned(engine.root()) {
         // Best effort: a container that cannot be removed now is found again by the next run.
-        let _ = remove_unwatched(&left);
+        let _ = remove_unwatched(engine, &left);
     }
 }
 
-/// Removes a container's directory where its files' owners are known.
-pub fn remove_unwatched(container: &Unwatched) -> Result<(), EngineError> {
-    match container.idmap() {
-        Some(map) => elsewhere::call(map, || Ok(container.remove()?)),
-        None => Ok(container.remove()?),
-    }
+/// Removes a container's directory where its files' owners are known; a half removed one tells no more.
+pub fn remove_unwatched(engine: &Engine, container: &Unwatched) -> Result<(), EngineError> {
+    let idmap = match container.idmap() {
+        Some(map) => map.clone(),
+        None => engine.idmap(coracle_runtime::UserNs::Auto)?,
+    };
+    elsewhere::call(&idmap, || Ok(container.remove()?))
 }

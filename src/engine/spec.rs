@@ -9,8 +9,8 @@ use coracle_runtime::caps::{self, CapError, CapabilitySets};
 use coracle_runtime::defaults::{self, MountOptions, SpecOptions};
 use coracle_runtime::{IdMap, seccomp};
 use oci_spec::runtime::{
-    LinuxIdMapping, LinuxIdMappingBuilder, LinuxResources, LinuxSeccomp, Mount, PosixRlimitBuilder, PosixRlimitType,
-    RootBuilder, Spec, UserBuilder,
+    LinuxCapabilities, LinuxIdMapping, LinuxIdMappingBuilder, LinuxResources, LinuxSeccomp, Mount, PosixRlimitBuilder,
+    PosixRlimitType, RootBuilder, Spec, UserBuilder,
 };
 
 use super::mounts::{MountRequest, MountSource};
@@ -140,15 +140,28 @@ fn check_hostname(name: &str) -> Result<(), SpecError> {
 }
 
 fn check_mapped(inputs: &SpecInputs) -> Result<(), SpecError> {
+    check_user(inputs.idmap, inputs.user)
+}
+
+/// Refuses a user whose ids the map does not have.
+pub fn check_user(idmap: &IdMap, user: &ProcessUser) -> Result<(), SpecError> {
     let mapped = |ranges: &[coracle_runtime::IdRange], id| ranges.iter().any(|r| maps(r.container, r.size, id));
-    if !mapped(&inputs.idmap.uids, inputs.user.uid) {
-        return Err(SpecError::UnmappedUser { uid: inputs.user.uid });
+    if !mapped(&idmap.uids, user.uid) {
+        return Err(SpecError::UnmappedUser { uid: user.uid });
     }
-    let mut gids = std::iter::once(inputs.user.gid).chain(inputs.user.groups.iter().copied());
-    match gids.find(|gid| !mapped(&inputs.idmap.gids, *gid)) {
+    let mut gids = std::iter::once(user.gid).chain(user.groups.iter().copied());
+    match gids.find(|gid| !mapped(&idmap.gids, *gid)) {
         Some(gid) => Err(SpecError::UnmappedGroup { gid }),
         None => Ok(()),
     }
+}
+
+/// Gives a further user of a container what its bounding set grants: root all of it, others nothing.
+pub fn capabilities_for(own: Option<&LinuxCapabilities>, user: &ProcessUser) -> Result<LinuxCapabilities, SpecError> {
+    let mut sets = CapabilitySets::from_spec(own)?;
+    let granted = if user.uid == 0 { sets.bounding } else { Default::default() };
+    (sets.effective, sets.permitted) = (granted, granted);
+    Ok(sets.to_spec())
 }
 
 fn maps(first: u32, size: u32, id: u32) -> bool {

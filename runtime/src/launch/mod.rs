@@ -25,7 +25,7 @@ pub(crate) mod scheduling;
 mod sources;
 
 pub use options::{Gate, LaunchOptions, Namespaces, OnNamespaces, Rootfs, Stdio};
-pub use running::{Exit, Running, open_gate};
+pub use running::{Exit, Running, open_gate, signal_process};
 
 pub(crate) use child::send_master;
 pub(crate) use identity::{become_root, limit};

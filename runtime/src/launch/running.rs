@@ -75,6 +75,14 @@ impl Running {
     }
 }
 
+/// Sends a signal by its number, realtime ones included, to the process of a pidfd.
+///
+/// # Errors
+/// `ESRCH` when it is gone, `EINVAL` for what is no signal.
+pub fn signal_process(process: impl AsFd, number: i32) -> Result<(), Errno> {
+    crate::sys::send_through(process.as_fd(), number)
+}
+
 /// Opens a [`super::Gate::Socket`], removes it, and returns when the program runs.
 pub fn open_gate(path: &Path) -> Result<(), LaunchFailure> {
     use std::os::fd::AsRawFd;

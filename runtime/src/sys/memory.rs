@@ -12,3 +12,12 @@ pub(crate) fn forget(pages: &Range<usize>) {
     // no thread but this one exists that could have made one since; a wrong range is refused.
     unsafe { libc::madvise(start, pages.len(), libc::MADV_DONTNEED) };
 }
+
+/// malloc_trim(3): gives free memory of the allocator back to the kernel. A C library without it keeps it.
+pub(crate) fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it touches free memory of the allocator only, under the allocator's own lock.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -16,12 +16,12 @@ mod signal;
 pub(crate) use bpf::{Instruction, attach_device_program, load_device_program};
 pub(crate) use clone::{CloneFlags, CloneOptions, Cloned, clone_process, exit_now, fork_process};
 pub(crate) use descriptor::{close_from, set_inheritable};
-pub(crate) use memory::forget;
+pub(crate) use memory::{forget, trim_heap};
 pub(crate) use mount::{MountAttr, map_owners, mount_setattr};
 pub(crate) use net::raise_loopback;
 pub(crate) use sched::{SchedAttr, set_io_priority, set_memory_policy, set_scheduler};
 pub(crate) use seccomp::{load_filter, load_listener};
-pub(crate) use signal::{Origin, SignalSet, default_child_signal, reset_signals, send_signal};
+pub(crate) use signal::{Origin, SignalSet, default_child_signal, reset_signals, send_signal, send_through};
 
 use rustix::io::Errno;
 

@@ -1,0 +1,252 @@
+//! The shim's side of its socket: who is connected, what each still has to get.
+//!
+//! Nobody but the owner of the shim is served (SO_PEERCRED, unix(7)). One frame waits for each client at
+//! most: while it does, no further output is read from the container, so that nothing is lost and
+//! nothing piles up. A client that takes nothing for [`PATIENCE`] is cut off: the container goes on.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
+use rustix::net::{SocketFlags, accept_with, bind, listen};
+
+use crate::protocol::{self, FRAME_BYTES_MAX, Hello, Input, Output, Request, VERSION};
+
+/// Far more than people look at one container at the same time.
+const CLIENTS_MAX: usize = 64;
+/// How many connections may wait to be accepted; the shim does so at once.
+const BACKLOG: i32 = 16;
+/// How long a client may hold up the container's output.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Is one connection.
+#[derive(Debug)]
+pub struct Client {
+    socket: OwnedFd,
+    kind: Kind,
+    /// A frame that did not fit into the socket, and since when.
+    pending: Option<(Vec<u8>, Instant)>,
+    gone: bool,
+}
+
+/// Says what a client has asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Nothing yet.
+    New,
+    /// Attached; sends input too when set.
+    Attached { stdin: bool },
+    /// Hears of the start and the end only.
+    Waiting,
+}
+
+/// Is what a client wants done now.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// A first frame.
+    Request(Request),
+    /// A signal, from an attached client.
+    Signal(i32),
+    /// A size, from an attached client.
+    Resize(u16, u16),
+    /// Bytes for standard input.
+    Stdin(Vec<u8>),
+    /// The end of standard input.
+    StdinEnd,
+}
+
+/// Is everybody who is connected, and the socket where others come in.
+#[derive(Debug)]
+pub struct Clients {
+    listener: Option<OwnedFd>,
+    list: Vec<Client>,
+}
+
+impl Clients {
+    /// Starts with the command that made this shim, which waits for the start.
+    pub fn new(first: Option<(OwnedFd, bool)>) -> Self {
+        let mut clients = Self { listener: None, list: Vec::new() };
+        if let Some((socket, attached)) = first
+            && rustix::io::ioctl_fionbio(&socket, true).is_ok()
+        {
+            let kind = if attached { Kind::Attached { stdin: true } } else { Kind::Waiting };
+            clients.list.push(Client { socket, kind, pending: None, gone: false });
+        }
+        clients
+    }
+
+    /// Listens at a path, which nobody else does: its container's lock is held.
+    pub fn listen(&mut self, path: &Path) -> Result<(), Errno> {
+        match rustix::fs::unlink(path) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+        let socket = protocol::new_socket(SocketFlags::NONBLOCK)?;
+        // The umask of a shim is 077, so the file is its owner's alone.
+        protocol::with_address(path, |address| bind(&socket, address))?;
+        listen(&socket, BACKLOG)?;
+        self.listener = Some(socket);
+        Ok(())
+    }
+
+    /// Gives the socket where others come in.
+    pub fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.as_ref().map(AsFd::as_fd).filter(|_| self.list.len() < CLIENTS_MAX)
+    }
+
+    /// Counts the connections.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Gives each socket, whether to listen to it, and whether it must take something first.
+    pub fn sockets(&self, stdin_open: bool) -> impl Iterator<Item = (BorrowedFd<'_>, bool, bool)> {
+        self.list.iter().map(move |client| {
+            // Input that nobody can take yet stays in the socket: so a pipe into attach slows down.
+            let listens = stdin_open || client.kind != Kind::Attached { stdin: true };
+            (client.socket.as_fd(), listens, client.pending.is_some())
+        })
+    }
+
+    /// Says whether output may be read: everybody has got what was there.
+    pub fn ready(&self) -> bool {
+        self.list.iter().all(|client| client.pending.is_none())
+    }
+
+    /// Gives the moment at which a client that takes nothing is cut off.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.list.iter().filter_map(|client| client.pending.as_ref().map(|(_, since)| *since + PATIENCE)).min()
+    }
+
+    /// Lets everybody in who knocks.
+    pub fn accept(&mut self) {
+        while self.list.len() < CLIENTS_MAX
+            && let Some(listener) = &self.listener
+            && let Ok(socket) = accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+        {
+            let own = rustix::process::geteuid();
+            if socket_peercred(&socket).is_ok_and(|peer| peer.uid == own || peer.uid.is_root()) {
+                self.list.push(Client { socket, kind: Kind::New, pending: None, gone: false });
+            }
+        }
+    }
+
+    /// Reads what client `index` sends.
+    pub fn read(&mut self, index: usize) -> Option<Wish> {
+        let client = self.list.get_mut(index)?;
+        let mut buffer = [0; FRAME_BYTES_MAX];
+        let frame = match protocol::receive_frame(&client.socket, &mut buffer) {
+            Ok(0) => None,
+            Ok(length) => buffer.get(..length),
+            Err(Errno::AGAIN) => return None,
+            Err(_) => None,
+        };
+        let Some(frame) = frame else {
+            client.gone = true;
+            return None;
+        };
+        match client.kind {
+            Kind::New => client.greet(frame),
+            Kind::Attached { stdin } => match Input::parse(frame) {
+                Some(Input::Data(bytes)) if stdin => Some(Wish::Stdin(bytes.to_vec())),
+                Some(Input::End) if stdin => Some(Wish::StdinEnd),
+                Some(Input::Signal(number)) => Some(Wish::Signal(number)),
+                Some(Input::Resize { rows, columns }) => Some(Wish::Resize(rows, columns)),
+                _ => client.refuse("a frame that is not understood"),
+            },
+            Kind::Waiting => client.refuse("nothing is expected"),
+        }
+    }
+
+    /// Answers client `index`, who asked for something that is done.
+    pub fn answer(&mut self, index: usize, text: &[u8]) {
+        if let Some(client) = self.list.get_mut(index) {
+            client.send(Output::Answer(text).frame());
+        }
+    }
+
+    /// Sends what client `index` still has to get.
+    pub fn flush(&mut self, index: usize) {
+        if let Some(client) = self.list.get_mut(index)
+            && let Some((frame, since)) = client.pending.take()
+        {
+            client.send(frame);
+            if let Some((_, began)) = client.pending.as_mut() {
+                *began = since;
+            }
+        }
+    }
+
+    /// Sends output to everybody who is attached.
+    pub fn output(&mut self, output: &Output<'_>) {
+        let mut frame = None;
+        for client in self.list.iter_mut().filter(|client| matches!(client.kind, Kind::Attached { .. })) {
+            client.send(frame.get_or_insert_with(|| output.frame()).clone());
+        }
+    }
+
+    /// Tells everybody who waits for a start or an end.
+    pub fn announce(&mut self, output: &Output<'_>) {
+        for client in self.list.iter_mut().filter(|client| client.kind != Kind::New) {
+            client.send(output.frame());
+        }
+    }
+
+    /// Ends the connections that are over, and those of clients that have taken nothing for too long.
+    pub fn sweep(&mut self, now: Instant) {
+        for client in &mut self.list {
+            if client.pending.as_ref().is_some_and(|(_, since)| now >= *since + PATIENCE) {
+                client.pending = None;
+                client.gone = true;
+            }
+        }
+        self.list.retain(|client| !client.gone);
+        if self.list.is_empty() {
+            self.list = Vec::new();
+        }
+    }
+
+    /// Ends the connections of everybody who was attached or waited; what they still have to get is tried once.
+    pub fn dismiss(&mut self) {
+        for index in 0..self.list.len() {
+            self.flush(index);
+        }
+        self.list.retain(|client| client.kind == Kind::New);
+    }
+}
+
+impl Client {
+    fn greet(&mut self, frame: &[u8]) -> Option<Wish> {
+        let Ok(hello) = serde_json::from_slice::<Hello>(frame) else {
+            return self.refuse("the request is not understood");
+        };
+        if hello.version == 0 || hello.version > VERSION {
+            return self.refuse(&format!("this shim speaks version {VERSION}, not {}", hello.version));
+        }
+        self.kind = match hello.request {
+            Request::Attach { stdin } => Kind::Attached { stdin },
+            Request::Wait => Kind::Waiting,
+            _ => Kind::New,
+        };
+        Some(Wish::Request(hello.request))
+    }
+
+    fn refuse(&mut self, why: &str) -> Option<Wish> {
+        self.send(Output::Refused(why.as_bytes()).frame());
+        self.gone = true;
+        None
+    }
+
+    fn send(&mut self, frame: Vec<u8>) {
+        if self.gone {
+            return;
+        }
+        match protocol::send_frame(&self.socket, &frame) {
+            Ok(()) => {}
+            Err(Errno::AGAIN) => self.pending = Some((frame, Instant::now())),
+            Err(_) => self.gone = true,
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! `coracle system boot` and `coracle system install-unit`: containers that come back with the machine.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use coracle_runtime::seal;
+
+use super::error::{CliError, line, note};
+use crate::engine::{Engine, containers, lifecycle};
+use crate::env;
+use crate::report;
+
+/// Where systemd looks for a user's own units (systemd.unit(5)), below `$XDG_CONFIG_HOME`.
+const UNIT: &str = "systemd/user/coracle.service";
+
+/// Start the containers whose restart policy wants it after a reboot
+#[derive(Args)]
+pub struct BootArgs {}
+
+/// Starts them; the exit code says whether all of them run.
+pub fn boot(root: Option<PathBuf>, _args: BootArgs) -> Result<ExitCode, CliError> {
+    seal::ensure_sealed()?;
+    let engine = Engine::open(root)?;
+    let wanted = lifecycle::wanted_after_boot(&engine);
+    containers::sweep(&engine);
+    let mut failed = false;
+    for (id, called) in wanted {
+        match lifecycle::start_and_leave(&engine, &id) {
+            Ok(()) => line(&called),
+            Err(error) => {
+                failed = true;
+                note(&format!("error: {called}: {}", report::one_line(&report::chain(&error))));
+            }
+        }
+    }
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Write a systemd user unit that runs `coracle system boot` when the machine starts
+#[derive(Args)]
+pub struct InstallUnitArgs {}
+
+/// Writes the unit and says how to switch it on.
+pub fn install_unit(root: Option<PathBuf>, _args: InstallUnitArgs) -> Result<ExitCode, CliError> {
+    let engine = Engine::open(root)?;
+    let home = || CliError::message("no home directory: neither XDG_CONFIG_HOME nor HOME is set");
+    let path = env::xdg_config_home().or_else(|| Some(env::home()?.join(".config"))).ok_or_else(home)?.join(UNIT);
+    let program = fs_err::read_link("/proc/self/exe")?;
+    if let Some(parent) = path.parent() {
+        fs_err::create_dir_all(parent)?;
+    }
+    let (program, state) = (program.display().to_string(), engine.root().display().to_string());
+    fs_err::write(&path, unit(&program, &state))?;
+    line(&path.display().to_string());
+    note("hint: systemctl --user enable coracle.service, and loginctl enable-linger so that it does not wait for you");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Gives the unit's text (systemd.service(5)); a path is quoted, and its percent signs are no specifiers.
+fn unit(program: &str, state: &str) -> String {
+    let quoted = |path: &str| {
+        let escaped = path.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
+        format!("\"{escaped}\"")
+    };
+    format!(
+        "[Unit]\nDescription=containers of coracle that restart with the machine\nAfter=network-online.target\n\n\
+         [Service]\nType=oneshot\nRemainAfterExit=yes\nKillMode=none\n\
+         ExecStart={} --root {} system boot\n\n[Install]\nWantedBy=default.target\n",
+        quoted(program),
+        quoted(state)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_paths_stay_one_word() {
+        let text = unit("/a b/100%/\"x\"$y", "/r");
+        assert!(text.contains("ExecStart=\"/a b/100%%/\\\"x\\\"$$y\" --root \"/r\" system boot"), "{text}");
+    }
+}

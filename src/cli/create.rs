@@ -1,0 +1,40 @@
+//! `coracle create`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use coracle_runtime::seal;
+
+use super::container::{ContainerArgs, options};
+use super::error::{CliError, line};
+use super::progress::Bars;
+use super::run::Rest;
+use crate::engine::{Engine, run as engine_run};
+
+/// Make a container without starting it
+#[derive(Args)]
+#[command(
+    disable_help_flag = true,
+    disable_help_subcommand = true,
+    override_usage = "coracle create [OPTIONS] IMAGE [COMMAND] [ARGUMENT]..."
+)]
+pub struct CreateArgs {
+    /// Show this help
+    #[arg(long, action = clap::ArgAction::HelpLong)]
+    help: Option<bool>,
+    #[command(flatten)]
+    container: ContainerArgs,
+    #[command(subcommand)]
+    rest: Rest,
+}
+
+/// Makes it and prints its id.
+pub fn run(root: Option<PathBuf>, args: CreateArgs) -> Result<ExitCode, CliError> {
+    let Rest::ImageAndCommand(command) = args.rest;
+    let options = options(args.container, command)?;
+    seal::ensure_sealed()?;
+    let engine = Engine::open(root)?;
+    line(&engine_run::create(&engine, &options, &Bars::new())?);
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,29 @@
+//! `coracle restart`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use coracle_runtime::seal;
+
+use super::error::CliError;
+use super::several;
+use crate::engine::{Engine, lifecycle};
+
+/// Stop containers and start them again
+#[derive(Args)]
+pub struct RestartArgs {
+    /// Seconds before SIGKILL, -1 to wait for ever [default: 10, or --stop-timeout of run]
+    #[arg(short = 't', long = "time", visible_alias = "timeout", value_name = "SECONDS", allow_hyphen_values = true)]
+    time: Option<i64>,
+    /// Containers, by name or id
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+/// Restarts each.
+pub fn run(root: Option<PathBuf>, args: RestartArgs) -> Result<ExitCode, CliError> {
+    seal::ensure_sealed()?;
+    let engine = Engine::open(root)?;
+    several::each(&args.containers, |wanted| Ok(lifecycle::restart(&engine, wanted, args.time)?))
+}

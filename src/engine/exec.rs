@@ -1,0 +1,140 @@
+//! One more process in a container that runs: a person's `exec`, and health checks.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use coracle_runtime::container::Identity;
+use coracle_runtime::{ExecOptions, LaunchFailure, Rootfs, Running, Stdio, exec as launch_exec};
+use coracle_shim::Foreground;
+use oci_spec::runtime::{Process, Spec, UserBuilder};
+use rustix::fs::{Mode, OFlags, open};
+
+use super::container::short_id;
+use super::containers::{self, Status, read_json};
+use super::options::{EnvEntry, Terminal};
+use super::prepare::identity_file;
+use super::process::{self, EnvironmentInputs};
+use super::record::Record;
+use super::{Engine, EngineError, events, user};
+
+/// Is everything `coracle exec` can be told, with Docker's meanings.
+#[derive(Debug, Clone, Default)]
+pub struct ExecRequest {
+    pub command: Vec<String>,
+    pub env: Vec<EnvEntry>,
+    pub user: Option<String>,
+    pub workdir: Option<String>,
+    pub terminal: Terminal,
+    pub detach: bool,
+}
+
+/// Runs a command in a container that runs; gives its exit code, 0 at once with `detach`.
+pub fn exec(engine: &Engine, wanted: &str, request: &ExecRequest) -> Result<u8, EngineError> {
+    let terminal = request.terminal;
+    if terminal.tty && terminal.interactive && !request.detach && !rustix::termios::isatty(std::io::stdin()) {
+        return Err(EngineError::NoTerminal);
+    }
+    let container = containers::find(engine.root(), wanted)?;
+    match container.status() {
+        Status::Running => {}
+        Status::Paused => return Err(EngineError::ContainerPaused(wanted.to_owned())),
+        _ => return Err(EngineError::NotRunning(wanted.to_owned())),
+    }
+    let gone = || EngineError::NotRunning(wanted.to_owned());
+    let init = container.init().ok_or_else(gone)?;
+    let pidfd = init.open()?.ok_or_else(gone)?;
+    let spec = spec_of(&container.path, container.record.called())?;
+    let process = process(&container.record, &spec, request)?;
+    let watch = if request.detach { None } else { Some(Foreground::prepare().map_err(EngineError::Supervise)?) };
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let null = open("/dev/null", flags, Mode::empty()).map_err(|errno| EngineError::Supervise(errno.into()))?;
+    let (input, output, errors) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let stdin = if terminal.interactive { input.as_fd() } else { null.as_fd() };
+    let stdio = match (request.detach, terminal.tty) {
+        (true, _) => Stdio::Fds([null.as_fd(), null.as_fd(), null.as_fd()]),
+        (false, true) => Stdio::Console,
+        (false, false) => Stdio::Fds([stdin, output.as_fd(), errors.as_fd()]),
+    };
+    let cgroup = container.state.as_ref().and_then(|state| state.cgroup.as_ref()).map(|cgroup| cgroup.fd());
+    let cgroup = cgroup.transpose()?;
+    let mut options = ExecOptions::new(init.pid, pidfd.as_fd(), &process);
+    options.seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    options.stdio = stdio;
+    options.cgroup = cgroup.as_ref().map(AsFd::as_fd);
+    // With a detached one nobody is left to care; it ends with its container.
+    options.die_with_parent = watch.is_some();
+    let failed = |source: LaunchFailure| EngineError::Exec { id: short_id(container.id()).to_owned(), source };
+    let mut running = launch_exec(options).map_err(failed)?;
+    events::emit_container(engine.root(), &container.record, "exec_start", &[]);
+    let Some(watch) = watch else { return Ok(0) };
+    let exit = watch.run(&mut running, terminal.interactive).map_err(EngineError::Supervise)?;
+    Ok(u8::try_from(exit.status()).unwrap_or(u8::MAX))
+}
+
+/// Starts a health check; what it writes goes to `output`.
+pub fn probe(
+    directory: &Path,
+    init: &Identity,
+    pidfd: BorrowedFd<'_>,
+    argv: &[String],
+    output: BorrowedFd<'_>,
+) -> Result<Running, EngineError> {
+    let spec = spec_of(directory, "")?;
+    let mut process = spec.process().clone().unwrap_or_default();
+    process.set_args(Some(argv.to_vec())).set_terminal(Some(false)).set_console_size(None);
+    let null = open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| EngineError::Supervise(errno.into()))?;
+    let mut options = ExecOptions::new(init.pid, pidfd, &process);
+    options.seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    options.stdio = Stdio::Fds([null.as_fd(), output, output]);
+    options.die_with_parent = true;
+    launch_exec(options).map_err(|source| EngineError::Exec { id: "health check".to_owned(), source })
+}
+
+fn spec_of(directory: &Path, called: &str) -> Result<Spec, EngineError> {
+    read_json(&directory.join("config.json")).ok_or_else(|| EngineError::NoBundle(called.to_owned()))
+}
+
+/// The container's own process with what the person changes.
+fn process(record: &Record, spec: &Spec, request: &ExecRequest) -> Result<Process, EngineError> {
+    let mut process = spec.process().clone().unwrap_or_default();
+    let own = process.env().clone().unwrap_or_default();
+    let mut env: Vec<String> = own;
+    let mut home = None;
+    if let Some(wanted) = &request.user {
+        let layers = layers(record);
+        let (passwd, group) = (identity_file(&layers, "etc/passwd"), identity_file(&layers, "etc/group"));
+        let found = user::resolve(wanted, &passwd, &group)?;
+        super::spec::check_user(&record.idmap, &found)?;
+        process.set_capabilities(Some(super::spec::capabilities_for(process.capabilities().as_ref(), &found)?));
+        if let Ok(user) =
+            UserBuilder::default().uid(found.uid).gid(found.gid).additional_gids(found.groups.clone()).build()
+        {
+            process.set_user(user);
+        }
+        env.retain(|entry| !entry.starts_with("HOME="));
+        home = Some(found.home);
+    }
+    let inputs = EnvironmentInputs {
+        image: &env,
+        entries: &request.env,
+        hostname: &record.hostname,
+        home: home.as_deref().unwrap_or("/"),
+        tty: request.terminal.tty,
+    };
+    process.set_env(Some(process::environment(&inputs)?));
+    process.set_args(Some(process::arguments(&[], &[], None, &request.command)?));
+    process.set_terminal(Some(request.terminal.tty && !request.detach)).set_console_size(None);
+    if let Some(workdir) = &request.workdir {
+        process.set_cwd(PathBuf::from(process::working_directory(None, Some(workdir))?));
+    }
+    Ok(process)
+}
+
+/// The directories that make the container's root filesystem, the writable one last.
+fn layers(record: &Record) -> Vec<PathBuf> {
+    match &record.rootfs {
+        Rootfs::Directory(path) => vec![path.clone()],
+        Rootfs::Overlay { lower, upper, .. } => lower.iter().chain([upper]).cloned().collect(),
+    }
+}

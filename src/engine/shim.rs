@@ -1,0 +1,328 @@
+//! The engine's side of a shim: how it is made, and what a start, an end and a health check mean for the
+//! container's records. Runs in the shim itself, which is a fork of the command that asked for it.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use coracle_runtime::cgroup::Cgroup;
+use coracle_runtime::container::Identity;
+use coracle_runtime::detach::detach;
+use coracle_runtime::{Exit, Running, Stdio, failpoint, memory, signal_process, userns};
+use coracle_shim::{After, Keeper, LogLimits, Owner, ProbeResult, Schedule, Shim, ShimOptions, parse_signal};
+use oci_spec::runtime::Spec;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::Signal;
+
+use super::container::ContainerDir;
+use super::containers::{self, read_json};
+use super::launching::{Launched, Launching};
+use super::prepare::now_ns;
+use super::record::{ExitRecord, Health, HealthResult, LogDriver, Phase, Record, RestartPolicy, State, VERSION};
+use super::{EngineError, confinement, events, exec};
+use crate::report;
+
+/// The first pause before a restart; each further one is twice as long.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// A run that lasted this long was a good one: the next pause is the first again.
+const GOOD_RUN: Duration = Duration::from_secs(10);
+/// What docker keeps of health checks.
+const HEALTH_RESULTS_MAX: usize = 5;
+/// The exit code of a start that failed without saying one, docker's.
+const START_FAILED: i32 = 125;
+/// Marks that a person stopped the container.
+pub const STOPPED: &str = "stopped";
+
+/// Makes the shim that starts a container; gives the connection on which the start is reported.
+///
+/// `directory` holds the container's lock, which goes over to the shim. `attached` connects the caller
+/// to the container's streams from its first byte on.
+pub fn spawn(root: &Path, directory: ContainerDir, record: Record, attached: bool) -> Result<OwnedFd, EngineError> {
+    containers::settle(&directory)?;
+    let previous: Option<State> = read_json(&directory.path.join("state.json"));
+    let _ = fs_err::remove_file(directory.path.join(STOPPED));
+    directory.set_abandonable(true)?;
+    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    let (ours, theirs) = pair.map_err(|errno| EngineError::Supervise(errno.into()))?;
+    let keep = [directory.lock_fd().as_raw_fd(), theirs.as_raw_fd()];
+    let watch = Watch {
+        root: root.to_owned(),
+        run: previous.map_or(0, |state| state.run),
+        directory,
+        record,
+        restarts: 0,
+        backoff: BACKOFF_MIN,
+        cancelled: false,
+        live: None,
+        health: Health::default(),
+    };
+    detach(&keep, move || watch.live(theirs, attached)).map_err(|errno| EngineError::Supervise(errno.into()))?;
+    Ok(ours)
+}
+
+/// Is a container as its shim knows it.
+struct Watch {
+    root: std::path::PathBuf,
+    directory: ContainerDir,
+    record: Record,
+    run: u64,
+    restarts: u32,
+    backoff: Duration,
+    cancelled: bool,
+    live: Option<Live>,
+    health: Health,
+}
+
+/// Is what belongs to one run.
+struct Live {
+    keeper: Option<Keeper>,
+    cgroup: Option<Cgroup>,
+    init: Option<Identity>,
+    since: Instant,
+    started_ns: u64,
+}
+
+impl Watch {
+    /// Is the shim's whole life; its exit code is for nobody.
+    fn live(self, first: OwnedFd, attached: bool) -> i32 {
+        let record = &self.record;
+        let log = (record.log.driver == LogDriver::JsonFile).then(|| {
+            let limits = LogLimits { file_bytes_max: record.log.max_size_bytes, files_max: record.log.max_files };
+            (self.directory.path.join("logs"), limits)
+        });
+        let probes = record.health.as_ref();
+        let options = ShimOptions {
+            socket: self.directory.path.join("shim.sock"),
+            log,
+            terminal: record.tty,
+            open_stdin: record.open_stdin,
+            stdin_once: record.stdin_once,
+            probes: probes.map(|check| Schedule { interval: check.interval, timeout: check.timeout }),
+            first: Some((first, attached)),
+        };
+        match Shim::new(options, self) {
+            Ok(shim) => shim.run(),
+            // The caller hears the end of the connection; there is nothing else to undo.
+            Err(_) => return 1,
+        }
+        0
+    }
+
+    fn try_launch(&mut self, stdio: Stdio<'_>) -> Result<Running, EngineError> {
+        self.run += 1;
+        self.publish_state(Phase::Starting, None, None)?;
+        failpoint::hit("start_received")?;
+        let spec: Spec = read_json(&self.directory.path.join("config.json"))
+            .ok_or_else(|| EngineError::NoBundle(self.record.called().to_owned()))?;
+        let mut launching =
+            Launching { root: &self.root, directory: &self.directory, record: &mut self.record, spec: &spec };
+        let Launched { running, keeper, cgroup } = launching.launch(stdio, true, &mut |_| {})?;
+        let live = Live { keeper, cgroup, init: None, since: Instant::now(), started_ns: now_ns() };
+        self.live = Some(live);
+        failpoint::hit("execed")?;
+        Ok(running)
+    }
+
+    fn publish_state(&self, phase: Phase, init: Option<Identity>, cgroup: Option<&Cgroup>) -> Result<(), EngineError> {
+        let started_ns = self.live.as_ref().map_or_else(now_ns, |live| live.started_ns);
+        self.directory.publish_soon(
+            "state.json",
+            &State {
+                version: VERSION,
+                run: self.run,
+                phase,
+                init,
+                watcher: Identity::of(rustix::process::getpid().as_raw_pid())?,
+                foreground: false,
+                started_ns,
+                restarts: self.restarts,
+                cgroup: cgroup.and_then(copy),
+            },
+        )?;
+        Ok(())
+    }
+
+    /// Decides whether there is a further start, and after which time.
+    fn after(&mut self, code: i32, lasted: Duration) -> After {
+        let wanted = match self.record.restart {
+            RestartPolicy::No => false,
+            RestartPolicy::OnFailure(most) => code != 0 && most.is_none_or(|most| self.restarts < most),
+            RestartPolicy::Always | RestartPolicy::UnlessStopped => true,
+        };
+        // A first start that failed is the person's to mend.
+        if !wanted || !self.wanted() || (lasted.is_zero() && self.run == 1) {
+            return After::Gone;
+        }
+        if lasted >= GOOD_RUN {
+            self.backoff = BACKOFF_MIN;
+        }
+        let pause = self.backoff;
+        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+        After::Again(pause)
+    }
+
+    fn wanted(&self) -> bool {
+        !self.cancelled && self.directory.path.exists() && !self.directory.path.join(STOPPED).exists()
+    }
+
+    /// Frees what one run had.
+    fn clean_up(&mut self) -> (Duration, bool) {
+        let Some(live) = self.live.take() else { return (Duration::ZERO, false) };
+        if let Some(keeper) = live.keeper {
+            keeper.finish();
+        }
+        let oom_killed = live.cgroup.as_ref().is_some_and(confinement::end);
+        let _ = failpoint::hit("cgroup_killed");
+        (live.since.elapsed().max(Duration::from_nanos(1)), oom_killed)
+    }
+
+    /// Removes a `--rm` container; its files may belong to ids that only its user namespace has.
+    fn remove(&self, userns: Option<&OwnedFd>) {
+        if let Some(userns) = userns
+            && userns::enter(userns.as_fd()).is_err()
+        {
+            // The next command finds it under its mark and sweeps it.
+            return;
+        }
+        let _ = self.directory.remove();
+    }
+
+    fn publish_health(&self) {
+        // Listings show the last one that could be written.
+        let _ = self.directory.publish_soon("health.json", &self.health);
+    }
+}
+
+impl Owner for Watch {
+    fn launch(&mut self, stdio: Stdio<'_>) -> Result<Running, Vec<u8>> {
+        self.try_launch(stdio).map_err(|error| told(&error))
+    }
+
+    fn started(&mut self, running: &Running) -> Result<(), Vec<u8>> {
+        let init = Identity::of(running.pid).ok();
+        let cgroup = self.live.as_ref().and_then(|live| live.cgroup.as_ref());
+        self.publish_state(Phase::Running, init.clone(), cgroup).map_err(|error| told(&error))?;
+        failpoint::hit("status_row").map_err(|error| told(&EngineError::from(error)))?;
+        if let Some(live) = self.live.as_mut() {
+            live.init = init;
+        }
+        events::emit_container(&self.root, &self.record, "start", &[]);
+        if self.record.health.is_some() {
+            self.health = Health { status: "starting".to_owned(), ..Health::default() };
+            self.publish_health();
+        }
+        Ok(())
+    }
+
+    fn ended(&mut self, exit: Result<Exit, Vec<u8>>, running: Option<Running>) -> (i32, After) {
+        let (lasted, oom_killed) = self.clean_up();
+        let (exit_code, error) = match exit {
+            Ok(exit) => (exit.status(), None),
+            Err(text) => {
+                let told: Option<super::Elsewhere> = serde_json::from_slice(&text).ok();
+                let code = told.as_ref().and_then(|told| told.exit_code).map_or(START_FAILED, i32::from);
+                (code, told.map(|told| told.message))
+            }
+        };
+        let record = ExitRecord {
+            version: VERSION,
+            run: self.run,
+            exit_code,
+            finished_ns: now_ns(),
+            oom_killed,
+            unknown: false,
+            error,
+        };
+        // Without it the run's end is reported as unknown, which is true then.
+        let _ = self.directory.publish_exit(&record);
+        events::emit_container(&self.root, &self.record, "die", &[("exitCode", &exit_code.to_string())]);
+        let after = self.after(exit_code, lasted);
+        if after == After::Gone {
+            let _ = fs_err::remove_file(self.directory.path.join("shim.sock"));
+            if self.record.auto_remove {
+                self.remove(running.as_ref().map(|running| &running.userns));
+            }
+        } else {
+            self.restarts += 1;
+            let _ = self.publish_state(Phase::Restarting, None, None);
+        }
+        (exit_code, after)
+    }
+
+    fn wants_restart(&mut self) -> bool {
+        self.wanted()
+    }
+
+    fn cancel(&mut self) {
+        self.cancelled = true;
+    }
+
+    fn ask_to_stop(&mut self, running: &Running) {
+        let _ = signal_process(&running.pidfd, stop_signal(&self.record));
+    }
+
+    fn probe(&mut self, running: &Running, output: BorrowedFd<'_>) -> Result<Running, String> {
+        let Some(check) = &self.record.health else { return Err("no check".to_owned()) };
+        let init = self.live.as_ref().and_then(|live| live.init.as_ref());
+        let started = init.ok_or_else(|| "the container is gone".to_owned()).and_then(|init| {
+            exec::probe(&self.directory.path, init, running.pidfd.as_fd(), &check.argv, output)
+                .map_err(|error| report::chain(&error))
+        });
+        memory::trim_heap();
+        started
+    }
+
+    fn probed(&mut self, result: ProbeResult) {
+        let Some(check) = &self.record.health else { return };
+        let healthy = result.exit_code == Some(0);
+        let before = self.health.status.clone();
+        let starting = self.live.as_ref().is_some_and(|live| live.since.elapsed() < check.start_period);
+        if healthy {
+            self.health.failing_streak = 0;
+            self.health.status = "healthy".to_owned();
+        } else if !(starting && self.health.status == "starting") {
+            self.health.failing_streak += 1;
+            if self.health.failing_streak >= check.retries {
+                self.health.status = "unhealthy".to_owned();
+            }
+        }
+        let late = format!("health check exceeded timeout ({} s)", check.timeout.as_secs_f64());
+        let output = match (result.exit_code, result.output.is_empty()) {
+            (None, true) => late,
+            _ => String::from_utf8_lossy(&result.output).into_owned(),
+        };
+        self.health.log.push(HealthResult {
+            started_ns: since_epoch_ns(result.started),
+            ended_ns: since_epoch_ns(result.ended),
+            exit_code: result.exit_code.unwrap_or(-1),
+            output,
+        });
+        let surplus = self.health.log.len().saturating_sub(HEALTH_RESULTS_MAX);
+        self.health.log.drain(..surplus);
+        self.publish_health();
+        if self.health.status != before {
+            let action = format!("health_status: {}", self.health.status);
+            events::emit_container(&self.root, &self.record, &action, &[]);
+        }
+    }
+}
+
+/// Gives the signal that asks a container to end.
+pub fn stop_signal(record: &Record) -> i32 {
+    record.stop_signal.as_deref().and_then(parse_signal).unwrap_or(Signal::TERM.as_raw())
+}
+
+/// Gives a cgroup once more; it is what it is in a file.
+pub fn copy(cgroup: &Cgroup) -> Option<Cgroup> {
+    serde_json::from_value(serde_json::to_value(cgroup).ok()?).ok()
+}
+
+/// Puts an error into words for the command that waits.
+fn told(error: &EngineError) -> Vec<u8> {
+    serde_json::to_vec(&report::elsewhere(error)).unwrap_or_default()
+}
+
+fn since_epoch_ns(moment: SystemTime) -> u64 {
+    moment.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(0))
+}
