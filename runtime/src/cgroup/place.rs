@@ -68,8 +68,7 @@ fn place(host: &Host, request: &Request<'_>) -> Result<Place, NoPlace> {
     if path.is_none() && request.kind == Kind::Cgroupfs && host.root {
         return at_path(host.directory("/"), Path::new(&name));
     }
-    let scope = if request.kind == Kind::Auto { Scope::Ask } else { Scope::Never };
-    let base = base(host, scope)?;
+    let base = base(host, Scope::Ask)?;
     match path {
         Some(path) => at_path(base, Path::new(path)),
         None => Ok(Place { directory: base.child(&name), base, leaf: true }),
