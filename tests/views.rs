@@ -289,3 +289,67 @@ fn listings_take_no_lock() {
         assert!(!takes(&trace), "{args:?} waits for others:\n{trace}");
     }
 }
+
+#[test]
+fn logs_follow_rotations_of_the_shim_without_loss_or_repeat() {
+    const LINES: usize = 10_000;
+    require!();
+    let env = TestEnv::new();
+    env.containers_may_stay();
+    let image = env.image("busybox");
+    // As many files as there can be, so that a line that is missing was lost by the follower.
+    let sizes = ["--log-opt", "max-size=20k", "--log-opt", "max-file=100"];
+    let script = format!("i=0; while [ $i -lt {LINES} ]; do echo line $i; i=$((i+1)); done");
+    env.coracle(&["run", "-d", "--name", "web", "--network", "none"])
+        .args(&sizes)
+        .args(&[&image, "sh", "-c", &script])
+        .ok();
+    let followed = env.coracle(&["logs", "-f", "web"]).ok();
+    let expected: Vec<String> = (0..LINES).map(|number| format!("line {number}")).collect();
+    assert!(followed.lines().eq(expected.iter()), "followed: {} lines", followed.lines().count());
+    let files = env.root().join("containers").read_dir().unwrap().next().unwrap().unwrap().path().join("logs");
+    assert!(files.read_dir().unwrap().count() > 20, "it was rotated");
+    assert!(env.coracle(&["logs", "web"]).ok().lines().eq(expected.iter()), "read at once");
+    assert_eq!(env.coracle(&["logs", "--tail", "2", "web"]).ok(), format!("line {}\nline {}", LINES - 2, LINES - 1));
+}
+
+#[test]
+fn a_detached_containers_life_is_seen() {
+    require!();
+    let env = TestEnv::new();
+    env.containers_may_stay();
+    let image = env.image("busybox");
+    let check = ["--health-cmd", "test -e /tmp/up", "--health-interval", "100ms", "--health-retries", "1"];
+    let script = "trap 'exit 4' TERM; while :; do sleep 0.05; done";
+    env.coracle(&["run", "-d", "--name", "web", "--network", "none", "--label", "a=b"])
+        .args(&check)
+        .args(&[&image, "sh", "-c", script])
+        .ok();
+    let status = || env.coracle(&["ps", "--format", "{{.Status}}"]).ok();
+    wait_until("the check to fail", || status().ends_with(" (unhealthy)"));
+    env.coracle(&["exec", "web", "touch", "/tmp/up"]).ok();
+    wait_until("the check to pass", || status().ends_with(" (healthy)"));
+    assert_eq!(env.coracle(&["ps", "-q", "-f", "health=healthy", "-f", "label=a=b"]).ok().len(), 12);
+    assert_eq!(env.coracle(&["inspect", "-f", "{{.State.Health.Status}}", "web"]).ok(), "healthy");
+    assert!(env.coracle(&["top", "web"]).ok().contains("trap 'exit 4' TERM"));
+
+    env.coracle(&["update", "web"]).outcome().refused(1).says("nothing to change");
+    assert_eq!(env.coracle(&["update", "--restart", "on-failure:3", "web"]).ok(), "web");
+    let policy = "{{.HostConfig.RestartPolicy.Name}}:{{.HostConfig.RestartPolicy.MaximumRetryCount}}";
+    assert_eq!(env.coracle(&["inspect", "-f", policy, "web"]).ok(), "on-failure:3");
+    env.coracle(&["rename", "web", "other"]).ok();
+    assert_eq!(env.coracle(&["stop", "-t", "20", "other"]).ok(), "other");
+    assert!(env.coracle(&["ps", "-a", "--format", "{{.Names}} {{.Status}}"]).ok().starts_with("other Exited (4) "));
+    env.coracle(&["rm", "other"]).ok();
+    let actions = env.coracle(&["events", "--since", "1h", "--until", "0s", "-f", "type=container"]);
+    let actions = actions.args(&["--format", "{{.Action}} {{.Actor.Attributes.name}}"]).ok();
+    let mut expected =
+        ["create web", "start web", "update web", "rename other", "die other", "stop other", "destroy other"].iter();
+    let mut next = expected.next();
+    for line in actions.lines() {
+        if Some(&line) == next {
+            next = expected.next();
+        }
+    }
+    assert_eq!(next, None, "{actions}");
+}

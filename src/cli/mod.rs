@@ -42,6 +42,7 @@ mod stop;
 mod table;
 mod tag;
 mod top;
+mod update;
 mod version;
 mod volume;
 mod wait;
@@ -88,6 +89,7 @@ enum Command {
     Top(top::TopArgs),
     Stats(stats::StatsArgs),
     Port(port::PortArgs),
+    Update(Box<update::UpdateArgs>),
     Events(events::EventsArgs),
     Rm(rm::RmArgs),
     Pull(pull::PullArgs),
@@ -145,6 +147,7 @@ fn dispatch(root: Option<PathBuf>, command: Command) -> Result<ExitCode, CliErro
         Command::Top(args) => top::run(root, args),
         Command::Stats(args) => stats::run(root, args),
         Command::Port(args) => port::run(root, args),
+        Command::Update(args) => update::run(root, *args),
         Command::Events(args) => events::run(root, args),
         Command::Rm(args) => rm::run(root, args),
         Command::Pull(args) => pull::run(root, args),

@@ -5,7 +5,7 @@ use clap::Subcommand;
 use super::inspect::Kind;
 use super::{
     Command, attach, boot, create, exec, history, images, inspect, kill, load, logs, pause, port, ps, pull, push,
-    rename, restart, rm, rmi, run, save, start, stats, stop, tag, top, wait,
+    rename, restart, rm, rmi, run, save, start, stats, stop, tag, top, update, wait,
 };
 
 /// Names what can be done to containers.
@@ -32,6 +32,7 @@ pub enum ContainerCommand {
     Top(top::TopArgs),
     Stats(stats::StatsArgs),
     Port(port::PortArgs),
+    Update(Box<update::UpdateArgs>),
 }
 
 /// Names what is about the whole of coracle.
@@ -75,6 +76,7 @@ impl From<ContainerCommand> for Command {
             ContainerCommand::Ls(args) => Self::Ps(args),
             ContainerCommand::Top(args) => Self::Top(args),
             ContainerCommand::Stats(args) => Self::Stats(args),
+            ContainerCommand::Update(args) => Self::Update(args),
             ContainerCommand::Port(args) => Self::Port(args),
             ContainerCommand::Logs(args) => Self::Logs(args),
             ContainerCommand::Rm(args) => Self::Rm(args),

@@ -2,7 +2,7 @@
 
 use super::containers::Container;
 use super::network::Plan;
-use super::processes::{self, TICKS_PER_SECOND};
+use super::processes::{self, Process, TICKS_PER_SECOND};
 
 /// Is what is in use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,15 +29,34 @@ pub fn measure(container: &Container) -> Option<Usage> {
         Plan::Host => (0, 0),
         _ => fs_err::read_to_string(format!("/proc/{}/net/dev", init.pid)).map_or((0, 0), |text| traffic(&text)),
     };
+    let cgroup = container.state.as_ref().and_then(|state| state.cgroup.as_ref());
+    let counted = cgroup.and_then(|cgroup| cgroup.stats().ok());
+    if let Some((stats, memory)) = counted.as_ref().and_then(|stats| Some((stats, stats.memory.as_ref()?))) {
+        return Some(Usage {
+            cpu_us: stats.cpu.usage_us,
+            memory_bytes: memory.used_bytes(),
+            memory_limit_bytes: memory.limit_bytes,
+            network_bytes,
+            disk_bytes: stats.io.iter().fold((0, 0), |(read, written), device| {
+                (read.saturating_add(device.read_bytes), written.saturating_add(device.write_bytes))
+            }),
+            tasks: stats.pids.as_ref().map_or_else(|| threads(&processes), |pids| pids.current),
+            from_cgroup: true,
+        });
+    }
     Some(Usage {
         cpu_us: ticks.saturating_mul(1_000_000 / TICKS_PER_SECOND),
         memory_bytes: processes.iter().map(|process| process.resident_bytes).sum(),
         memory_limit_bytes: None,
         network_bytes,
         disk_bytes: (0, 0),
-        tasks: processes.iter().map(|process| process.threads).sum(),
+        tasks: threads(&processes),
         from_cgroup: false,
     })
+}
+
+fn threads(processes: &[Process]) -> u64 {
+    processes.iter().map(|process| process.threads).sum()
 }
 
 /// Sums the bytes of all interfaces but the loopback (proc_pid_net(5), dev).

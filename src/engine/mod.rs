@@ -34,6 +34,7 @@ mod shim;
 mod signals;
 pub mod size;
 mod spec;
+pub mod update;
 pub mod usage;
 mod user;
 pub mod volumes;
@@ -151,6 +152,8 @@ pub enum EngineError {
     Volume(#[from] volumes::VolumeError),
     #[error(transparent)]
     Identity(#[from] coracle_runtime::container::IdentityError),
+    #[error(transparent)]
+    Update(#[from] update::UpdateError),
     #[error(transparent)]
     Log(#[from] logs::LogError),
     #[error(transparent)]

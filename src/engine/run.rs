@@ -87,6 +87,9 @@ fn follow<P: Progress + Notes>(
                 progress.note(OOM_NOTE);
             }
             finish(&made.directory, options.auto_remove, (exit_code, oom_killed), userns)?;
+            if options.auto_remove {
+                events::emit_container(engine.root(), &made.record, "destroy", &[]);
+            }
             Ok(Ran::Ended(u8::try_from(exit_code).unwrap_or(u8::MAX)))
         }
         Err(error) => {

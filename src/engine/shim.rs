@@ -185,7 +185,9 @@ impl Watch {
             // The next command finds it under its mark and sweeps it.
             return;
         }
-        let _ = self.directory.remove();
+        if self.directory.remove().is_ok() {
+            events::emit_container(&self.root, &self.record, "destroy", &[]);
+        }
     }
 
     fn publish_health(&self) {
@@ -216,6 +218,10 @@ impl Owner for Watch {
     }
 
     fn ended(&mut self, exit: Result<Exit, Vec<u8>>, running: Option<Running>) -> (i32, After) {
+        // `update --restart` and `rename` may have changed it since the start.
+        if let Some(now) = read_json::<Record>(&self.directory.path.join("container.json")) {
+            (self.record.restart, self.record.name) = (now.restart, now.name);
+        }
         let (lasted, oom_killed) = self.clean_up();
         let (exit_code, error) = match exit {
             Ok(exit) => (exit.status(), None),

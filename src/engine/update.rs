@@ -33,6 +33,7 @@ pub fn update(engine: &Engine, wanted: &str, options: &UpdateOptions) -> Result<
         return Err(UpdateError::Nothing.into());
     }
     let found = containers::find(engine.root(), wanted)?;
+    let gone = || EngineError::UnknownContainer(wanted.to_owned());
     containers::edit(engine.root(), found.id(), |edited| {
         if let Some(policy) = options.restart {
             if edited.record.auto_remove && policy != RestartPolicy::No {
@@ -42,7 +43,7 @@ pub fn update(engine: &Engine, wanted: &str, options: &UpdateOptions) -> Result<
         }
         if let Some(resources) = &resources {
             // Read again: now nobody else changes it.
-            let now = Container::read(engine.root(), found.id())?.unwrap_or_else(|| found.clone());
+            let now = Container::read(engine.root(), found.id())?.ok_or_else(gone)?;
             if now.init().is_some() {
                 let cgroup = now.state.as_ref().and_then(|state| state.cgroup.as_ref());
                 let mut cgroup = cgroup
