@@ -68,7 +68,8 @@ fn place(host: &Host, request: &Request<'_>) -> Result<Place, NoPlace> {
     if path.is_none() && request.kind == Kind::Cgroupfs && host.root {
         return at_path(host.directory("/"), Path::new(&name));
     }
-    let base = base(host, Scope::Ask)?;
+    let scope = if request.kind == Kind::Auto { Scope::Ask } else { Scope::Never };
+    let base = base(host, scope)?;
     match path {
         Some(path) => at_path(base, Path::new(path)),
         None => Ok(Place { directory: base.child(&name), base, leaf: true }),

@@ -77,9 +77,6 @@ fn link_type(kind: CloneFlags) -> Option<LinkNameSpaceType> {
 }
 
 /// Clones `child` from a process that has run `enter`.
-///
-/// That process is born in the cgroup already: from inside the container's cgroup namespace the kernel
-/// lets nobody go from a cgroup outside of it into one inside (`ENOENT`, cgroup-v2.rst, namespaces).
 pub(crate) fn clone_inside(
     enter: impl FnOnce() -> Result<(), LaunchFailure>,
     options: &CloneOptions<'_>,
@@ -89,15 +86,14 @@ pub(crate) fn clone_inside(
 ) -> Result<Cloned, LaunchFailure> {
     // A channel of its own: the real child may speak on the other one before this one has ended.
     let (answer, tell) = channel::pair().fault(Stage::Prepare, "make", "channel")?;
-    let outer = CloneOptions { flags: CloneFlags::default(), cgroup: options.cgroup };
-    let intermediate = clone_process(&outer, || {
+    let intermediate = clone_process(&CloneOptions::default(), || {
         close_in_child(ours);
         close_in_child(&answer);
         if let Err(failure) = enter() {
             return report(&tell, failure);
         }
         let flags = options.flags.with(CloneFlags::PARENT);
-        let cloned = clone_process(&CloneOptions { flags, cgroup: None }, || child(theirs));
+        let cloned = clone_process(&CloneOptions { flags, cgroup: options.cgroup }, || child(theirs));
         match cloned.fault(STAGE, "create", "namespaces") {
             Ok(cloned) => i32::from(channel::send(&tell, &Message::Process(cloned.pidfd)).is_err()),
             Err(failure) => report(&tell, failure),

@@ -1,0 +1,278 @@
+//! Every limit bites, as an ordinary user: measured by the kernel's counters, read from inside and outside.
+
+use crate::host::{CORACLE, Delegated, Guest, IMAGE, Running, User};
+
+/// How long processor time and bytes are counted. A period of the bandwidth controller is 0.1 s.
+const WINDOW_SECONDS: u32 = 6;
+
+/// A container of the foreground; dropping it ends it.
+struct Container<'a> {
+    guest: &'a Guest,
+    user: User,
+    name: &'a str,
+    running: Running,
+}
+
+impl<'a> Container<'a> {
+    /// Starts `sh -c script` in a container and waits until its process is there.
+    #[track_caller]
+    fn start(guest: &'a Guest, user: User, name: &'a str, flags: &[&str], script: &str) -> Self {
+        guest.prepare(user);
+        guest.run(user, &[CORACLE, "rm", "-f", name]);
+        let mut argv = vec![CORACLE, "run", "--network", "none", "--name", name];
+        argv.extend(flags);
+        argv.extend([IMAGE, "sh", "-c", script]);
+        let running = guest.start(user, &argv);
+        let container = Self { guest, user, name, running };
+        let pid = format!("test $({CORACLE} inspect -f '{{{{.State.Pid}}}}' {name}) -gt 0");
+        guest.wait_for(user, &pid, "the container runs");
+        container
+    }
+
+    #[track_caller]
+    fn inspect(&self, field: &str) -> String {
+        let format = format!("{{{{.{field}}}}}");
+        self.guest.run(self.user, &[CORACLE, "inspect", "-f", &format, self.name]).ok().to_owned()
+    }
+
+    /// The directory of its cgroup, as the host sees it.
+    #[track_caller]
+    fn cgroup(&self) -> String {
+        let pid = self.inspect("State.Pid");
+        let path = self.guest.run(User::Root, &["sed", "s/^0:://", &format!("/proc/{pid}/cgroup")]).ok().to_owned();
+        assert!(path.contains("/user@1001.service/") || self.user != User::Alice, "{path}");
+        format!("/sys/fs/cgroup{path}")
+    }
+
+    /// A file of its cgroup, as the host sees it.
+    #[track_caller]
+    fn outside(&self, file: &str) -> String {
+        self.guest.run(User::Root, &["cat", &format!("{}/{file}", self.cgroup())]).ok().to_owned()
+    }
+
+    /// Ends it, as a terminal that goes away does.
+    fn end(self) {
+        drop(self.running);
+    }
+}
+
+/// Processor time that cgroups used while a clock went on, in microseconds: (of each cgroup, of the clock).
+#[track_caller]
+fn usage(guest: &Guest, cgroups: &[String]) -> (Vec<f64>, f64) {
+    let files: String = cgroups.iter().map(|cgroup| format!("{cgroup}/cpu.stat ")).collect();
+    let line = format!("cut -d' ' -f1 /proc/uptime; grep -h usage_usec {files}");
+    let output = guest.sh(User::Root, &format!("{line}; sleep {WINDOW_SECONDS}; {line}"));
+    let numbers: Vec<f64> =
+        output.ok().lines().map(|line| line.trim_start_matches("usage_usec ").parse().unwrap()).collect();
+    let (before, after) = numbers.split_at(cgroups.len() + 1);
+    let used = before.iter().zip(after).skip(1).map(|(before, after)| after - before).collect();
+    (used, (after[0] - before[0]) * 1e6)
+}
+
+#[track_caller]
+fn within(value: f64, low: f64, high: f64, what: &str) {
+    println!("{what}: {value:.3}, wanted {low:.3} to {high:.3}");
+    assert!((low..=high).contains(&value), "{what}: {value:.3} is not within {low:.3} to {high:.3}");
+}
+
+#[test]
+fn f10_memory_kills_the_container_and_not_its_neighbour() {
+    let Some(guest) = Guest::find("f10_memory_kills_the_container_and_not_its_neighbour") else { return };
+    let neighbour = Container::start(&guest, User::Alice, "neighbour", &["--memory", "64m"], "sleep 1000");
+    guest.run(User::Alice, &[CORACLE, "rm", "-f", "victim", "roomy"]);
+    let allocate = ["dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"];
+    let run = |name: &str, memory: &str| {
+        let mut argv = vec![CORACLE, "run", "--network", "none", "--name", name, "--memory", memory, IMAGE];
+        argv.extend(allocate);
+        guest.run(User::Alice, &argv)
+    };
+    let victim = run("victim", "64m");
+    assert_eq!(victim.status, 137, "{victim:?}");
+    assert!(victim.stderr.contains("out of memory"), "{victim:?}");
+    let state = |name: &str| {
+        let format = "{{.State.OOMKilled}} {{.State.ExitCode}}";
+        guest.run(User::Alice, &[CORACLE, "inspect", "-f", format, name]).ok().to_owned()
+    };
+    assert_eq!(state("victim"), "true 137");
+    run("roomy", "300m").ok();
+    assert_eq!(state("roomy"), "false 0");
+    assert_eq!(neighbour.inspect("State.Running"), "true");
+    assert!(neighbour.outside("memory.events").contains("oom_kill 0"), "{}", neighbour.outside("memory.events"));
+    guest.run(User::Alice, &[CORACLE, "rm", "victim", "roomy"]).ok();
+}
+
+#[test]
+fn cpus_hold_a_busy_loop() {
+    let Some(guest) = Guest::find("cpus_hold_a_busy_loop") else { return };
+    let busy = Container::start(&guest, User::Alice, "busy", &["--cpus", "0.2"], "while :; do :; done");
+    let (used, clock) = usage(&guest, &[busy.cgroup()]);
+    within(used[0] / clock, 0.17, 0.23, "share of a processor");
+    let throttled = busy.outside("cpu.stat");
+    assert!(!throttled.contains("nr_throttled 0\n"), "{throttled}");
+}
+
+#[test]
+fn f11_pids_stop_a_fork_bomb() {
+    let Some(guest) = Guest::find("f11_pids_stop_a_fork_bomb") else { return };
+    // Its first process must not need to fork, or the bomb would end itself.
+    let bomb = "bomb() { bomb | bomb & }; bomb 2>/dev/null & exec sleep 1000";
+    let bomb = Container::start(&guest, User::Alice, "bomb", &["--pids-limit", "32"], bomb);
+    let cgroup = bomb.cgroup();
+    guest.wait_for(User::Root, &format!("! grep -qx 'max 0' {cgroup}/pids.events"), "the limit was met");
+    // The host stays responsive: another container starts and ends.
+    let argv = [CORACLE, "run", "--rm", "--network", "none", "--pids-limit", "32", IMAGE, "echo", "alive"];
+    assert_eq!(guest.run(User::Alice, &argv).ok(), "alive");
+    let current: u32 = bomb.outside("pids.current").parse().unwrap();
+    assert!((1..=32).contains(&current), "{current}");
+    bomb.end();
+    guest.wait_for(User::Root, &format!("! grep -q . {cgroup}/cgroup.procs"), "every process of the bomb is gone");
+}
+
+#[test]
+fn write_rate_holds_direct_writes() {
+    let Some(guest) = Guest::find("write_rate_holds_direct_writes") else { return };
+    guest.delegate(Delegated::All);
+    guest.prepare(User::Alice);
+    guest.sh(User::Alice, "mkdir -p ~/data").ok();
+    let script = "cut -d' ' -f1 /proc/uptime; dd if=/dev/zero of=/data/file bs=64k count=96 oflag=direct 2>/dev/null; \
+                  cut -d' ' -f1 /proc/uptime; cat /sys/fs/cgroup/io.stat";
+    let argv = [
+        CORACLE,
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "-v",
+        "/home/alice/data:/data",
+        "--device-write-bps",
+        "/dev/vda:1mb",
+        IMAGE,
+        "sh",
+        "-c",
+        script,
+    ];
+    let output = guest.run(User::Alice, &argv);
+    let lines: Vec<&str> = output.ok().lines().collect();
+    let seconds = lines[1].parse::<f64>().unwrap() - lines[0].parse::<f64>().unwrap();
+    let written = lines.iter().find_map(|line| line.split(" wbytes=").nth(1)).unwrap();
+    let written: f64 = written.split(' ').next().unwrap().parse().unwrap();
+    assert!(written >= f64::from(96 * (64 << 10)), "{output:?}");
+    within(written / seconds / f64::from(1 << 20), 0.85, 1.15, "MiB in a second");
+}
+
+#[test]
+fn cpuset_pins() {
+    let Some(guest) = Guest::find("cpuset_pins") else { return };
+    guest.delegate(Delegated::All);
+    let script = "grep Cpus_allowed_list /proc/self/status; cat /sys/fs/cgroup/cpuset.cpus.effective; sleep 1000";
+    let pinned = Container::start(&guest, User::Alice, "pinned", &["--cpuset-cpus", "1"], script);
+    let status = format!("/proc/{}/status", pinned.inspect("State.Pid"));
+    assert_eq!(guest.run(User::Root, &["grep", "Cpus_allowed_list", &status]).ok(), "Cpus_allowed_list:\t1");
+    assert_eq!(pinned.outside("cpuset.cpus.effective"), "1");
+    let argv = [CORACLE, "run", "--rm", "--network", "none", "--cpuset-cpus", "7", IMAGE, "true"];
+    let refused = guest.run(User::Alice, &argv);
+    assert!(refused.failed().contains("cpus"), "{refused:?}");
+}
+
+#[test]
+fn weights_share_in_proportion() {
+    let Some(guest) = Guest::find("weights_share_in_proportion") else { return };
+    guest.delegate(Delegated::All);
+    let busy = "while :; do :; done";
+    let start = |name: &'static str, shares: &str| {
+        let flags = ["--cpuset-cpus", "1", "--cpu-shares", shares];
+        Container::start(&guest, User::Alice, name, &flags, busy)
+    };
+    let (heavy, light) = (start("heavy", "4096"), start("light", "1024"));
+    let weight = |container: &Container<'_>| container.outside("cpu.weight").parse::<f64>().unwrap();
+    let wanted = weight(&heavy) / weight(&light);
+    assert!((3.0..5.0).contains(&wanted), "{wanted}");
+    let (used, _) = usage(&guest, &[heavy.cgroup(), light.cgroup()]);
+    within(used[0] / used[1], wanted * 0.8, wanted * 1.2, "heavy to light");
+}
+
+/// Flag, value, file of the cgroup, and what is in it.
+const SETTINGS: [(&str, &str, &str, &str); 10] = [
+    ("--cpus", "0.5", "cpu.max", "50000 100000"),
+    ("--cpu-shares", "2048", "cpu.weight", "79"),
+    ("--cpuset-cpus", "0-1", "cpuset.cpus", "0-1"),
+    ("--memory", "64m", "memory.max", "67108864"),
+    ("--memory-reservation", "32m", "memory.low", "33554432"),
+    ("--pids-limit", "77", "pids.max", "77"),
+    ("--device-read-bps", "/dev/vda:2mb", "io.max", "rbps=2097152"),
+    ("--device-write-bps", "/dev/vda:1mb", "io.max", "wbps=1048576"),
+    ("--device-write-iops", "/dev/vda:100", "io.max", "wiops=100"),
+    ("--cgroup-conf", "memory.high=60000000", "memory.high", "59998208"),
+];
+
+#[test]
+fn every_limit_is_read_back_inside_and_outside() {
+    let Some(guest) = Guest::find("every_limit_is_read_back_inside_and_outside") else { return };
+    guest.delegate(Delegated::All);
+    let flags: Vec<&str> = SETTINGS.iter().flat_map(|(flag, value, ..)| [*flag, *value]).collect();
+    let files = SETTINGS.map(|(_, _, file, _)| format!("/sys/fs/cgroup/{file}")).join(" ");
+    let script = format!("grep . {files}; while :; do sleep 1; done");
+    let container = Container::start(&guest, User::Alice, "all", &flags, &script);
+    for (flag, value, file, content) in SETTINGS {
+        let outside = container.outside(file);
+        assert!(outside.contains(content), "{flag} {value}: {file} is {outside}");
+    }
+    let swap = container.outside("memory.swap.max");
+    assert_eq!(swap, "67108864");
+    let argv = [CORACLE, "run", "--rm", "--network", "none"];
+    let all: Vec<&str> = argv.iter().chain(&flags).copied().chain([IMAGE, "sh", "-c"]).collect();
+    let script = format!("grep . {files}");
+    let inside = guest.run(User::Alice, &[all.as_slice(), &[&script]].concat());
+    for (flag, value, file, content) in SETTINGS {
+        let found = inside
+            .ok()
+            .lines()
+            .any(|line| line.starts_with(&format!("/sys/fs/cgroup/{file}:")) && line.contains(content));
+        assert!(found, "{flag} {value}: {inside:?}");
+    }
+}
+
+#[test]
+fn f20_an_undelegated_controller_is_an_error_and_the_printed_fix_works() {
+    let Some(guest) = Guest::find("f20_an_undelegated_controller_is_an_error_and_the_printed_fix_works") else {
+        return;
+    };
+    guest.delegate(Delegated::Default);
+    guest.prepare(User::Alice);
+    let run = |flag: &str, value: &str| {
+        let argv = [CORACLE, "run", "--rm", "--network", "none", flag, value, IMAGE, "echo", "ran"];
+        guest.run(User::Alice, &argv)
+    };
+    let io = run("--device-write-bps", "/dev/vda:1mb");
+    assert!(io.failed().contains("controller io"), "{io:?}");
+    let cpuset = run("--cpuset-cpus", "1");
+    assert!(cpuset.failed().contains("controller cpuset"), "{cpuset:?}");
+    // The hint is a line of shell up to its remark; the guest has no sudo, so root types the rest of it.
+    let hint = cpuset.stderr.lines().find_map(|line| line.strip_prefix("hint: ")).unwrap();
+    let fix = hint.split(" (this ends").next().unwrap().replace("sudo ", "").replace("$(id -u)", "1001");
+    assert!(fix.contains("Delegate="), "{hint}");
+    guest.sh(User::Root, &fix).ok();
+    guest.wait_for(User::Root, "ss -Hltn sport = :7002 | grep -q .", "alice's agent is back");
+    assert_eq!(run("--cpuset-cpus", "1").ok(), "ran");
+    assert_eq!(run("--device-write-bps", "/dev/vda:1mb").ok(), "ran");
+}
+
+#[test]
+fn f20_without_a_user_manager() {
+    let Some(guest) = Guest::find("f20_without_a_user_manager") else { return };
+    guest.prepare(User::Carol);
+    let base = [CORACLE, "run", "--rm", "--network", "none", "--memory", "64m"];
+    let script = "cat /sys/fs/cgroup/memory.max 2>&1; true";
+    let refused = guest.run(User::Carol, &[base.as_slice(), &[IMAGE, "true"]].concat());
+    assert!(refused.failed().contains("memory.limit"), "{refused:?}");
+    assert!(refused.failed().contains("hint: "), "{refused:?}");
+    let argv = [base.as_slice(), &["--limits=best-effort", IMAGE, "echo", "ran"]].concat();
+    let unlimited = guest.run(User::Carol, &argv);
+    assert_eq!(unlimited.ok(), "ran");
+    assert!(unlimited.stderr.contains("memory.limit is not enforced"), "{unlimited:?}");
+    // An administrator gives a cgroup to what carol runs, as Slurm does.
+    let delegated =
+        "systemd-run -q --wait --pipe --collect -p User=carol -p Delegate=yes -E HOME=/home/carol".split(' ');
+    let argv: Vec<&str> = delegated.chain(base).chain([IMAGE, "sh", "-c", script]).collect();
+    assert_eq!(guest.run(User::Root, &argv).ok(), "67108864");
+}
