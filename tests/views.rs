@@ -273,6 +273,7 @@ fn listings_take_no_lock() {
     let env = TestEnv::new();
     env.containers_may_stay();
     hello(&env, "web");
+    hello(&env, "other");
     let traced = |args: &[&str]| {
         let trace = env.path("trace");
         let flags = ["-f", "-e", "trace=flock,fcntl", "-o"];
@@ -282,7 +283,10 @@ fn listings_take_no_lock() {
     };
     let takes = |trace: &str| trace.contains("_SETLK") || trace.contains("flock(");
     // Under strace newuidmap has no privilege, so it may fail; by then it has taken the container's lock.
-    assert!(takes(&traced(&["rm", "web"])), "a command that changes containers takes locks, and the trace shows them");
+    assert!(
+        takes(&traced(&["rm", "other"])),
+        "a command that changes containers takes locks, and the trace shows them"
+    );
     for args in [&["ps", "-a"][..], &["inspect", "web"], &["ps", "-aq", "-f", "name=web"]] {
         let trace = traced(args);
         assert!(trace.contains("_GETLK"), "{args:?} looks at the lock:\n{trace}");
