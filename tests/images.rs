@@ -68,6 +68,8 @@ fn tag_and_rmi() {
     let layers: Vec<_> = walk_layers(&env);
     assert!(layers.is_empty(), "layers of a removed image are left: {layers:?}");
     env.coracle(&["rmi", "mine"]).outcome().refused(1).says("mine");
+    env.coracle(&["rmi", "-f", "mine"]).outcome().code(0);
+    env.coracle(&["rmi", "mine", "yours"]).outcome().code(1).says("mine").says("yours");
 }
 
 /// Lists unpacked layers in every space.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::error::{CliError, line};
+use super::error::{CliError, line, note};
 use crate::engine::Engine;
 
 /// Remove images
@@ -19,11 +19,25 @@ pub struct RmiArgs {
     images: Vec<String>,
 }
 
-/// Removes each image; the first failure ends it.
+/// Removes each image; one that cannot be removed does not keep the others. With --force, as in docker, one
+/// that is not there is said and no failure.
 pub fn run(root: Option<PathBuf>, args: RmiArgs) -> Result<ExitCode, CliError> {
     let engine = Engine::open(root)?;
+    let mut failure: Option<CliError> = None;
     for name in args.images {
-        let removed = engine.remove_image(&name, args.force)?;
+        if args.force && engine.store().find(&name).is_ok_and(|found| found.is_none()) {
+            note(&format!("note: no such image: {name}"));
+            continue;
+        }
+        let removed = match engine.remove_image(&name, args.force) {
+            Ok(removed) => removed,
+            Err(error) => {
+                if let Some(earlier) = failure.replace(error.into()) {
+                    let _ = earlier.report();
+                }
+                continue;
+            }
+        };
         for name in removed.untagged {
             line(&format!("Untagged: {name}"));
         }
@@ -31,5 +45,5 @@ pub fn run(root: Option<PathBuf>, args: RmiArgs) -> Result<ExitCode, CliError> {
             line(&format!("Deleted: {id}"));
         }
     }
-    Ok(ExitCode::SUCCESS)
+    failure.map_or(Ok(ExitCode::SUCCESS), Err)
 }
