@@ -24,6 +24,7 @@ mod pull;
 mod push;
 mod refused;
 mod run;
+mod scheduler;
 mod signals;
 mod stdio;
 mod tty;

@@ -19,9 +19,11 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod command;
 pub mod core;
 pub mod expr;
 pub mod failpoint;
 pub mod model;
+pub mod names;
 pub mod server;
 pub mod store;

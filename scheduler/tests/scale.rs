@@ -48,7 +48,12 @@ impl Pool {
                 hash: join.clone(),
             };
             pool.ask(wish);
-            let made = pool.ask(Wish::Join { join_hash: join, name: provider, hash: format!("a{number}") });
+            let made = pool.ask(Wish::Join {
+                join_hash: join,
+                name: provider,
+                hash: format!("a{number}"),
+                key: String::new(),
+            });
             let Key::Provider(id) = made else { panic!("{made:?}") };
             let zone = FactValue::Text(["eu", "us", "ap"][usize::try_from(number % 3).expect("small")].to_owned());
             let hello = Hello {

@@ -170,11 +170,7 @@ pub struct Engine {
 impl Engine {
     /// Opens the state directory, making it when it is missing.
     pub fn open(root: Option<PathBuf>) -> Result<Self, EngineError> {
-        let root = match root.or_else(env::coracle_root) {
-            Some(root) => std::path::absolute(root).map_err(EngineError::State)?,
-            None => default_root().ok_or(EngineError::NoHome)?,
-        };
-        open_state(&root)?;
+        let root = state_directory(root)?;
         let store = Store::open(&root)?;
         Ok(Self { root, store, host_ids: HostIds::probe()? })
     }
@@ -202,6 +198,16 @@ pub fn layer_space(map: &IdMap) -> LayerSpace {
     } else {
         LayerSpace { name: map.name(), ownership: Ownership::Keep }
     }
+}
+
+/// Finds the state directory, making it when it is missing.
+pub fn state_directory(root: Option<PathBuf>) -> Result<PathBuf, EngineError> {
+    let root = match root.or_else(env::coracle_root) {
+        Some(root) => std::path::absolute(root).map_err(EngineError::State)?,
+        None => default_root().ok_or(EngineError::NoHome)?,
+    };
+    open_state(&root)?;
+    Ok(root)
 }
 
 fn default_root() -> Option<PathBuf> {

@@ -7,11 +7,12 @@ use reqwest::StatusCode;
 use serde::de::DeserializeOwned;
 
 use super::engine::Engine;
+use super::identity::{Identity, IdentityError};
 use super::machine::{Machine, REPLY_MAX_MS};
 use crate::model::*;
 use crate::server::Problem;
 use crate::server::agents::WAIT_MAX_MS;
-use crate::server::shapes::{JoinBody, Joined};
+use crate::server::shapes::{Certificate, CertificateNew, JoinBody, Joined};
 
 /// First wait after a call that failed.
 const RETRY: Duration = Duration::from_millis(200);
@@ -43,6 +44,9 @@ pub enum ClientError {
         /// The words of the problem.
         detail: String,
     },
+    /// The agent's own key or certificate cannot be used.
+    #[error("cannot use the agent's identity")]
+    Identity(#[from] IdentityError),
     /// The count of hellos cannot be kept.
     #[error("cannot keep the count of hellos")]
     Incarnation(#[source] std::io::Error),
@@ -92,6 +96,12 @@ pub struct Client {
     token: String,
 }
 
+/// An identity with the authorities that the scheduler's certificate must come from.
+struct Enrolled {
+    identity: Identity,
+    authorities: String,
+}
+
 impl Client {
     /// Makes a client; `http` carries the trusted certificates.
     pub fn new(http: reqwest::Client, base: impl Into<String>, token: impl Into<String>) -> Self {
@@ -117,9 +127,19 @@ impl Client {
         Err(ClientError::Refused { op, status: status.as_u16(), kind, detail })
     }
 
+    /// Joins with a join token as this client's token, has the identity's key signed and keeps the certificate.
+    pub async fn enrol(&self, name: Name, identity: &mut Identity) -> Result<Joined, ClientError> {
+        let body = JoinBody { name, request: Some(identity.request()?) };
+        let joined: Joined = self.post("join", "/v1/join", &body).await?;
+        if let Some(certificate) = &joined.certificate {
+            identity.keep(certificate.clone())?;
+        }
+        Ok(joined)
+    }
+
     /// Joins with a join token as this client's token.
     pub async fn join(&self, name: Name) -> Result<Joined, ClientError> {
-        self.post("join", "/v1/join", &JoinBody { name }).await
+        self.post("join", "/v1/join", &JoinBody { name, request: None }).await
     }
 }
 
@@ -136,12 +156,42 @@ pub struct Agent<E: Engine, K: Keeper> {
     keeper: K,
     start: Instant,
     failures: u32,
+    enrolled: Option<Enrolled>,
 }
 
 impl<E: Engine, K: Keeper> Agent<E, K> {
     /// Makes an agent that has said `incarnation` hellos before.
     pub fn new(client: Client, engine: Arc<Mutex<E>>, keeper: K, incarnation: u64) -> Self {
-        Self { client, machine: Machine::new(incarnation, 0), engine, keeper, start: Instant::now(), failures: 0 }
+        Self {
+            client,
+            machine: Machine::new(incarnation, 0),
+            engine,
+            keeper,
+            start: Instant::now(),
+            failures: 0,
+            enrolled: None,
+        }
+    }
+
+    /// Lets the agent speak with a certificate of its own key, which it renews by itself.
+    pub fn enrolled(mut self, identity: Identity, authorities: String) -> Result<Self, ClientError> {
+        self.client.http = identity.http(&authorities)?;
+        self.enrolled = Some(Enrolled { identity, authorities });
+        Ok(self)
+    }
+
+    /// Asks for the next certificate while the last one still has a third of its life, or when there is none.
+    async fn renew(&mut self) -> Result<(), ClientError> {
+        let Some(enrolled) = self.enrolled.as_mut().filter(|enrolled| enrolled.identity.is_due()) else {
+            return Ok(());
+        };
+        // An ended certificate would end the handshake: it is not shown any more.
+        self.client.http = enrolled.identity.http(&enrolled.authorities)?;
+        let body = CertificateNew { request: enrolled.identity.request()? };
+        let signed: Certificate = self.client.post("certificate", "/v1/agent/certificate", &body).await?;
+        enrolled.identity.keep(signed.certificate)?;
+        self.client.http = enrolled.identity.http(&enrolled.authorities)?;
+        Ok(())
     }
 
     fn now_ms(&self) -> u64 {
@@ -158,11 +208,19 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
         loop {
             let now = self.now_ms();
             self.with(|machine, engine| machine.tick(engine, now));
-            let outcome = if self.machine.is_open() { self.sync().await } else { self.hello().await };
+            let outcome = match self.renew().await {
+                Ok(()) if self.machine.is_open() => self.sync().await,
+                Ok(()) => self.hello().await,
+                Err(error) => Err(error),
+            };
             match outcome {
                 Ok(()) => self.failures = 0,
                 Err(error) if is_hello_needed(&error) => {}
-                Err(error @ (ClientError::Refused { status: 401 | 403, .. } | ClientError::Incarnation(_))) => {
+                Err(
+                    error @ (ClientError::Refused { status: 401 | 403, .. }
+                    | ClientError::Incarnation(_)
+                    | ClientError::Identity(_)),
+                ) => {
                     return Err(error);
                 }
                 Err(_) => self.pause().await,

@@ -14,7 +14,7 @@ use super::state::State;
 use super::timer::Timer;
 use super::{Action, Answer, Refusal, job, place, provider, service, tenant, volume};
 use crate::model::*;
-use people::{bootstrap, grant_group, grant_join, grant_token, grant_user, join};
+use people::{bootstrap, grant_group, grant_join, grant_token, grant_user, join, set_key};
 use work::{grant_instance, grant_job, grant_provider, grant_service, grant_volume};
 
 /// A request with who asks and how to recognise a repetition.
@@ -91,6 +91,11 @@ pub enum Wish {
         join_hash: String,
         name: Name,
         hash: String,
+        key: String,
+    },
+    /// An agent changes its key.
+    SetKey {
+        key: String,
     },
     SetTier {
         id: ProviderId,
@@ -162,6 +167,7 @@ impl Wish {
             Self::CreateJoin { .. } => "join.create",
             Self::DeleteJoin { .. } => "join.delete",
             Self::Join { .. } => "provider.join",
+            Self::SetKey { .. } => "provider.key",
             Self::SetTier { .. } => "provider.tier",
             Self::Drain { .. } => "provider.drain",
             Self::Undrain { .. } => "provider.undrain",
@@ -346,7 +352,8 @@ fn taken(what: &str, name: &Name) -> Refusal {
 fn grant(state: &mut State, now: u64, actor: Option<Actor>, wish: Wish) -> Result<Answer, Refusal> {
     match wish {
         Wish::Bootstrap { group, user, hash } => bootstrap(state, now, group, user, hash),
-        Wish::Join { join_hash, name, hash } => join(state, now, &join_hash, name, hash),
+        Wish::Join { join_hash, name, hash, key } => join(state, now, &join_hash, name, hash, key),
+        Wish::SetKey { key } => set_key(state, actor, key),
         Wish::CreateGroup { .. } | Wish::UpdateGroup { .. } | Wish::DeleteGroup { .. } => {
             need(actor, Role::Admin)?;
             grant_group(state, now, wish)

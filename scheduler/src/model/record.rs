@@ -242,6 +242,9 @@ pub struct Provider {
     pub cool_until_ms: u64,
     /// When it joined.
     pub joined_at_ms: u64,
+    /// SHA-256 of the public key that its agent made, in hex; empty where agents have no certificates.
+    #[serde(default)]
+    pub key: String,
 }
 
 /// One service.

@@ -8,10 +8,11 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use axum::response::Response;
 
+use super::authority::{Authority, AuthorityError};
 use super::gate::{Call, bearer, json};
 use super::problem::Problem;
 use super::secret::{Secret, TOKEN_PREFIX};
-use super::shapes::{JoinBody, Joined};
+use super::shapes::{Certificate, CertificateNew, JoinBody, Joined};
 use crate::core::{Answer, Event, Wish};
 use crate::model::{Hello, Key, ProviderId, Sync};
 
@@ -22,20 +23,63 @@ fn unauthorized() -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, "token", "a valid token is needed")
 }
 
-/// Joins a machine.
+fn unsigned(error: &AuthorityError) -> Problem {
+    Problem::invalid("request", error.to_string())
+}
+
+/// Joins a machine. Where there is an authority its key is signed in the same breath.
 pub async fn join(call: Call) -> Result<Response, Problem> {
     let body: JoinBody = call.json()?;
     let shown = bearer(&call.headers).ok_or_else(unauthorized)?;
     let secret = Secret::generate(TOKEN_PREFIX).map_err(|_| unauthorized())?;
-    let wish = Wish::Join { join_hash: shown.hash(), name: body.name, hash: secret.hash() };
+    // Looked at before the token is used up, but told only to who has a good one.
+    let request = body.request.as_deref().map(Authority::read).transpose();
+    let key = match (&call.site.authority, &request) {
+        (None, _) => String::new(),
+        (Some(_), Ok(Some((_, key)))) => key.clone(),
+        (Some(_), _) if !is_join(&call, shown.hash()).await? => return Err(unauthorized()),
+        (Some(_), Ok(None)) => return Err(Problem::invalid("request", "a signing request is needed here")),
+        (Some(_), Err(error)) => return Err(unsigned(error)),
+    };
+    let wish = Wish::Join { join_hash: shown.hash(), name: body.name, hash: secret.hash(), key };
     match call.wish(wish).await {
         Ok(Answer::Object(Key::Provider(provider))) => {
-            json(StatusCode::CREATED, &Joined { provider, secret: secret.reveal() })
+            let signed = match (&call.site.authority, request) {
+                (Some(authority), Ok(Some((request, _)))) => authority.sign(request, provider).ok(),
+                _ => None,
+            };
+            let certificate = signed.map(|signed| signed.certificate);
+            json(StatusCode::CREATED, &Joined { provider, secret: secret.reveal(), certificate })
         }
         Ok(_) => Err(unauthorized()),
         Err(problem) if problem.status == StatusCode::NOT_FOUND.as_u16() => Err(unauthorized()),
         Err(problem) => Err(problem),
     }
+}
+
+async fn is_join(call: &Call, hash: String) -> Result<bool, Problem> {
+    Ok(call.site.desk.look(move |state, _, _| state.joins.values().any(|join| join.hash == hash)).await?)
+}
+
+/// Signs an agent's key again. The key it joined with is signed for whoever shows the token and can sign with the key,
+/// so that a laptop that slept for a week comes back; another key only over a connection that shows the old one.
+pub async fn certificate(call: Call) -> Result<Response, Problem> {
+    let provider = provider(&call)?;
+    let body: CertificateNew = call.json()?;
+    let Some(authority) = &call.site.authority else {
+        return Err(Problem::not_found("authority for agents"));
+    };
+    let (request, key) = Authority::read(&body.request).map_err(|error| unsigned(&error))?;
+    let known = call.site.desk.look(move |state, _, _| state.providers.get(&provider).map(|found| found.key.clone()));
+    if known.await?.ok_or_else(unauthorized)? != key {
+        if !call.enrolled {
+            let detail = "a new key is taken over a connection that shows the old one";
+            return Err(Problem::new(StatusCode::FORBIDDEN, "certificate", detail));
+        }
+        call.wish(Wish::SetKey { key }).await?;
+    }
+    let signed = authority.sign(request, provider).map_err(|error| unsigned(&error))?;
+    json(StatusCode::OK, &Certificate { certificate: signed.certificate })
 }
 
 fn provider(call: &Call) -> Result<ProviderId, Problem> {

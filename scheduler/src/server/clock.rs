@@ -15,12 +15,17 @@ pub struct Clock {
 impl Clock {
     /// Reads the wall clock once.
     pub fn start() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { wall_ms: u64::try_from(wall.as_millis()).unwrap_or(0), start: Instant::now() }
+        Self { wall_ms: wall_ms(), start: Instant::now() }
     }
 
     /// Returns milliseconds since 1970, as far as this process knows.
     pub fn now_ms(&self) -> u64 {
         self.wall_ms + u64::try_from(self.start.elapsed().as_millis()).unwrap_or(0)
     }
+}
+
+/// Reads the wall clock: milliseconds since 1970.
+pub fn wall_ms() -> u64 {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(wall.as_millis()).unwrap_or(0)
 }

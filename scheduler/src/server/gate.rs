@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode, header};
@@ -10,6 +11,8 @@ use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
+use super::log::Asked;
+use super::peer::Peer;
 use super::problem::Problem;
 use super::secret::{Secret, hex};
 use super::table::{Policy, Route};
@@ -35,6 +38,8 @@ pub struct Call {
     pub site: Arc<Site>,
     /// Who asks; `None` on open routes and when joining.
     pub actor: Option<Actor>,
+    /// The agent has shown the certificate of its own key.
+    pub enrolled: bool,
     /// The path parameter `{id}`.
     pub id: String,
     /// Query parameters.
@@ -122,11 +127,25 @@ pub async fn pass(
     let chosen = request.headers().get("x-request-id").and_then(|value| value.to_str().ok());
     let plain = |text: &&str| text.len() <= REQUEST_ID_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic());
     let name = chosen.filter(plain).map_or_else(|| format!("r{number:x}"), str::to_owned);
-    let outcome = admit(site, route, peer, id, request, name.clone()).await;
+    let begun = Instant::now();
+    let mut asked = Asked {
+        request: name.clone(),
+        actor: None,
+        peer,
+        id: id.clone(),
+        status: StatusCode::OK,
+        took: Duration::ZERO,
+    };
+    let outcome = admit(Arc::clone(&site), route, peer, id, request, name.clone()).await;
     let mut response = match outcome {
-        Ok(call) => (route.handler)(call).await.unwrap_or_else(IntoResponse::into_response),
+        Ok(call) => {
+            asked.actor = call.actor;
+            (route.handler)(call).await.unwrap_or_else(IntoResponse::into_response)
+        }
         Err(problem) => problem.into_response(),
     };
+    (asked.status, asked.took) = (response.status(), begun.elapsed());
+    site.options.log.request(site.clock.now_ms(), route, asked);
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
     headers.insert("x-content-type-options", header::HeaderValue::from_static("nosniff"));
@@ -160,7 +179,8 @@ async fn admit(
         let detail = "compressed bodies are not taken";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding", detail));
     }
-    let actor = authenticate(&site, route, &parts.headers).await?;
+    let shown = parts.extensions.get::<Arc<Peer>>().cloned();
+    let (actor, enrolled) = authenticate(&site, route, &parts.headers, shown.as_deref()).await?;
     if let Some(actor) = &actor {
         limited(site.token_limit.take(actor.token, now))?;
     }
@@ -186,7 +206,7 @@ async fn admit(
         .chain_update([0])
         .chain_update(&body);
     let digest = hex(&digest.finalize());
-    Ok(Call { site, actor, id, query, headers: parts.headers, body, request: name, digest })
+    Ok(Call { site, actor, enrolled, id, query, headers: parts.headers, body, request: name, digest })
 }
 
 fn parse_query(uri: &axum::http::Uri) -> Result<Vec<(String, String)>, Problem> {
@@ -211,24 +231,39 @@ pub fn bearer(headers: &HeaderMap) -> Option<Secret> {
     scheme.eq_ignore_ascii_case("bearer").then(|| Secret::shown(token))
 }
 
-async fn authenticate(site: &Arc<Site>, route: &Route, headers: &HeaderMap) -> Result<Option<Actor>, Problem> {
+/// Finds out who asks, and whether the certificate shown is the asking agent's.
+async fn authenticate(
+    site: &Arc<Site>,
+    route: &Route,
+    headers: &HeaderMap,
+    shown: Option<&Peer>,
+) -> Result<(Option<Actor>, bool), Problem> {
     if matches!(route.policy, Policy::Open | Policy::Join) {
-        return Ok(None);
+        return Ok((None, false));
     }
     let refused = || Problem::new(StatusCode::UNAUTHORIZED, "token", "a valid bearer token is needed");
     let hash = bearer(headers).ok_or_else(refused)?.hash();
-    let actor =
-        site.desk.look(move |state, _, now| core::authenticate(state, now, &hash)).await?.ok_or_else(refused)?;
+    let found = site.desk.look(move |state, _, now| {
+        let actor = core::authenticate(state, now, &hash)?;
+        let provider = actor.provider.and_then(|provider| state.providers.get(&provider));
+        Some((actor, provider.map(|provider| provider.key.clone()).unwrap_or_default()))
+    });
+    let (actor, key) = found.await?.ok_or_else(refused)?;
+    let now = site.clock.now_ms();
+    let enrolled = actor.provider.zip(shown).is_some_and(|(provider, shown)| shown.is(provider, &key, now));
     let allowed = match route.policy {
-        Policy::Agent => actor.provider.is_some(),
+        Policy::Agent | Policy::Renew => actor.provider.is_some(),
         Policy::User(role) => actor.user.is_some() && actor.role >= role,
         Policy::Open | Policy::Join => true,
     };
-    if allowed {
-        Ok(Some(actor))
-    } else {
-        Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", "this token may not do that"))
+    if !allowed {
+        return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", "this token may not do that"));
     }
+    if route.policy == Policy::Agent && site.authority.is_some() && !enrolled {
+        let detail = "the certificate of this provider's own key is needed beside its token";
+        return Err(Problem::new(StatusCode::FORBIDDEN, "certificate", detail));
+    }
+    Ok((Some(actor), enrolled))
 }
 
 /// Answers with JSON.

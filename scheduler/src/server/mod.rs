@@ -4,15 +4,18 @@
 //! scheduler` call.
 
 pub mod agents;
+mod authority;
 mod clock;
 pub mod desk;
 mod events;
 mod gate;
 mod limit;
+mod log;
 mod net;
 mod objects;
 mod openapi;
 mod pages;
+mod peer;
 mod problem;
 mod secret;
 pub mod shapes;
@@ -20,7 +23,6 @@ mod table;
 mod writes;
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -36,13 +38,15 @@ use tokio::net::TcpListener;
 use crate::core::Refusal;
 use crate::core::{Event, Options as CoreOptions, Request as CoreRequest, Wish};
 use crate::model::Name;
-use crate::store::{PostgresStore, SqliteStore, Store, StoreError};
-use clock::Clock;
+use crate::store::{StoreError, StorePlace};
 use desk::{Desk, DeskError};
 use limit::Limiter;
 
+pub use authority::{AGENT_LIFE, Authority, AuthorityError, AuthorityFiles};
+pub use clock::{Clock, wall_ms};
 pub use gate::{BODY_BYTES, JSON_DEPTH, PARAMETERS, URL_BYTES};
 pub use limit::Rate;
+pub use log::{Log, Sink};
 pub use net::{Limits, TlsError, TlsFiles};
 pub use problem::Problem;
 pub use secret::{JOIN_PREFIX, Secret, TOKEN_PREFIX};
@@ -53,14 +57,16 @@ pub use table::{Policy, Route, routes};
 pub struct Options {
     /// Where to listen; port 0 takes any.
     pub listen: SocketAddr,
-    /// The SQLite file, unless `postgres` is given.
-    pub database: PathBuf,
-    /// A PostgreSQL URL. Of several schedulers on one database one leads; the others wait without listening.
-    pub postgres: Option<String>,
+    /// The store. Of several schedulers on one database one leads; the others wait without listening.
+    pub store: StorePlace,
     /// How long the lead lasts without renewal.
     pub lease: Duration,
     /// Certificate and key; without them the server speaks plain HTTP.
     pub tls: Option<TlsFiles>,
+    /// The authority that signs agents' keys; with it and TLS an agent needs its certificate beside its token.
+    pub authority: Option<AuthorityFiles>,
+    /// How long an agent's certificate lasts.
+    pub agent_life: Duration,
     /// The core's numbers.
     pub core: CoreOptions,
     /// Numbers about connections.
@@ -73,23 +79,27 @@ pub struct Options {
     pub join_rate: Rate,
     /// How long a body may take.
     pub body_time: Duration,
+    /// What is logged.
+    pub log: Log,
 }
 
 impl Options {
-    /// The defaults for a database file.
-    pub fn new(listen: SocketAddr, database: PathBuf) -> Self {
+    /// The defaults for a store.
+    pub fn new(listen: SocketAddr, store: StorePlace) -> Self {
         Self {
             listen,
-            database,
-            postgres: None,
+            store,
             lease: crate::store::LEASE,
             tls: None,
+            authority: None,
+            agent_life: AGENT_LIFE,
             core: CoreOptions::default(),
             limits: Limits::default(),
             token_rate: Rate { per_s: 500.0, burst: 2_000.0 },
             peer_rate: Rate { per_s: 5_000.0, burst: 20_000.0 },
             join_rate: Rate { per_s: 1.0, burst: 20.0 },
             body_time: Duration::from_secs(20),
+            log: Log::default(),
         }
     }
 }
@@ -98,10 +108,10 @@ impl Options {
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The store does not open.
-    #[error("cannot open the store {}", path.display())]
+    #[error("cannot open the store {place}")]
     Store {
         /// Which one.
-        path: PathBuf,
+        place: StorePlace,
         /// Why.
         source: StoreError,
     },
@@ -116,6 +126,9 @@ pub enum ServerError {
     /// TLS cannot be offered.
     #[error("cannot offer TLS")]
     Tls(#[source] TlsError),
+    /// The authority for agents cannot be used.
+    #[error("cannot sign agents' keys")]
+    Authority(#[source] AuthorityError),
     /// The first administrator cannot be made.
     #[error("cannot make the first administrator")]
     Bootstrap(#[source] DeskError),
@@ -132,6 +145,7 @@ pub struct Site {
     pub clock: Clock,
     /// What the server was started with.
     pub options: Options,
+    authority: Option<Authority>,
     openapi: utoipa::openapi::OpenApi,
     token_limit: Limiter,
     peer_limit: Limiter,
@@ -153,6 +167,8 @@ pub struct Running {
     /// What handlers share.
     pub site: Arc<Site>,
     task: tokio::task::JoinHandle<()>,
+    log: tokio::task::JoinHandle<()>,
+    thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Running {
@@ -168,6 +184,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.task.abort();
+        self.log.abort();
     }
 }
 
@@ -203,15 +220,20 @@ fn router(site: &Arc<Site>) -> Router {
 
 /// Starts a server on the running tokio runtime.
 pub async fn start(options: Options) -> Result<Running, ServerError> {
-    let tls = options.tls.as_ref().map(net::acceptor).transpose().map_err(ServerError::Tls)?;
+    let files = options.authority.as_ref().filter(|_| options.tls.is_some());
+    let authority = files.map(|files| Authority::open(files, options.agent_life)).transpose();
+    let authority = authority.map_err(ServerError::Authority)?;
+    let signers = authority.as_ref().map(Authority::trusted);
+    let tls = options.tls.as_ref().map(|files| net::acceptor(files, signers)).transpose().map_err(ServerError::Tls)?;
     let clock = Clock::start();
-    let desk = open(options.clone(), clock).await?;
+    let (desk, thread) = open(options.clone(), clock).await?;
     let refused = |source| ServerError::Listen { address: options.listen, source };
     let listener = TcpListener::bind(options.listen).await.map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
     let site = Arc::new(Site {
         desk,
         clock,
+        authority,
         openapi: openapi::document(&routes()),
         token_limit: Limiter::new(options.token_rate),
         peer_limit: Limiter::new(options.peer_rate),
@@ -219,34 +241,45 @@ pub async fn start(options: Options) -> Result<Running, ServerError> {
         numbers: AtomicU64::new(0),
         options,
     });
+    let log = tokio::spawn(log::follow(Arc::clone(&site)));
     let serve = net::serve(listener, tls, router(&site), site.options.limits);
-    Ok(Running { address, site, task: tokio::spawn(serve) })
+    Ok(Running { address, site, task: tokio::spawn(serve), log, thread: Some(thread) })
 }
 
 /// Opens the store and takes the lead, on a thread that may wait for it.
-async fn open(options: Options, clock: Clock) -> Result<Desk, ServerError> {
-    let path = if options.postgres.is_none() { options.database.clone() } else { "(PostgreSQL)".into() };
-    let opened = tokio::task::spawn_blocking(move || {
-        let store: Box<dyn Store> = match &options.postgres {
-            Some(url) => Box::new(PostgresStore::open(url, options.lease)?),
-            None => Box::new(SqliteStore::open(&options.database)?),
-        };
-        Desk::open(store, options.core, clock)
-    });
+async fn open(options: Options, clock: Clock) -> Result<(Desk, std::thread::JoinHandle<()>), ServerError> {
+    let place = options.store.clone();
+    let refused = |place: StorePlace| move |source| ServerError::Store { place, source };
+    let opened =
+        tokio::task::spawn_blocking(move || Desk::open(options.store.open(options.lease)?, options.core, clock));
     match opened.await {
-        Ok(Ok((desk, _thread))) => Ok(desk),
-        Ok(Err(source)) => Err(ServerError::Store { path, source }),
+        Ok(opened) => opened.map_err(refused(place)),
         Err(error) => {
-            let source = StoreError::File { op: "open", path: path.clone(), source: std::io::Error::other(error) };
-            Err(ServerError::Store { path, source })
+            let source =
+                StoreError::File { op: "open", path: place.to_string().into(), source: std::io::Error::other(error) };
+            Err(refused(place)(source))
         }
     }
 }
 
-/// Runs a server: what `coracle scheduler` is. A leader that was deposed waits for its next turn.
-pub async fn run(options: Options) -> Result<(), ServerError> {
+/// Runs a server until `stop` is over; a leader that was deposed waits for its next turn. `told` hears where it
+/// listens, each time it does. Returns the thread that gives the lead up once every conversation is over.
+pub async fn run(
+    options: Options,
+    told: impl Fn(SocketAddr),
+    stop: impl Future<Output = ()>,
+) -> Result<Option<std::thread::JoinHandle<()>>, ServerError> {
+    let mut stop = std::pin::pin!(stop);
     loop {
-        start(options.clone()).await?.wait().await;
+        let mut running = tokio::select! {
+            () = &mut stop => return Ok(None),
+            started = start(options.clone()) => started?,
+        };
+        told(running.address);
+        tokio::select! {
+            () = &mut stop => return Ok(running.thread.take()),
+            () = running.wait() => {}
+        }
     }
 }
 

@@ -10,11 +10,15 @@ use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
+
+use super::peer::Peer;
 
 /// Numbers about connections.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +60,13 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+impl TlsFiles {
+    /// Names the files in a folder.
+    pub fn in_folder(folder: &Path) -> Self {
+        Self { certificates: folder.join("server.crt"), key: folder.join("server.key") }
+    }
+}
+
 /// Says why TLS cannot be offered.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -78,7 +89,7 @@ pub enum TlsError {
 }
 
 /// Reads certificate and key. TLS 1.2 is the least that is spoken.
-pub fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, TlsError> {
+pub fn acceptor(files: &TlsFiles, signers: Option<&[CertificateDer<'static>]>) -> Result<TlsAcceptor, TlsError> {
     let pem = |path: &Path| {
         let path = path.to_owned();
         move |source| TlsError::Pem { path, source }
@@ -89,14 +100,32 @@ pub fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, TlsError> {
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(pem(&files.key))?;
     let unusable = |source| TlsError::Use { path: files.certificates.clone(), source };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+    let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .map_err(unusable)?
-        .with_no_client_auth()
-        .with_single_cert(certificates, key)
         .map_err(unusable)?;
+    let builder = match signers {
+        None => builder.with_no_client_auth(),
+        Some(signers) => builder.with_client_cert_verifier(verifier(signers, provider, files)?),
+    };
+    let mut config = builder.with_single_cert(certificates, key).map_err(unusable)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Lets people in without a certificate, and agents with a good one; a bad one ends the handshake.
+fn verifier(
+    signers: &[CertificateDer<'static>],
+    provider: Arc<rustls::crypto::CryptoProvider>,
+    files: &TlsFiles,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let unusable = |source| TlsError::Use { path: files.certificates.clone(), source };
+    let mut roots = rustls::RootCertStore::empty();
+    for signer in signers {
+        roots.add(signer.clone()).map_err(unusable)?;
+    }
+    let built = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated().build();
+    let built = built.map_err(|error| unusable(rustls::Error::General(error.to_string())))?;
+    Ok(built)
 }
 
 /// Counts connections by address.
@@ -160,11 +189,12 @@ pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, router: Rout
 async fn converse(stream: TcpStream, peer: SocketAddr, tls: Option<TlsAcceptor>, router: Router, limits: Limits) {
     let _ = stream.set_nodelay(true);
     match tls {
-        None => speak(stream, peer, router, limits).await,
+        None => speak(stream, peer, None, router, limits).await,
         Some(tls) => {
             let shaken = tokio::time::timeout(limits.handshake_time, tls.accept(stream)).await;
             if let Ok(Ok(stream)) = shaken {
-                speak(stream, peer, router, limits).await;
+                let shown = stream.get_ref().1.peer_certificates().and_then(|shown| Peer::read(shown.first()?));
+                speak(stream, peer, shown.map(Arc::new), router, limits).await;
             }
         }
     }
@@ -177,11 +207,15 @@ fn head_bytes(headers: &axum::http::HeaderMap) -> usize {
 async fn speak(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
+    shown: Option<Arc<Peer>>,
     router: Router,
     limits: Limits,
 ) {
     let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(peer);
+        if let Some(shown) = &shown {
+            request.extensions_mut().insert(Arc::clone(shown));
+        }
         let router = router.clone();
         async move {
             // The read buffer is larger than what it was asked to hold, so the head is measured here as well.

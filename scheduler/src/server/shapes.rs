@@ -119,6 +119,8 @@ bodies! {
     JoinBody {
         /// The name the join token was made for.
         name: Name,
+        /// A signing request for the key that the agent made, PEM; needed where agents have certificates.
+        #[serde(default)] request: Option<String>,
     }
     /// A machine that joined.
     Joined {
@@ -126,6 +128,18 @@ bodies! {
         provider: ProviderId,
         /// Its token's secret; in this answer only.
         secret: String,
+        /// The certificate for its key, PEM, where agents have them.
+        #[serde(default)] certificate: Option<String>,
+    }
+    /// An agent's key that should be signed.
+    CertificateNew {
+        /// A signing request, PEM.
+        request: String,
+    }
+    /// A signed key.
+    Certificate {
+        /// The certificate, PEM.
+        certificate: String,
     }
     /// Who a token stands for.
     Whoami {
@@ -167,6 +181,6 @@ shapes! {
     token_new TokenNew; join_new JoinNew; secret SecretShown; provider Provider; tier TierChange; drain DrainNew;
     instance_new InstanceNew; instance Instance; explanation Explanation; service_new ServiceNew; service Service;
     service_spec ServiceSpec; job_new JobNew; job Job; volume_new VolumeNew; volume Volume; join_body JoinBody;
-    joined Joined; hello Hello; hello_reply HelloReply; sync Sync; sync_reply SyncReply; page Page; whoami Whoami;
+    joined Joined; certificate_new CertificateNew; certificate Certificate; hello Hello; hello_reply HelloReply; sync Sync; sync_reply SyncReply; page Page; whoami Whoami;
     problem super::problem::Problem;
 }

@@ -24,6 +24,8 @@ pub enum Policy {
     Join,
     /// A provider's own token, and nobody else's.
     Agent,
+    /// A provider's own token where its certificate may have ended; the handler looks at the key.
+    Renew,
     /// A user's token with at least this role; what it may see is decided by the core.
     User(Role),
 }
@@ -72,7 +74,7 @@ macro_rules! routes {
     };
 }
 
-use Policy::{Agent, Join, Open, User};
+use Policy::{Agent, Join, Open, Renew, User};
 use Role::{Admin, Member, Reader};
 use shapes as s;
 
@@ -137,6 +139,7 @@ routes! {
     GET "/v1/audit" User(Admin), "Lists audit rows", ["after" "limit" "group"], None, 200 Some(s::page), events::audit;
 
     POST "/v1/join" Join, "Joins a machine by a join token", [], Some(s::join_body), 201 Some(s::joined), agents::join;
+    POST "/v1/agent/certificate" Renew, "Signs the agent's key for another day", [], Some(s::certificate_new), 200 Some(s::certificate), agents::certificate;
     POST "/v1/agent/hello" Agent, "Opens a session with a full report", [], Some(s::hello), 200 Some(s::hello_reply), agents::hello;
     POST "/v1/agent/sync" Agent, "Reports changes and fetches commands", ["wait_ms"], Some(s::sync), 200 Some(s::sync_reply), agents::sync;
 }

@@ -4,8 +4,11 @@
 //! nothing, durable when it returns. Heartbeats never reach it. Everything in memory can be rebuilt from `load`.
 
 mod batch;
+mod link;
+mod place;
 mod postgres;
 mod sqlite;
+mod transfer;
 
 use std::path::PathBuf;
 
@@ -13,6 +16,7 @@ use crate::failpoint::Failed;
 use crate::model::{Audit, GroupId, Notice, Record};
 
 pub use batch::Batch;
+pub use place::{PlaceError, StorePlace};
 pub use postgres::{LEASE, PostgresStore};
 pub use sqlite::{SQLITE_LEAST, SqliteStore};
 
@@ -78,6 +82,18 @@ pub enum StoreError {
     /// A statement took longer than the lead would last.
     #[error("PostgreSQL took too long to {0}")]
     Slow(&'static str),
+    /// The name of the database's host gives no address.
+    #[error("cannot find PostgreSQL")]
+    Name(#[source] crate::names::NameError),
+    /// TLS cannot be spoken.
+    #[error("cannot speak TLS to PostgreSQL")]
+    Tls(#[source] rustls::Error),
+    /// There is something already where a backup should go.
+    #[error("the database is not empty; a backup is restored into an empty one")]
+    NotEmpty,
+    /// A scheduler leads on the database.
+    #[error("a scheduler uses the database; stop it first")]
+    InUse,
     /// The server only reads.
     #[error("PostgreSQL is in recovery and takes no writes")]
     Standby,

@@ -5,12 +5,14 @@
 //! nothing, and steps down (F34). A connection that breaks around a commit leaves the outcome to the next `load`: the
 //! desk reads the truth back, and clients ask again with their idempotency key (F37).
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, IsolationLevel};
 
-use super::{Batch, NOTICES_KEPT, ROWS_MAX, Store, StoreError};
+use super::transfer::{self, CHUNK, Writer};
+use super::{Batch, NOTICES_KEPT, ROWS_MAX, Store, StoreError, link};
 use crate::failpoint;
 use crate::model::*;
 
@@ -22,8 +24,6 @@ const RENEWALS: u32 = 3;
 const POLL: Duration = Duration::from_millis(300);
 /// How long one statement may take.
 const STATEMENT: Duration = Duration::from_secs(8);
-/// How long a connection may take.
-const CONNECT: Duration = Duration::from_secs(5);
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS record (kind text NOT NULL, id text NOT NULL, body text NOT NULL, PRIMARY KEY (kind, id));
@@ -61,13 +61,7 @@ fn pg(op: &'static str) -> impl FnOnce(tokio_postgres::Error) -> StoreError {
 impl PostgresStore {
     /// Connects and makes the schema when it is missing.
     pub fn open(url: &str, lease: Duration) -> Result<Self, StoreError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|source| StoreError::File {
-            op: "start a runtime for",
-            path: "postgres".into(),
-            source,
-        })?;
-        let mut store = Self { url: url.to_owned(), runtime, client: None, epoch: 0, lease, renewed: None };
+        let mut store = Self { lease, ..Self::read_only(url)? };
         store.with("make the schema", async |client| {
             let transaction = client.transaction().await?;
             transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&SCHEMA_LOCK]).await?;
@@ -106,21 +100,88 @@ impl PostgresStore {
     }
 
     fn connect(&self) -> Result<Client, StoreError> {
-        let connected = self.runtime.block_on(async {
-            let mut config: tokio_postgres::Config = self.url.parse()?;
-            config.connect_timeout(CONNECT).application_name("coracle scheduler");
-            let (client, connection) = config.connect(NoTls).await?;
-            tokio::spawn(async move { drop(connection.await) });
-            // A standby that was promoted late, or a server that is read-only after a failover, is no place to write.
-            let standby: bool = client.query_one("SELECT pg_is_in_recovery()", &[]).await?.get(0);
-            // A leader that is stopped inside a transaction must not hold the lead's row for ever.
-            let settings = "SET statement_timeout = '8s'; SET idle_in_transaction_session_timeout = '5s';
-                SET synchronous_commit = on; SET timezone = 'UTC'";
-            client.batch_execute(settings).await?;
-            Ok::<_, tokio_postgres::Error>((client, standby))
-        });
-        let (client, standby) = connected.map_err(pg("connect"))?;
-        if standby { Err(StoreError::Standby) } else { Ok(client) }
+        self.runtime.block_on(link::connect(&self.url))
+    }
+
+    /// Opens a store to be read: nothing is made.
+    pub fn read_only(url: &str) -> Result<Self, StoreError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|source| StoreError::File {
+            op: "start a runtime for",
+            path: "postgres".into(),
+            source,
+        })?;
+        Ok(Self { url: url.to_owned(), runtime, client: None, epoch: 0, lease: LEASE, renewed: None })
+    }
+
+    /// Writes what one moment's transaction sees into a new SQLite file.
+    pub fn copy(&mut self, to: &Path) -> Result<(), StoreError> {
+        let mut client = self.connect()?;
+        let writer = Writer::create(to)?;
+        let epoch = self.runtime.block_on(async {
+            let begin = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
+            let transaction = begin.start().await.map_err(pg("begin a backup"))?;
+            let epoch = transaction.query_one("SELECT epoch FROM leader", &[]).await.map_err(pg("read the epoch"))?;
+            let records = "SELECT kind, id, body FROM record";
+            for row in transaction.query(records, &[]).await.map_err(pg("read records"))? {
+                writer.record(row.get(0), row.get(1), row.get(2))?;
+            }
+            for table in ["audit", "notice"] {
+                let rows = format!("SELECT seq, tenant, body FROM {table} WHERE seq > $1 ORDER BY seq LIMIT $2");
+                let (mut after, most) = (-1i64, i64::try_from(CHUNK).unwrap_or(i64::MAX));
+                loop {
+                    let rows = transaction.query(&rows, &[&after, &most]).await.map_err(pg("read rows"))?;
+                    let Some(last) = rows.last() else { break };
+                    after = last.get(0);
+                    for row in rows {
+                        writer.row(table, row.get(0), row.get(1), row.get(2))?;
+                    }
+                }
+            }
+            Ok::<i64, StoreError>(epoch.get(0))
+        })?;
+        writer.finish(epoch)
+    }
+
+    /// Fills an empty database from a backup.
+    pub fn restore(&mut self, from: &Path) -> Result<(), StoreError> {
+        let content = transfer::read(from)?;
+        self.with("restore", async |client| {
+            let transaction = client.transaction().await?;
+            let leader = "SELECT epoch, expires > now() FROM leader FOR UPDATE";
+            let leader = transaction.query_one(leader, &[]).await?;
+            if leader.get(1) {
+                return Ok(Err(StoreError::InUse));
+            }
+            let taken = "SELECT EXISTS (SELECT FROM record) OR EXISTS (SELECT FROM audit)";
+            if transaction.query_one(taken, &[]).await?.get(0) {
+                return Ok(Err(StoreError::NotEmpty));
+            }
+            let split = |rows: &[(i64, String, String)]| -> (Vec<i64>, Vec<String>, Vec<String>) {
+                let (seqs, rest): (Vec<i64>, Vec<_>) = rows.iter().cloned().map(|(seq, a, b)| (seq, (a, b))).unzip();
+                let (tenants, bodies) = rest.into_iter().unzip();
+                (seqs, tenants, bodies)
+            };
+            for chunk in content.records.chunks(CHUNK) {
+                let (kinds, rest): (Vec<&str>, Vec<_>) =
+                    chunk.iter().map(|(kind, id, body)| (kind.as_str(), (id.as_str(), body.as_str()))).unzip();
+                let (ids, bodies): (Vec<&str>, Vec<&str>) = rest.into_iter().unzip();
+                let put = "INSERT INTO record SELECT * FROM unnest($1::text[], $2::text[], $3::text[])";
+                transaction.execute(put, &[&kinds, &ids, &bodies]).await?;
+            }
+            for (table, rows) in [("audit", &content.audits), ("notice", &content.notices)] {
+                let insert = format!("INSERT INTO {table} SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[])");
+                for chunk in rows.chunks(CHUNK) {
+                    let (seqs, tenants, bodies) = split(chunk);
+                    transaction.execute(&insert, &[&seqs, &tenants, &bodies]).await?;
+                }
+            }
+            let known = leader.get::<_, i64>(0).cast_unsigned().max(content.epoch);
+            let epoch = transfer::epoch_after_restore(known).cast_signed();
+            transaction.execute("UPDATE leader SET epoch = $1", &[&epoch]).await?;
+            transaction.commit().await?;
+            Ok(Ok(()))
+        })?
     }
 
     fn rows<T: serde::de::DeserializeOwned>(

@@ -6,10 +6,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 use rustix::fs::{FlockOperation, flock, fstatfs};
 
-use super::{Batch, NOTICES_KEPT, ROWS_MAX, Store, StoreError};
+use super::{Batch, NOTICES_KEPT, ROWS_MAX, Store, StoreError, transfer};
 use crate::failpoint;
 use crate::model::*;
 
@@ -60,6 +60,7 @@ impl SqliteStore {
             return Err(StoreError::Version { found, least: SQLITE_LEAST });
         }
         let lock = lock(path)?;
+        private(path)?;
         let connection = Connection::open(path).map_err(sql("open the file"))?;
         let mut store = Self { path: path.to_owned(), connection, epoch: 0, _lock: lock };
         store.prepare()?;
@@ -127,11 +128,31 @@ impl SqliteStore {
         Ok(count > 0)
     }
 
-    /// Writes a consistent copy while the scheduler works.
-    pub fn backup(&self, to: &Path) -> Result<(), StoreError> {
-        let to = to.to_string_lossy();
-        self.connection.execute("VACUUM INTO ?1", [to.as_ref()]).map_err(sql("back up"))?;
-        Ok(())
+    /// Writes a consistent copy into a new file while a scheduler may be at work.
+    pub fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(from, flags).map_err(sql("open the file"))?;
+        connection.busy_timeout(BUSY).map_err(sql("set the timeout"))?;
+        let application: i32 =
+            connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(sql("read the application"))?;
+        if application != APPLICATION {
+            let report = "it is a database of something else".to_owned();
+            return Err(StoreError::Damaged { path: from.to_owned(), report });
+        }
+        transfer::reserve(to)?;
+        connection.execute("VACUUM INTO ?1", [to.to_string_lossy().as_ref()]).map_err(sql("back up"))?;
+        let sync = |source| StoreError::File { op: "sync", path: to.to_owned(), source };
+        fs_err::File::open(to).and_then(|file| file.sync_all()).map_err(sync)
+    }
+
+    /// Lists every file that a store at this path may consist of.
+    pub(super) fn files(path: &Path) -> Vec<PathBuf> {
+        let name = |suffix: &str| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        ["", "-wal", "-shm", ".lock"].map(name).to_vec()
     }
 
     /// Puts a backup in the place of a store that is not in use. The copy is checked first; the old file stays beside
@@ -143,26 +164,46 @@ impl SqliteStore {
             let path = path.to_owned();
             move |source| StoreError::File { op, path, source }
         };
+        // What a restore that was killed has left.
+        Self::files(&fresh).into_iter().for_each(|left| drop(fs_err::remove_file(left)));
+        transfer::reserve(&fresh)?;
         fs_err::copy(from, &fresh).map_err(file("copy", from))?;
-        drop(Self::open(&fresh)?);
-        for suffix in ["-wal", "-shm"] {
-            let mut stale = to.as_os_str().to_owned();
-            stale.push(suffix);
-            match fs_err::remove_file(PathBuf::from(&stale)) {
+        let restored = Self::open(&fresh)?;
+        let next = "UPDATE leader SET epoch = ?1 WHERE epoch < ?1";
+        let epoch = transfer::epoch_after_restore(0).cast_signed();
+        restored.connection.execute(next, [epoch]).map_err(sql("write the epoch"))?;
+        restored.connection.execute_batch("PRAGMA journal_mode = DELETE;").map_err(sql("close the copy"))?;
+        drop(restored);
+        let [_, rest @ ..] = &Self::files(&fresh)[..] else { return Ok(()) };
+        rest.iter().for_each(|left| drop(fs_err::remove_file(left)));
+        // The old log goes with the old file: set aside they are still one store.
+        let aside = to.with_extension("replaced");
+        for (old, aside) in Self::files(to).iter().zip(Self::files(&aside)).take(3) {
+            match fs_err::rename(old, &aside) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(file("remove", Path::new(&stale))(error));
+                    return Err(file("set aside", old)(error));
                 }
                 _ => {}
             }
-        }
-        if to.exists() {
-            fs_err::rename(to, to.with_extension("replaced")).map_err(file("set aside", to))?;
         }
         fs_err::File::open(&fresh).and_then(|copy| copy.sync_all()).map_err(file("sync", &fresh))?;
         fs_err::rename(&fresh, to).map_err(file("put in place", to))?;
         let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs_err::File::open(folder).and_then(|folder| folder.sync_all()).map_err(file("sync", folder))
     }
+}
+
+/// Makes the file, if it is missing, so that only its owner reads it: SQLite gives its other files the same mode.
+fn private(path: &Path) -> Result<(), StoreError> {
+    use fs_err::os::unix::fs::OpenOptionsExt as _;
+    let made = fs_err::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+    made.map(drop).map_err(|source| StoreError::File { op: "open", path: path.to_owned(), source })
+}
+
+/// Makes a new file with the schema.
+pub(super) fn fresh(path: &Path) -> Result<Connection, StoreError> {
+    let SqliteStore { connection, .. } = SqliteStore::open(path)?;
+    Ok(connection)
 }
 
 /// Takes the lock beside the file; the kernel gives it back when the process ends, however it ends.

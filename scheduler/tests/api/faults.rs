@@ -10,7 +10,7 @@ use coracle_scheduler::core::check::broken_link;
 use coracle_scheduler::failpoint::POINTS;
 use coracle_scheduler::model::Audit;
 use coracle_scheduler::server::{self, Options};
-use coracle_scheduler::store::{SQLITE_LEAST, SqliteStore, Store as _, StoreError};
+use coracle_scheduler::store::{SQLITE_LEAST, SqliteStore, Store as _, StoreError, StorePlace};
 use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -32,9 +32,12 @@ fn child() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     runtime.block_on(async {
         let folder = Path::new(&folder);
-        let mut options = Options::new(SocketAddr::from(([127, 0, 0, 1], 0)), folder.join("pool.db"));
+        let mut options =
+            Options::new(SocketAddr::from(([127, 0, 0, 1], 0)), StorePlace::Sqlite(folder.join("pool.db")));
         options.lease = TEST_LEASE;
-        options.postgres = std::env::var(POSTGRES).ok().filter(|url| !url.is_empty());
+        if let Some(url) = std::env::var(POSTGRES).ok().filter(|url| !url.is_empty()) {
+            options.store = StorePlace::Postgres(url);
+        }
         let mut running = server::start(options).await.expect("start");
         let secret = server::bootstrap(&running.site, name("ops"), name("root")).await.expect("bootstrap");
         if let Some(secret) = secret {
@@ -282,7 +285,7 @@ async fn a_backup_is_a_pool_that_can_be_restored() {
     let address = process.address.expect("address");
     call(address, &token, Method::POST, "/v1/instances", Some(instance("kept")), "").await.expect("made");
     drop(process);
-    SqliteStore::open(&live).expect("store").backup(&copy).expect("backup");
+    SqliteStore::copy(&live, &copy).expect("backup");
     let process = Process::start(folder.path(), "");
     let address = process.address.expect("address");
     call(address, &token, Method::POST, "/v1/instances", Some(instance("later")), "").await.expect("made");

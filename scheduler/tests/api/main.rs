@@ -9,5 +9,7 @@ mod hostile;
 mod identity;
 mod objects;
 mod postgres;
+mod rows;
 mod support;
 mod tenants;
+mod tls;

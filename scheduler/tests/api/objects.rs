@@ -154,7 +154,7 @@ async fn s31_every_mutation_has_a_row_and_tampering_shows() {
         assert!(broken_link(&chain[..chain.len() - 1], head).is_some(), "cut off");
     }
     drop(env.running);
-    let database = rusqlite::Connection::open(&env.options.database).expect("database");
+    let database = rusqlite::Connection::open(env.folder.path().join("pool.db")).expect("database");
     assert!(database.execute("DELETE FROM audit WHERE seq = 1", []).is_err());
     assert!(database.execute("UPDATE audit SET body = ''", []).is_err());
 }

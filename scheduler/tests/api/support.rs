@@ -6,6 +6,7 @@ use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use coracle_scheduler::server::{self, Options, Running};
+use coracle_scheduler::store::StorePlace;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -51,7 +52,8 @@ impl Env {
 
     pub async fn with(change: impl FnOnce(&mut Options)) -> Self {
         let folder = tempfile::tempdir().expect("folder");
-        let mut options = Options::new(SocketAddr::from(([127, 0, 0, 1], 0)), folder.path().join("pool.db"));
+        let mut options =
+            Options::new(SocketAddr::from(([127, 0, 0, 1], 0)), StorePlace::Sqlite(folder.path().join("pool.db")));
         change(&mut options);
         let running = server::start(options.clone()).await.expect("start");
         let secret =
@@ -64,7 +66,8 @@ impl Env {
     }
 
     pub fn base(&self) -> String {
-        format!("http://{}", self.address())
+        let scheme = if self.options.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address())
     }
 
     pub async fn call(&self, token: &str, method: Method, path: &str, body: Option<Value>) -> Reply {

@@ -199,7 +199,7 @@ impl World {
                 hash: join.clone(),
             };
             self.ask(Some(actor), wish);
-            let joined = self.ask(None, Wish::Join { join_hash: join, name: provider, hash });
+            let joined = self.ask(None, Wish::Join { join_hash: join, name: provider, hash, key: String::new() });
             let Some(Ok(Answer::Object(Key::Provider(id)))) = joined else { panic!("cannot join: {joined:?}") };
             self.add_agent(id, index);
         }

@@ -201,7 +201,14 @@ pub(super) fn grant_join(state: &mut State, now: u64, actor: Option<Actor>, wish
     }
 }
 
-pub(super) fn join(state: &mut State, now: u64, join_hash: &str, name: Name, hash: String) -> Result<Answer, Refusal> {
+pub(super) fn join(
+    state: &mut State,
+    now: u64,
+    join_hash: &str,
+    name: Name,
+    hash: String,
+    key: String,
+) -> Result<Answer, Refusal> {
     let id = state.live.join_hashes.get(join_hash).copied();
     let join = id.and_then(|id| state.joins.get(&id)).filter(|join| join.expires_at_ms > now).cloned();
     // One answer for unknown, used, expired and meant for another name: nothing to learn by trying.
@@ -233,11 +240,21 @@ pub(super) fn join(state: &mut State, now: u64, join_hash: &str, name: Name, has
         troubles_ms: Vec::new(),
         cool_until_ms: 0,
         joined_at_ms: now,
+        key,
     });
     crate::core::index::refresh_words(state, id);
     let token = TokenId::new(state.random.id(now));
     let stands_for = TokenKind::Provider { provider: id };
     put_token(state, Token { id: token, group: join.group, stands_for, hash, expires_at_ms: None, created_at_ms: now });
     state.notice(now, join.group, "provider.joined", id.to_string(), String::new());
+    Ok(Answer::Object(Key::Provider(id)))
+}
+
+/// An agent puts a new key in the place of the old one. Only the agent itself asks for that; the server has seen that
+/// it has the old key.
+pub(super) fn set_key(state: &mut State, actor: Option<Actor>, key: String) -> Result<Answer, Refusal> {
+    let id = actor.and_then(|actor| actor.provider).ok_or(Refusal::Forbidden)?;
+    let provider = state.provider_mut(id).ok_or(Refusal::NotFound("provider"))?;
+    provider.key = key;
     Ok(Answer::Object(Key::Provider(id)))
 }
