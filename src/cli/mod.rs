@@ -35,6 +35,7 @@ mod rm;
 mod rmi;
 mod run;
 mod save;
+mod scheduler;
 mod several;
 mod start;
 mod stats;
@@ -115,6 +116,7 @@ enum Command {
     #[command(subcommand)]
     Image(nouns::ImageCommand),
     Completion(completion::CompletionArgs),
+    Scheduler(scheduler::SchedulerArgs),
     Man(man::ManArgs),
     Volume(volume::VolumeArgs),
 }
@@ -168,6 +170,7 @@ fn dispatch(root: Option<PathBuf>, command: Command) -> Result<ExitCode, CliErro
         Command::Container(command) => dispatch(root, command.into()),
         Command::Image(command) => dispatch(root, command.into()),
         Command::Completion(args) => completion::run(&args, Cli::command()),
+        Command::Scheduler(args) => scheduler::run(root, args),
         Command::Man(args) => man::run(&args, Cli::command()),
         Command::Volume(args) => volume::run(root, args),
     }
