@@ -60,3 +60,36 @@ fn what_cgroup_v2_lacks_and_what_docker_refuses_is_refused_by_name() {
         env.container(&argv).outcome().refused(125).says(word);
     }
 }
+
+#[test]
+fn update_changes_what_the_next_start_gets() {
+    require!();
+    let env = TestEnv::new();
+    let image = env.image("busybox");
+    env.coracle(&["create", "--name", "box", "--pids-limit=9", &image, "true"]).ok();
+    assert_eq!(env.coracle(&["update", "--memory=64m", "--cpu-shares=512", "box"]).ok(), "box");
+    let shown =
+        |field: &str| env.coracle(&["inspect", "--format", &format!("{{{{.HostConfig.{field}}}}}"), "box"]).ok();
+    assert_eq!((shown("Memory"), shown("MemorySwap")), ("67108864".to_owned(), "134217728".to_owned()));
+    assert_eq!((shown("CpuShares"), shown("PidsLimit")), ("512".to_owned(), "9".to_owned()));
+    env.coracle(&["update", "--restart=on-failure:3", "box"]).ok();
+    assert_eq!(shown("RestartPolicy.MaximumRetryCount"), "3");
+    env.coracle(&["update", "box"]).outcome().code(1).says("nothing to change");
+    env.coracle(&["update", "--memory=1m", "box"]).outcome().code(1).says("--memory");
+    env.coracle(&["update", "--memory=64m", "nobody"]).outcome().code(1).says("nobody");
+    env.coracle(&["rm", "box"]).ok();
+}
+
+#[test]
+fn a_running_container_without_a_cgroup_keeps_its_limits() {
+    require!();
+    if !first_version("a_running_container_without_a_cgroup_keeps_its_limits") {
+        return;
+    }
+    let env = TestEnv::new();
+    env.coracle(&["run", "-d", "--name", "box", &env.image("busybox"), "sleep", "1000"]).ok();
+    env.coracle(&["update", "--pids-limit=9", "box"]).outcome().code(1).says("without a cgroup");
+    let shown = env.coracle(&["inspect", "--format", "{{.HostConfig.PidsLimit}}", "box"]).ok();
+    assert_eq!(shown, "0", "what was refused is not written down");
+    env.coracle(&["rm", "-f", "box"]).ok();
+}

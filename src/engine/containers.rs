@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 
 use super::container::{self, ContainerDir, ContainerError};
 use super::record::{ExitRecord, Health, Phase, Record, State, UNKNOWN_EXIT_CODE, VERSION};
-use super::{Engine, EngineError};
+use super::{Engine, EngineError, confinement};
 
 /// An id's beginning shorter than this is still looked for; docker has no limit either.
 const PREFIX_DIGITS_MIN: usize = 1;
@@ -264,11 +264,8 @@ pub fn settle(directory: &ContainerDir) -> Result<(), EngineError> {
         super::signals::wait_for_end(&pidfd, None);
     }
     let _ = fs_err::remove_file(path.join("shim.sock"));
-    if let Some(cgroup) = &state.cgroup {
-        // Empty by now; one that is gone already is as good.
-        let _ = cgroup.remove();
-    }
-    Ok(directory.publish_exit(&unseen_end(&state))?)
+    let oom_killed = state.cgroup.as_ref().is_some_and(confinement::end);
+    Ok(directory.publish_exit(&ExitRecord { oom_killed, ..unseen_end(&state) })?)
 }
 
 /// Says what is known about the end of a run that nobody saw.

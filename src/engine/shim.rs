@@ -145,7 +145,7 @@ impl Watch {
 
     /// Decides whether there is a further start, and after which time.
     fn after(&mut self, code: i32, lasted: Duration) -> After {
-        let wanted = match self.record.restart {
+        let wanted = match self.restart_policy() {
             RestartPolicy::No => false,
             RestartPolicy::OnFailure(most) => code != 0 && most.is_none_or(|most| self.restarts < most),
             RestartPolicy::Always | RestartPolicy::UnlessStopped => true,
@@ -160,6 +160,12 @@ impl Watch {
         let pause = self.backoff;
         self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
         After::Again(pause)
+    }
+
+    /// As `update` may have changed it.
+    fn restart_policy(&self) -> RestartPolicy {
+        let now: Option<Record> = containers::read_json(&self.directory.path.join("container.json"));
+        now.map_or(self.record.restart, |record| record.restart)
     }
 
     fn wanted(&self) -> bool {

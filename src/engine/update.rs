@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::confinement::LIMITS_FILE;
 use super::containers::{self, Container, read_json};
 use super::limits::{self, LimitOptions};
 use super::record::RestartPolicy;
@@ -46,10 +47,10 @@ pub fn update(engine: &Engine, wanted: &str, options: &UpdateOptions) -> Result<
             let now = Container::read(engine.root(), found.id())?.ok_or_else(gone)?;
             if now.init().is_some() {
                 let cgroup = now.state.as_ref().and_then(|state| state.cgroup.as_ref());
-                let mut cgroup = cgroup
-                    .and_then(super::shim::copy)
-                    .ok_or_else(|| UpdateError::NoCgroup(now.record.called().to_owned()))?;
+                let mut cgroup =
+                    cgroup.cloned().ok_or_else(|| UpdateError::NoCgroup(now.record.called().to_owned()))?;
                 cgroup.update(resources)?;
+                container::publish_json(&now.path, LIMITS_FILE, &cgroup.limits(), true)?;
             }
             keep(&now, serde_json::to_value(resources).map_err(UpdateError::Form)?)?;
         }

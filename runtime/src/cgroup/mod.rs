@@ -20,6 +20,7 @@ mod systemd;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
@@ -80,7 +81,7 @@ pub struct LimitState {
 /// A container's cgroup; it can be kept in a state file and used again by another process.
 ///
 /// Dropping it leaves the cgroup alone.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Cgroup {
     path: PathBuf,
@@ -92,7 +93,7 @@ pub struct Cgroup {
     limits: Vec<LimitState>,
     /// Keeps a scope of systemd alive until the container's first process is in it.
     #[serde(skip)]
-    holder: Option<systemd::Holder>,
+    holder: Option<Arc<systemd::Holder>>,
 }
 
 /// What [`make`] gives: a cgroup where there can be one, and what became of each limit.

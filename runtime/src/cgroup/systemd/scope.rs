@@ -68,8 +68,13 @@ pub(in crate::cgroup) fn make(
     let finished = finish(host, request, &mut wanted, limits, &holder);
     match finished {
         Ok((path, limits)) => {
-            let cgroup =
-                Cgroup { path, kind: Kind::Systemd, unit: Some(unit), limits: limits.clone(), holder: Some(holder) };
+            let cgroup = Cgroup {
+                path,
+                kind: Kind::Systemd,
+                unit: Some(unit),
+                limits: limits.clone(),
+                holder: Some(holder.into()),
+            };
             Ok(Made { cgroup: Some(cgroup), limits })
         }
         Err(error) => {
