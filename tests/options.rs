@@ -182,6 +182,31 @@ fn a_seccomp_profile_from_a_file() {
     assert!(output.contains("Function not implemented") && output.ends_with("fine"), "{output}");
 }
 
+/// Docker's own form: its conditions are decided for this container.
+#[test]
+fn a_seccomp_profile_in_dockers_form() {
+    require!();
+    let env = TestEnv::new();
+    let profile = env.write(
+        "docker.json",
+        r#"{"defaultAction":"SCMP_ACT_ALLOW","archMap":[{"architecture":"SCMP_ARCH_X86_64","subArchitectures":["SCMP_ARCH_X86"]}],
+            "syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","errnoRet":38,"args":[],"comment":"",
+            "includes":{},"excludes":{"caps":["CAP_NET_RAW"]}}]}"#,
+    );
+    let option = format!("seccomp={}", profile.display());
+    let script = "mkdir /tmp/x 2>&1; echo fine";
+    let output = sh(&env, &["--security-opt", &option], script);
+    assert!(output.contains("Function not implemented") && output.ends_with("fine"), "{output}");
+    assert_eq!(sh(&env, &["--security-opt", &option, "--cap-add", "NET_RAW"], script), "fine");
+    let unknown = env.write("unknown.json", r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_ERRNO","includes":{"moon":true}}]}"#);
+    let option = format!("seccomp={}", unknown.display());
+    let image = env.image("busybox");
+    env.container(&["--security-opt", &option, &image, "true"])
+        .outcome()
+        .refused(125)
+        .says("unknown condition \"moon\"");
+}
+
 #[test]
 fn pull_policies() {
     require!();

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use coracle_images::open_in_layers;
+use coracle_runtime::caps::CapSet;
+use coracle_runtime::seccomp::{self, Conditioned};
 use coracle_runtime::{IdMap, Rootfs, UserNs};
 use oci_spec::image::Config;
-use oci_spec::runtime::{LinuxResources, LinuxSeccomp, Spec};
+use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::container::{self, ContainerDir, short_id};
 use super::health::{self, ImageHealth};
@@ -268,18 +270,10 @@ fn seccomp_input(choice: &SeccompChoice) -> Result<Option<SeccompInput>, EngineE
     let file = fs_err::File::open(path).map_err(fail)?;
     file.take(SECCOMP_FILE_BYTES_MAX).read_to_end(&mut text).map_err(fail)?;
     let refuse = |reason: String| EngineError::SeccompProfile { path: path.clone(), reason };
-    let raw: serde_json::Value = serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
-    // Docker's own file format has conditions that the runtime specification lacks: reading such a
-    // file as a plain profile would allow what it forbids.
-    let conditional = |rule: &serde_json::Value| rule.get("includes").is_some() || rule.get("excludes").is_some();
-    let rules = raw.get("syscalls").and_then(serde_json::Value::as_array);
-    if raw.get("archMap").is_some() || rules.is_some_and(|rules| rules.iter().any(conditional)) {
-        return Err(refuse(
-            "Docker's conditional format is not implemented; give a profile of the OCI runtime specification".into(),
-        ));
-    }
-    let profile: LinuxSeccomp = serde_json::from_value(raw).map_err(|error| refuse(error.to_string()))?;
-    Ok(Some(SeccompInput::Profile(Box::new(profile))))
+    // Its conditions are decided when the capabilities are known; whether it can be read is known now.
+    seccomp::read_profile(&text, Conditioned::here(CapSet::EMPTY))
+        .map_err(|error| refuse(crate::report::chain(&error)))?;
+    Ok(Some(SeccompInput::Profile(text)))
 }
 
 /// Adds the image's VOLUMEs as anonymous volumes where the person mounts nothing else.

@@ -9,7 +9,7 @@ use coracle_runtime::caps::{self, CapError, CapabilitySets};
 use coracle_runtime::defaults::{self, MountOptions, SpecOptions};
 use coracle_runtime::{IdMap, seccomp};
 use oci_spec::runtime::{
-    LinuxCapabilities, LinuxIdMapping, LinuxIdMappingBuilder, LinuxResources, LinuxSeccomp, Mount, PosixRlimitBuilder,
+    LinuxCapabilities, LinuxIdMapping, LinuxIdMappingBuilder, LinuxResources, Mount, PosixRlimitBuilder,
     PosixRlimitType, RootBuilder, Spec, UserBuilder,
 };
 
@@ -26,6 +26,8 @@ pub enum SpecError {
     Capability(#[from] CapError),
     #[error("invalid host name {0:?}: 1 to 64 letters, digits, dots and hyphens")]
     Hostname(String),
+    #[error("seccomp profile")]
+    Seccomp(#[from] seccomp::DockerProfileError),
     #[error("user id {uid} is not in the container's id map")]
     UnmappedUser { uid: u32 },
     #[error("group id {gid} is not in the container's id map")]
@@ -59,7 +61,8 @@ pub struct SpecInputs<'a> {
 /// Names the filter that goes into the specification.
 pub enum SeccompInput {
     Default,
-    Profile(Box<LinuxSeccomp>),
+    /// The text of a profile, in Docker's form or the specification's.
+    Profile(Vec<u8>),
 }
 
 /// Is a mount request whose source is known.
@@ -125,7 +128,9 @@ pub fn build(inputs: &SpecInputs) -> Result<Spec, SpecError> {
             .set_seccomp(match &inputs.seccomp {
                 None => None,
                 Some(SeccompInput::Default) => Some(seccomp::default_profile(granted)),
-                Some(SeccompInput::Profile(profile)) => Some((**profile).clone()),
+                Some(SeccompInput::Profile(text)) => {
+                    Some(seccomp::read_profile(text, seccomp::Conditioned::here(granted))?)
+                }
             });
     }
     Ok(spec)

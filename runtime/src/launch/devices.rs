@@ -69,6 +69,16 @@ pub(crate) fn add_elsewhere(
         let path = node.path();
         let shown = path.display();
         if let Some(tree) = made.get(&path) {
+            // As mknod(2) would: what is there already is not replaced, but for the place of the run before.
+            let is_other = |there| {
+                let empty = fstat(&there).is_ok_and(|stat| {
+                    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0
+                });
+                !empty && prove(&there, node.character, (node.major, node.minor)).is_err()
+            };
+            if inside.find(&path).is_ok_and(is_other) {
+                return Err(Errno::EXIST).fault(STAGE, "make", &shown);
+            }
             let place = inside.mount_point(&path, Shape::File).fault(STAGE, "make", &shown)?;
             attach(tree, &place).fault(STAGE, "mount", &shown)?;
             continue;

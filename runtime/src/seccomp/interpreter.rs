@@ -38,6 +38,7 @@ pub(crate) fn run(program: &[sock_filter], call: &Call) -> u32 {
             0x05 => at += step.k as usize,
             0x15 => branch(accumulator == step.k),
             0x25 => branch(accumulator > step.k),
+            0x45 => branch(accumulator & step.k != 0),
             0x35 => branch(accumulator >= step.k),
             0x06 => return step.k,
             other => panic!("instruction {other:#x}"),

@@ -7,6 +7,7 @@
 
 mod compile;
 mod dispatch;
+mod docker;
 mod names;
 mod profile;
 mod table;
@@ -17,6 +18,7 @@ mod interpreter;
 mod tests;
 
 pub use compile::{Program, SeccompError, compile};
+pub use docker::{Conditioned, DockerProfileError, read_profile};
 pub use names::{Architecture, Names};
 pub use profile::default_profile;
 

@@ -1,6 +1,7 @@
 //! Asks compiled filters call by call, through the interpreter.
 
 mod default_profile;
+mod libseccomp;
 mod rules;
 
 use oci_spec::runtime::LinuxSeccomp;

@@ -158,7 +158,12 @@ fn devices(place: &Place) {
     container.spec["linux"]["devices"] = json!([{"path": "/dev/net/tun", "type": "c", "major": 10, "minor": 200}]);
     assert_eq!(container.says(), "a:c8");
     container.spec["linux"]["devices"] = json!([{"path": "/dev/net/tun", "type": "c", "major": 1, "minor": 1}]);
-    assert_eq!(container.fails().errno, libc::ENODEV);
+    if rustix::process::geteuid().is_root() {
+        // Only root of the host makes devices, and then those that it says.
+        assert_eq!(container.says(), "1:1");
+    } else {
+        assert_eq!(container.fails().errno, libc::ENODEV);
+    }
     container.spec["linux"]["devices"] = json!([{"path": "/etc/passwd", "type": "c", "major": 1, "minor": 3}]);
     container.fails();
     container.spec["linux"]["devices"] = json!([{"path": "/dev/../etc/passwd", "type": "c", "major": 1, "minor": 3}]);

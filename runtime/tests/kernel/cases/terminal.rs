@@ -72,9 +72,13 @@ fn callers_terminal(place: &Place) {
     let running = Container::new(place, script).launch(Stdio::Fds([peer.as_fd(); 3])).expect("launched");
     assert_eq!(running.wait().expect("waited").status(), 0);
     drop(peer);
-    let mut said = [0; 256];
-    let length = rustix::io::read(&master, &mut said).expect("read");
-    let said = String::from_utf8_lossy(&said[..length]).replace("\r\n", "\n");
+    let mut said = Vec::new();
+    let mut chunk = [0; 256];
+    // One line may come at a time; after the last there is only an error.
+    while let Ok(length @ 1..) = rustix::io::read(&master, &mut chunk) {
+        said.extend_from_slice(&chunk[..length]);
+    }
+    let said = String::from_utf8_lossy(&said).replace("\r\n", "\n");
     // Its end would send SIGHUP to us, whose controlling terminal it is.
     std::mem::forget(master);
     assert!(said.starts_with("terminal\nnone\n1"), "{said:?}: a session of its own and no controlling terminal");
