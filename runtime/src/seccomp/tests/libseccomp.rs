@@ -35,6 +35,7 @@ struct Theirs {
     unknown: BTreeSet<String>,
 }
 
+#[expect(clippy::disallowed_methods, reason = "tests are told so by the suite")]
 fn skip(reason: &str) {
     println!("SKIP c13_agrees_with_libseccomp: {reason}");
     assert_ne!(std::env::var("CORACLE_TEST_REQUIRE").as_deref(), Ok("all"), "nothing may be skipped: {reason}");
@@ -166,8 +167,10 @@ fn agree(title: &str, profile: &LinuxSeccomp, expect: &[&str]) {
         };
         // The kernel shows a filter no more of a 32-bit program's arguments than there is.
         let width = if matches!(arch, Architecture::X86 | Architecture::Arm) { u64::from(u32::MAX) } else { u64::MAX };
-        let args = std::array::from_fn(|_| width & if dice.roll() % 3 == 0 { dice.roll() } else { dice.pick(&values) });
-        let audit = if dice.roll() % 50 == 0 { 0x1234_5678 } else { arch.audit() };
+        let args = std::array::from_fn(|_| {
+            width & if dice.roll().is_multiple_of(3) { dice.roll() } else { dice.pick(&values) }
+        });
+        let audit = if dice.roll().is_multiple_of(50) { 0x1234_5678 } else { arch.audit() };
         let call = Call { number, arch: audit, args };
         let (own, their) = (judge(&ours, &call), run(&theirs.program, &call));
         if audit != arch.audit() {
