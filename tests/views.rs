@@ -357,3 +357,91 @@ fn a_detached_containers_life_is_seen() {
     }
     assert_eq!(next, None, "{actions}");
 }
+
+#[test]
+fn images_are_listed_and_filtered_as_by_docker() {
+    require!();
+    let env = TestEnv::new();
+    let image = env.image("busybox");
+    env.coracle(&["pull", &image]).ok();
+    env.coracle(&["tag", &image, "mine:v1"]).ok();
+    env.coracle(&["tag", &image, "team/mine:v2"]).ok();
+    let list = |args: &[&str]| {
+        let text = env.coracle(&["images", "--format", "{{.Repository}}:{{.Tag}}"]).args(args).ok();
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let all = [image.as_str(), "mine:v1", "team/mine:v2"];
+    for (args, expect) in [
+        (&[][..], &all[..]),
+        (&["mine"], &["mine:v1"]),
+        (&["mine:v2"], &[]),
+        (&["m*e"], &["mine:v1"]),
+        (&["*/mine:v?"], &["team/mine:v2"]),
+        (&["-f", "reference=team/*"], &["team/mine:v2"]),
+        (&["-f", "dangling=true"], &[]),
+        (&["-f", "dangling=false", "mine"], &["mine:v1"]),
+        (&["-f", "since=mine:v1"], &[]),
+        (&["-f", "before=mine:v1"], &[]),
+        (&["-f", "label=nobody.has.this"], &[]),
+        (&["-f", "until=0s"], &all),
+        (&["-f", "until=2001-01-01"], &[]),
+    ] {
+        assert_eq!(list(args), expect, "{args:?}");
+    }
+    let id = env.coracle(&["images", "-q", "--no-trunc", "mine"]).ok();
+    assert!(id.starts_with("sha256:") && id.len() == 71, "{id}");
+    let row: Value = serde_json::from_str(&env.coracle(&["images", "--format", "json", "mine"]).ok()).unwrap();
+    assert_eq!((&row["Repository"], &row["ID"]), (&json!("mine"), &json!(id[7..19])));
+    let table = env.coracle(&["image", "ls", "--digests", "mine"]).ok();
+    assert!(table.starts_with("REPOSITORY   TAG       DIGEST ") && table.contains("sha256:"), "{table}");
+    env.coracle(&["images", "-f", "since=nobody"]).outcome().refused(1).says("nobody");
+    env.coracle(&["images", "-f", "color=red"]).outcome().refused(1).says("\"color\" is not implemented");
+}
+
+#[test]
+fn a44_a_log_that_was_replaced_is_not_shown() {
+    let env = TestEnv::new();
+    env.containers_may_stay();
+    hello(&env, "web");
+    let id = env.coracle(&["ps", "-aq", "--no-trunc"]).ok();
+    let canary =
+        env.write("canary", "{\"log\":\"secret\\n\",\"stream\":\"stdout\",\"time\":\"2026-01-02T03:04:05Z\"}\n");
+    write_log(&env, &id, "current.json.1", &[("one\n", "stdout", 1)]);
+    let current = env.root().join(format!("containers/{id}/logs/current.json"));
+    std::os::unix::fs::symlink(&canary, &current).unwrap();
+    let linked = env.coracle(&["logs", "web"]).outcome();
+    assert!(!linked.code(1).is_clear().text().contains("secret"));
+    fs_err::remove_file(&current).unwrap();
+    fs_err::hard_link(&canary, &current).unwrap();
+    assert!(!env.coracle(&["logs", "web"]).outcome().code(1).is_clear().text().contains("secret"));
+}
+
+#[test]
+fn a40_top_and_stats_run_nothing_of_the_image() {
+    require!();
+    let env = TestEnv::new();
+    env.containers_may_stay();
+    let trojan = env.write("trojan", "#!/bin/sh\ntouch /tmp/ran\n");
+    crate::env::set_mode(&trojan, 0o755);
+    let mount = |place: &str| format!("{}:{place}:ro", trojan.display());
+    env.coracle(&[
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--network",
+        "none",
+        "-v",
+        &mount("/usr/local/sbin/ps"),
+        "-v",
+        &mount("/usr/local/sbin/top"),
+    ])
+    .args(&[env.image("busybox").as_str(), "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.05; done"])
+    .ok();
+    env.coracle(&["top", "web", "aux"]).ok();
+    env.coracle(&["stats", "--no-stream", "web"]).ok();
+    env.coracle(&["exec", "web", "test", "-e", "/tmp/ran"]).outcome().code(1);
+    env.coracle(&["exec", "web", "ps"]).ok();
+    env.coracle(&["exec", "web", "test", "-e", "/tmp/ran"]).outcome().code(0);
+    env.coracle(&["rm", "-f", "web"]).ok();
+}

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use fs_err::File;
+use fs_err::os::unix::fs::OpenOptionsExt;
+use rustix::fs::OFlags;
 
 /// Read at once; a line that is longer than this is read in several steps.
 const CHUNK_BYTES: usize = 128 << 10;
@@ -122,7 +124,7 @@ impl Journal {
             if found.len() >= FILES_OPEN_MAX {
                 break;
             }
-            let file = match File::open(self.path(number)) {
+            let file = match open_own(&self.path(number)) {
                 Ok(file) => file,
                 // In the middle of a rotation any number can be missing.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -140,6 +142,20 @@ impl Journal {
         files.extend(found.into_iter().rev().map(|(_, file)| file));
         Ok(met)
     }
+}
+
+/// Opens a file of ours and nothing that somebody put in its place: no link, no fifo, no file of another
+/// user or with a second name (A44).
+fn open_own(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mut options = fs_err::OpenOptions::new();
+    let file = options.read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.uid() != rustix::process::geteuid().as_raw() || meta.nlink() > 1 {
+        let text = format!("{} is not a file that coracle wrote", path.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    Ok(file)
 }
 
 impl Reader {

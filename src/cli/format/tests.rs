@@ -38,6 +38,11 @@ fn templates() {
             "{{range $p, $c := .NetworkSettings.Ports}}{{$p}}>{{with $c}}{{(index . 0).HostPort}}{{end}} {{end}}",
             "53/udp> 80/tcp>8080 ",
         ),
+        ("{{range.Config.Cmd}}{{.}}{{end}}", "sh-cx"),
+        (
+            "{{range $p, $c := .NetworkSettings.Ports}}{{if $c}}{{$p}} -> {{(index $c 0).HostPort}}{{end}}{{end}}",
+            "80/tcp -> 8080",
+        ),
         ("{{(index (index .NetworkSettings.Ports \"80/tcp\") 0).HostPort}}", "8080"),
         ("{{if .Running}}up{{else}}down{{end}}", "up"),
         ("{{if eq .State.Status \"running\"}}r{{else if eq .State.ExitCode 3 4}}three{{else}}o{{end}}", "three"),

@@ -128,3 +128,26 @@ fn nothing_is_lost_or_repeated_while_a_writer_rotates() {
     thread.join().unwrap();
     assert_eq!(all(&mut follower), "");
 }
+
+#[test]
+fn a44_only_files_of_ours_are_read() {
+    let (place, journal) = journal(3);
+    let canary = place.path().join("canary");
+    fs_err::write(&canary, "secret\n").unwrap();
+    append(&journal, "1\n");
+    let mut follower = journal.read(true, None).unwrap();
+    assert_eq!(all(&mut follower), "1\n");
+    rotate(&journal);
+    std::os::unix::fs::symlink(&canary, journal.path(0)).unwrap();
+    assert!(follower.next().is_err(), "a link");
+    assert!(journal.read(false, None).is_err());
+    fs_err::remove_file(journal.path(0)).unwrap();
+    fs_err::hard_link(&canary, journal.path(0)).unwrap();
+    assert!(journal.read(false, None).is_err(), "a second name");
+    fs_err::remove_file(journal.path(0)).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, journal.path(0), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert!(journal.read_tail(true, 5).is_err(), "a fifo, and nobody waits for a writer");
+    fs_err::remove_file(journal.path(0)).unwrap();
+    append(&journal, "2\n");
+    assert_eq!(all(&mut journal.read(false, None).unwrap()), "1\n2\n");
+}
