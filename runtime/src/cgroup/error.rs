@@ -1,7 +1,7 @@
 //! What can go wrong with a cgroup, and what mends it.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::dbus::BusError;
 use super::settings::Refusal;
@@ -167,6 +167,19 @@ pub enum CgroupError {
 pub const DELEGATE_FIX: &str = "sudo mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' | sudo tee /etc/systemd/system/user@.service.d/delegate.conf && sudo systemctl daemon-reload && sudo systemctl restart user@$(id -u).service";
 /// The kernel command line that leaves no version 1.
 pub const UNIFIED_FIX: &str = "boot with systemd.unified_cgroup_hierarchy=1";
+/// What gives a cgroup the controllers that it lacks: systemd's drop-in below a user manager, else a line
+/// in its parent.
+pub fn controllers_fix(cgroup: &Path, lacking: &[&str]) -> String {
+    let managed = cgroup.components().any(|part| part.as_os_str().to_string_lossy().starts_with("user@"));
+    match cgroup.parent() {
+        Some(parent) if !managed => {
+            let wanted: Vec<String> = lacking.iter().map(|name| format!("+{name}")).collect();
+            format!("sudo sh -c 'echo {} > {}'", wanted.join(" "), parent.join("cgroup.subtree_control").display())
+        }
+        _ => format!("{DELEGATE_FIX} (this ends the user's services)"),
+    }
+}
+
 const BEST_EFFORT: &str = "or run with --limits=best-effort";
 
 impl NoPlace {
@@ -188,7 +201,10 @@ impl CgroupError {
     pub fn fix(&self) -> Option<String> {
         match self {
             Self::Unenforceable { source, .. } => source.fix(),
-            Self::Controllers { .. } => Some(format!("{DELEGATE_FIX} (this ends the user's services), {BEST_EFFORT}")),
+            Self::Controllers { cgroup, controllers, .. } => {
+                let fix = controllers_fix(cgroup, &controllers.split(", ").collect::<Vec<_>>());
+                Some(format!("{fix}, {BEST_EFFORT}"))
+            }
             Self::Busy { .. } => Some(format!(
                 "start it in a cgroup of its own: systemd-run --user --scope -p Delegate=yes COMMAND, {BEST_EFFORT}"
             )),

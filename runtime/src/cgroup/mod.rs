@@ -26,7 +26,7 @@ use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
 pub use dbus::BusError;
-pub use error::{CgroupError, DELEGATE_FIX, NoPlace, SystemdError, UNIFIED_FIX};
+pub use error::{CgroupError, DELEGATE_FIX, NoPlace, SystemdError, UNIFIED_FIX, controllers_fix};
 pub use outlook::{Outlook, outlook};
 pub use settings::{Controller, Refusal};
 pub use stats::{CpuStats, HugetlbStats, IoStats, MemoryStats, PidsStats, Pressure, Stats};

@@ -78,7 +78,9 @@ fn f20_a_missing_controller_is_an_error_before_anything_is_made() {
     let error = place::make(Some(&host(dir.path(), "/job")), &request(Kind::Auto, &asked, false)).unwrap_err();
     let CgroupError::Controllers { fields, controllers, .. } = &error else { panic!("{error}") };
     assert_eq!((fields.as_str(), controllers.as_str()), ("cpu.quota, blockIO.weight", "cpu, io"));
-    assert!(error.fix().unwrap().contains("Delegate=cpu cpuset io memory pids"));
+    let parent = dir.path().join("cgroup.subtree_control");
+    let line = format!("sudo sh -c 'echo +cpu +io > {}'", parent.display());
+    assert_eq!(error.fix().unwrap(), format!("{line}, or run with --limits=best-effort"));
     assert_eq!(own.read("cgroup.subtree_control").unwrap(), "");
     assert!(!own.child("coracle-c1").exists() && !own.child(LEAF).exists());
 }
@@ -90,6 +92,29 @@ fn what_cgroup_v2_does_not_know_is_refused_by_name() {
     let asked = resources(json!({"memory": {"swappiness": 10}}));
     let error = place::make(Some(&host(dir.path(), "/job")), &request(Kind::Auto, &asked, false)).unwrap_err();
     assert_eq!(error.to_string(), "cannot enforce memory.swappiness = 10: cgroup v2 has no such limit");
+}
+
+#[test]
+fn below_a_user_manager_the_fix_is_its_drop_in() {
+    let scope = Path::new("/sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service/app.slice/coracle.scope");
+    let fix = controllers_fix(scope, &["io"]);
+    assert!(
+        fix.contains("user@.service.d/delegate.conf") && fix.contains("Delegate=cpu cpuset io memory pids"),
+        "{fix}"
+    );
+}
+
+/// No bus listens for this user id, so a call to systemd would fail.
+#[test]
+fn a_scope_that_is_there_costs_no_call() {
+    const NOBODY: u32 = 4_000_000_000;
+    let dir = tempfile::tempdir().unwrap();
+    let manager = format!("user.slice/user-{NOBODY}.slice/user@{NOBODY}.service/app.slice");
+    let host = Host { uid: NOBODY, ..host(dir.path(), &format!("/{manager}/shell.service")) };
+    let scope = node(&dir.path().join(&manager).join("coracle.scope"), ALL, &[]);
+    node(&scope.path().join(LEAF), ALL, &[]);
+    assert_eq!(systemd::scope(&host).unwrap(), scope);
+    assert_eq!(scope.child(LEAF).read("cgroup.procs").unwrap(), "0");
 }
 
 #[test]

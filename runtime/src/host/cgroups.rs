@@ -1,7 +1,9 @@
 //! Which cgroups the host has and whether limits can be set without root.
 
+use std::path::Path;
+
 use super::Fact;
-use crate::cgroup::{Controller, DELEGATE_FIX, Outlook, UNIFIED_FIX, outlook};
+use crate::cgroup::{Controller, Outlook, UNIFIED_FIX, controllers_fix, outlook};
 
 /// The controllers behind the limits that people ask for.
 const WANTED: [Controller; 5] =
@@ -34,7 +36,10 @@ fn judge(outlook: &Outlook) -> Fact {
             if lacking.is_empty() {
                 return Fact::fine(NAME, value);
             }
-            (value, format!("limits for {} cannot be set", names(&lacking).replace(' ', ", ")), DELEGATE_FIX)
+            let path = Path::new("/sys/fs/cgroup").join(cgroup.trim_start_matches('/'));
+            let fix = controllers_fix(&path, &lacking.iter().map(|one| one.name()).collect::<Vec<_>>());
+            let effect = format!("limits for {} cannot be set", names(&lacking).replace(' ', ", "));
+            return Fact::lacking(NAME, value, false, &effect, &fix);
         }
     };
     Fact::lacking(NAME, value, false, &effect, fix)
