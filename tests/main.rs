@@ -20,6 +20,7 @@ mod limits;
 mod named_volumes;
 mod network;
 mod options;
+mod probe;
 mod pull;
 mod push;
 mod refused;
