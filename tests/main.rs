@@ -4,6 +4,8 @@
 //! an empty environment (`env::TestEnv`) and ends with the proof that nothing is left behind.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test that panics is a test that failed")]
 
+mod commit;
+mod copy;
 mod credentials;
 mod differential;
 mod e2e_oci;
@@ -12,6 +14,7 @@ mod host;
 mod hostile_image;
 mod hostile_layer;
 mod hostile_registry;
+mod housekeeping;
 mod ids;
 mod images;
 mod inside;

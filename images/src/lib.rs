@@ -3,9 +3,11 @@
 //! This crate knows nothing about containers and starts none. It prints nothing. tokio stays in
 //! `registry`; everything else is plain blocking code on a few threads.
 
+pub mod author;
 mod contents;
 pub mod credentials;
 mod decompression;
+pub mod diff;
 pub mod digest;
 pub mod flatten;
 pub mod layer;

@@ -32,7 +32,7 @@ pub enum LookupError {
 }
 
 /// What a name means in the merged tree.
-enum Found {
+pub(crate) enum Found {
     Nothing,
     /// The directories that are merged there, topmost first.
     Directory(Vec<OwnedFd>),
@@ -106,7 +106,7 @@ fn components(path: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 }
 
 /// The merged root directory, topmost first.
-fn root(layers: &[PathBuf]) -> Result<Vec<OwnedFd>, Errno> {
+pub(crate) fn root(layers: &[PathBuf]) -> Result<Vec<OwnedFd>, Errno> {
     let mut merged = Vec::with_capacity(layers.len());
     for layer in layers.iter().rev() {
         let directory = fs::openat(CWD, layer, DIRECTORY_FLAGS, Mode::empty())?;
@@ -135,7 +135,7 @@ const DIRECTORY_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OF
 
 /// Looks a name up as overlayfs does: the topmost entry wins, directories merge down to the first
 /// opaque one, anything that is no directory ends the merging.
-fn find(here: &[OwnedFd], name: &[u8]) -> Result<Found, Errno> {
+pub(crate) fn find(here: &[OwnedFd], name: &[u8]) -> Result<Found, Errno> {
     let mut merged = Vec::new();
     for directory in here {
         match find_in_layer(directory.as_fd(), name)? {

@@ -91,7 +91,7 @@ fn describe(engine: &Engine, name: &str, args: &InspectArgs) -> Result<Value, Cl
     }
     // A name that no volume can have is only looked for among the others.
     match (volumes::find(engine.root(), name), args.kind) {
-        (Ok(Some(found)), _) => Ok(super::volume::describe(&found)),
+        (Ok(Some(found)), _) => Ok(super::data::volume::describe(&found)),
         (Err(error), Some(_)) => Err(error.into()),
         (Ok(None), Some(_)) => Err(VolumeError::Unknown(name.to_owned()).into()),
         (_, None) => Err(InspectError::NoObject(name.to_owned()).into()),

@@ -6,6 +6,7 @@ mod completion;
 mod confirm;
 mod container;
 mod create;
+mod data;
 pub mod error;
 mod events;
 mod exec;
@@ -45,7 +46,6 @@ mod tag;
 mod top;
 mod update;
 mod version;
-mod volume;
 mod wait;
 mod words;
 
@@ -118,7 +118,8 @@ enum Command {
     Completion(completion::CompletionArgs),
     Scheduler(scheduler::SchedulerArgs),
     Man(man::ManArgs),
-    Volume(volume::VolumeArgs),
+    #[command(flatten)]
+    Data(data::DataCommand),
 }
 
 /// Parses the arguments and runs one command.
@@ -172,7 +173,8 @@ fn dispatch(root: Option<PathBuf>, command: Command) -> Result<ExitCode, CliErro
         Command::Completion(args) => completion::run(&args, Cli::command()),
         Command::Scheduler(args) => scheduler::run(root, args),
         Command::Man(args) => man::run(&args, Cli::command()),
-        Command::Volume(args) => volume::run(root, args),
+        Command::System(nouns::SystemCommand::Housekeeping(command)) => data::keep_house(root, command),
+        Command::Data(command) => data::run(root, command),
     }
 }
 

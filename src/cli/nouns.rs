@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 
+use super::data::{DataCommand, HousekeepingCommand, commit, cp, diff, export, import, prune};
 use super::inspect::Kind;
 use super::{
     Command, attach, boot, create, exec, history, images, inspect, kill, load, logs, pause, port, ps, pull, push,
@@ -33,6 +34,11 @@ pub enum ContainerCommand {
     Stats(stats::StatsArgs),
     Port(port::PortArgs),
     Update(Box<update::UpdateArgs>),
+    Cp(cp::CpArgs),
+    Diff(diff::DiffArgs),
+    Commit(commit::CommitArgs),
+    Export(export::ExportArgs),
+    Prune(prune::ContainerPruneArgs),
 }
 
 /// Names what is about the whole of coracle.
@@ -40,6 +46,8 @@ pub enum ContainerCommand {
 pub enum SystemCommand {
     Boot(boot::BootArgs),
     InstallUnit(boot::InstallUnitArgs),
+    #[command(flatten)]
+    Housekeeping(HousekeepingCommand),
 }
 
 /// Names what can be done to images.
@@ -56,6 +64,8 @@ pub enum ImageCommand {
     History(history::HistoryArgs),
     Load(load::LoadArgs),
     Save(save::SaveArgs),
+    Import(import::ImportArgs),
+    Prune(prune::ImagePruneArgs),
 }
 
 impl From<ContainerCommand> for Command {
@@ -78,6 +88,11 @@ impl From<ContainerCommand> for Command {
             ContainerCommand::Stats(args) => Self::Stats(args),
             ContainerCommand::Update(args) => Self::Update(args),
             ContainerCommand::Port(args) => Self::Port(args),
+            ContainerCommand::Cp(args) => Self::Data(DataCommand::Cp(args)),
+            ContainerCommand::Diff(args) => Self::Data(DataCommand::Diff(args)),
+            ContainerCommand::Commit(args) => Self::Data(DataCommand::Commit(args)),
+            ContainerCommand::Export(args) => Self::Data(DataCommand::Export(args)),
+            ContainerCommand::Prune(args) => Self::Data(DataCommand::ContainerPrune(args)),
             ContainerCommand::Logs(args) => Self::Logs(args),
             ContainerCommand::Rm(args) => Self::Rm(args),
             ContainerCommand::Inspect(args) => Self::Inspect(args.only(Kind::Container)),
@@ -97,6 +112,8 @@ impl From<ImageCommand> for Command {
             ImageCommand::History(args) => Self::History(args),
             ImageCommand::Load(args) => Self::Load(args),
             ImageCommand::Save(args) => Self::Save(args),
+            ImageCommand::Import(args) => Self::Data(DataCommand::Import(args)),
+            ImageCommand::Prune(args) => Self::Data(DataCommand::ImagePrune(args)),
         }
     }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::error::CliError;
 use super::several;
-use crate::engine::{Engine, EngineError, containers, lifecycle, run as engine_run};
+use crate::engine::{Engine, EngineError, containers, lifecycle, run as engine_run, volumes};
 
 /// Remove containers
 #[derive(Args)]
@@ -28,8 +28,13 @@ pub fn run(root: Option<PathBuf>, args: RmArgs) -> Result<ExitCode, CliError> {
     let engine = Engine::open(root)?;
     engine_run::remove_abandoned(&engine);
     containers::sweep(&engine);
-    several::each(&args.containers, |wanted| match lifecycle::remove(&engine, wanted, args.force) {
-        Err(EngineError::UnknownContainer(_)) if args.force => Ok(()),
-        removed => Ok(removed?),
+    several::each(&args.containers, |wanted| {
+        let found = containers::find(engine.root(), wanted).ok().filter(|_| args.volumes);
+        let volumes = found.map(|found| volumes::anonymous_of(engine.root(), &found.record)).unwrap_or_default();
+        match lifecycle::remove(&engine, wanted, args.force) {
+            Err(EngineError::UnknownContainer(_)) if args.force => {}
+            removed => removed?,
+        }
+        Ok(volumes::remove_unused(&engine, &volumes)?)
     })
 }

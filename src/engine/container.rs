@@ -202,6 +202,15 @@ impl ContainerDir {
         publish_json(&self.path, name, value, durable)
     }
 
+    /// Removes a container that could not be started, with the volumes that were made for it.
+    pub fn discard(&self) -> Result<(), ContainerError> {
+        // Without it the container is stillborn.
+        match fs_err::remove_file(self.path.join("config.json")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => self.remove(),
+        }
+    }
+
     /// Removes everything; the caller is root of the user namespace that owns the files.
     pub fn remove(&self) -> Result<(), ContainerError> {
         remove_dir(&self.state, &self.id, &self.path)
@@ -355,7 +364,10 @@ fn remove_dir(state: &Path, id: &str, path: &Path) -> Result<(), ContainerError>
     let record = read_record(path);
     let volumes = record.iter().flat_map(|record| &record.mounts).filter_map(|mount| mount.name.clone());
     // The record names them, so they go before it: a removal that is killed is done again.
-    volumes::remove_anonymous(state, id, &volumes.collect::<Vec<_>>())?;
+    // Docker keeps those of a container that was not to go away by itself, unless told otherwise.
+    if record.as_ref().is_some_and(|record| record.auto_remove) || is_stillborn(path) {
+        volumes::remove_anonymous(state, id, &volumes.collect::<Vec<_>>())?;
+    }
     let names = [record.and_then(|record| record.name), fs_err::read_to_string(path.join("name.taken")).ok()];
     let draft = draft_of(state, id);
     if path != draft {
@@ -371,6 +383,11 @@ fn remove_dir(state: &Path, id: &str, path: &Path) -> Result<(), ContainerError>
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }
+}
+
+/// Whether the container never got as far as its first run and never will: nobody knows its volumes.
+fn is_stillborn(path: &Path) -> bool {
+    !path.join("config.json").exists()
 }
 
 /// Makes a directory that only its owner may enter; one that exists is an error.

@@ -35,16 +35,41 @@ where
     if map.is_single() || is_identity(map) {
         return work();
     }
+    let (answers, child) = child(work)?;
+    let status = userns::run_in(map, child).map_err(EngineError::UserNamespace)?;
+    read_answer(answers, status)
+}
+
+/// Runs `work` in a child that is root of a new user namespace with this map, whatever the map, and
+/// `beside` on a thread of this process meanwhile. The child has copies of all descriptors.
+pub fn beside<T, F, U>(map: &IdMap, work: F, beside: impl FnOnce() -> U + Send) -> Result<(T, U), EngineError>
+where
+    T: Serialize + DeserializeOwned,
+    F: FnOnce() -> Result<T, EngineError>,
+    U: Send,
+{
+    let (answers, child) = child(work)?;
+    let (status, given) = userns::run_beside(map, child, beside).map_err(EngineError::UserNamespace)?;
+    Ok((read_answer(answers, status)?, given))
+}
+
+/// Makes what runs in the child, and the file that its answer will be in.
+fn child<T: Serialize>(
+    work: impl FnOnce() -> Result<T, EngineError>,
+) -> Result<(File, impl FnOnce() -> i32), EngineError> {
     // A file in memory, not a pipe: the child never waits for a reader.
     let answers = rustix::fs::memfd_create("coracle-answer", rustix::fs::MemfdFlags::CLOEXEC)
         .map_err(|error| EngineError::State(error.into()))?;
-    let mut answers = File::from(answers);
+    let answers = File::from(answers);
     let mut child_end = answers.try_clone().map_err(EngineError::State)?;
-    let status = userns::run_in(map, move || {
+    let child = move || {
         let answer = work().map_err(|error| report::elsewhere(&error));
         i32::from(send(&mut child_end, &answer).is_err())
-    })
-    .map_err(EngineError::UserNamespace)?;
+    };
+    Ok((answers, child))
+}
+
+fn read_answer<T: DeserializeOwned>(mut answers: File, status: i32) -> Result<T, EngineError> {
     let mut text = Vec::new();
     answers.rewind().map_err(EngineError::State)?;
     answers.take(ANSWER_BYTES_MAX).read_to_end(&mut text).map_err(EngineError::State)?;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use coracle_images::author::AuthorError;
 use coracle_images::{
     Digest, Image, IngestError, LoadError, LoadOptions, Platform, Progress, PullError, PushError, Reference, SaveError,
     SaveFormat, load, pull, save,
@@ -28,6 +29,8 @@ pub enum ImageError {
     Save(#[from] SaveError),
     #[error(transparent)]
     Push(#[from] PushError),
+    #[error(transparent)]
+    Author(#[from] AuthorError),
 }
 
 /// Is what a removal took away: names and image ids.

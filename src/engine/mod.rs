@@ -4,6 +4,7 @@
 //! prints or exits.
 
 pub mod attach;
+pub mod author;
 pub mod confinement;
 pub mod consumption;
 pub mod container;
@@ -14,6 +15,7 @@ pub mod exec;
 mod files;
 pub mod health;
 pub mod hello;
+pub mod housekeeping;
 pub mod image;
 pub mod journal;
 mod launching;
@@ -34,6 +36,7 @@ mod shim;
 mod signals;
 pub mod size;
 mod spec;
+pub mod transfer;
 pub mod update;
 pub mod usage;
 mod user;
@@ -151,6 +154,10 @@ pub enum EngineError {
     #[error(transparent)]
     Volume(#[from] volumes::VolumeError),
     #[error(transparent)]
+    Transfer(#[from] transfer::TransferError),
+    #[error(transparent)]
+    Change(#[from] author::ChangeError),
+    #[error(transparent)]
     Identity(#[from] coracle_runtime::container::IdentityError),
     #[error(transparent)]
     Update(#[from] update::UpdateError),
@@ -189,6 +196,11 @@ impl Engine {
     pub fn idmap(&self, mode: UserNs) -> Result<IdMap, EngineError> {
         Ok(idmap::choose(mode, &self.host_ids)?)
     }
+}
+
+/// Chooses an id map without any state directory.
+pub fn choose_idmap(mode: UserNs) -> Result<IdMap, EngineError> {
+    Ok(idmap::choose(mode, &HostIds::probe()?)?)
 }
 
 /// Names the unpacked layers that fit an id map.

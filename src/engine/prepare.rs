@@ -129,7 +129,7 @@ pub fn prepare(engine: &Engine, idmap: &IdMap, decided: Decided<'_>, mut plan: P
         }
         Err(error) => {
             // Nothing in it belongs to anybody else yet.
-            let _ = directory.remove();
+            let _ = directory.discard();
             Err(error)
         }
     }

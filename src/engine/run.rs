@@ -94,7 +94,7 @@ fn follow<P: Progress + Notes>(
         }
         Err(error) => {
             // The first failure is what the person has to hear; the leftovers are swept by the next run.
-            let _ = elsewhere::call(&made.record.idmap, || Ok(made.directory.remove()?));
+            let _ = elsewhere::call(&made.record.idmap, || Ok(made.directory.discard()?));
             Err(error)
         }
     }
@@ -106,7 +106,7 @@ pub fn create<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progre
     if let Some(path) = &options.cid_file
         && let Err(error) = write_cid_file(path, &made.directory.id)
     {
-        let _ = elsewhere::call(&made.record.idmap, || Ok(made.directory.remove()?));
+        let _ = elsewhere::call(&made.record.idmap, || Ok(made.directory.discard()?));
         return Err(error);
     }
     made.directory.set_abandonable(false)?;
@@ -174,7 +174,7 @@ fn remove_unstarted(engine: &Engine, id: &str, idmap: &IdMap) {
     };
     if let Ok(directory) = lifecycle::take(engine, found.id()) {
         // What cannot be removed now is listed, and can be removed later.
-        let _ = elsewhere::call(idmap, || Ok(directory.remove()?));
+        let _ = elsewhere::call(idmap, || Ok(directory.discard()?));
     }
 }
 

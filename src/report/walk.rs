@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use coracle_images::author::AuthorError;
 use coracle_images::{LoginError, PullError, PushError};
 
 use crate::engine::EngineError;
@@ -34,6 +35,8 @@ fn opened<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stat
             EngineError::Process(inner) => Some(inner),
             EngineError::User(inner) => Some(inner),
             EngineError::Volume(inner) => Some(inner),
+            EngineError::Transfer(inner) => Some(inner),
+            EngineError::Change(inner) => Some(inner),
             _ => None,
         };
     }
@@ -45,6 +48,7 @@ fn opened<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stat
             ImageError::Load(inner) => inner,
             ImageError::Save(inner) => inner,
             ImageError::Push(inner) => inner,
+            ImageError::Author(inner) => inner,
         });
     }
     if let Some(push) = error.downcast_ref::<PushError>() {
@@ -52,6 +56,13 @@ fn opened<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stat
             PushError::Registry(inner) => Some(inner),
             PushError::Credentials(inner) => Some(inner),
             PushError::Store(inner) => Some(inner),
+            _ => None,
+        };
+    }
+    if let Some(author) = error.downcast_ref::<AuthorError>() {
+        return match author {
+            AuthorError::Store(inner) => Some(inner),
+            AuthorError::Ingest(inner) => Some(inner),
             _ => None,
         };
     }

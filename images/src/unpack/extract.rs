@@ -35,6 +35,8 @@ pub struct Destination {
 pub struct ExtractOptions<'a> {
     /// What happens to owners.
     pub ownership: Ownership,
+    /// The mode bits that are taken over.
+    pub mode_mask: u32,
     /// Bounds.
     pub limits: &'a Limits,
 }
@@ -50,6 +52,7 @@ pub fn extract<E: From<UnpackError>>(
     options: &ExtractOptions<'_>,
 ) -> Result<UnpackReport, E> {
     let mut archive = Archive::new(reader);
+    let mode_mask = options.mode_mask;
     let options = UnpackOptions { ownership: options.ownership, limits: options.limits };
     let mut report = UnpackReport::default();
     if let Some(first) = archive.next_entry()? {
@@ -65,6 +68,7 @@ pub fn extract<E: From<UnpackError>>(
         let mut next = Some(first);
         while let Some(mut entry) = next {
             rebase(&mut entry, name.as_deref())?;
+            entry.mode &= mode_mask;
             // The directory itself is not the archive's.
             if components(&entry.path).next().is_some() {
                 extractor.apply(&entry, &mut archive)?;

@@ -29,7 +29,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 pub use fill::{make_anonymous, make_ready};
-pub use usage::{size_of_tree, users_of};
+pub use usage::users_of;
 
 use super::container::{self, ContainerError};
 use super::events::{self, Kind};
@@ -257,6 +257,25 @@ fn unname(root: &Path, name: &str, but: Option<&str>) -> Result<PathBuf, EngineE
     Ok(gone)
 }
 
+/// Names the volumes that were made for a container because it has to have some.
+pub fn anonymous_of(root: &Path, record: &super::record::Record) -> Vec<String> {
+    let names = record.mounts.iter().filter_map(|mount| mount.name.clone());
+    let anonymous =
+        |name: &String| find(root, name).ok().flatten().is_some_and(|volume| volume.record.anonymous_for.is_some());
+    names.filter(anonymous).collect()
+}
+
+/// Removes those of these volumes that no container uses any more (`rm -v`).
+pub fn remove_unused(engine: &Engine, names: &[String]) -> Result<(), EngineError> {
+    for name in names {
+        match remove(engine, name, None) {
+            Err(EngineError::Volume(VolumeError::InUse { .. } | VolumeError::Unknown(_))) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
 /// Takes away the volumes that were made for a container, which is going away; the caller is root of
 /// the user namespace that owns the files. One that another container has taken over stays.
 pub fn remove_anonymous(root: &Path, id: &str, names: &[String]) -> Result<(), ContainerError> {
@@ -275,7 +294,7 @@ pub fn remove_anonymous(root: &Path, id: &str, names: &[String]) -> Result<(), C
 /// Gives what a volume's files take on disk.
 pub fn size(engine: &Engine, volume: &Volume) -> Result<u64, EngineError> {
     let idmap = engine.idmap(coracle_runtime::UserNs::Auto)?;
-    elsewhere::call(&idmap, || Ok(size_of_tree(&volume.data())))
+    elsewhere::call(&idmap, || Ok(super::usage::tree_bytes(&volume.data())))
 }
 
 /// Removes what killed commands left half made and half removed.

@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::confirm::confirm;
-use super::error::{CliError, line};
-use super::filter::Filters;
-use super::format::Format;
-use super::{moment, table};
+use super::super::confirm::confirm;
+use super::super::error::{CliError, line};
+use super::super::filter::Filters;
+use super::super::format::Format;
+use super::super::{moment, table};
 use crate::engine::volumes::{self, Volume, VolumeError};
 use crate::engine::{Engine, container};
 
