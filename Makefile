@@ -1,5 +1,5 @@
 # The one entry to everything. `make run` shows coracle at work, `make test` does what CI does.
-.PHONY: help run test unit e2e guest conformance bench lint
+.PHONY: help run test unit e2e guest conformance openapi bench lint
 
 help:
 	@echo "make run          build coracle and run its built-in image (needs cargo, nothing else)"
@@ -7,6 +7,7 @@ help:
 	@echo "make unit         unit tests and the crates' own tests"
 	@echo "make e2e          the real binary against a real registry, as three kinds of user"
 	@echo "make lint         format, clippy, tidy, cargo deny where installed"
+	@echo "make openapi      schemathesis against the scheduler's own description"
 	@echo "make bench        ratios of speed and memory against crun, podman, skopeo and umoci"
 	@echo "make guest        limits on a Debian systemd host in QEMU: built once (2 minutes, as root), then resumed"
 	@echo "make conformance  other people's suites against coracle-oci (not yet)"
@@ -31,6 +32,9 @@ bench:
 
 guest:
 	tests/setup/suite guest
+
+openapi:
+	scheduler/tests/openapi/run
 
 conformance:
 	@echo "make conformance: there is no conformance suite yet; it comes with coracle-oci's own issue" >&2; exit 2

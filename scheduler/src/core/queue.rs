@@ -24,6 +24,8 @@ type Shape = u128;
 const STEP_PLACEMENTS: usize = 256;
 /// Blocked shapes that a provider's gain is offered to.
 const SHAPES_PER_GAIN: usize = 64;
+/// Blocked shapes of one group that are offered a gain however many groups wait.
+const SHAPES_PER_GROUP: usize = 4;
 /// Blocked shapes that are tried anew by a sweep.
 const SHAPES_PER_SWEEP: usize = 16;
 /// How often blocked shapes are tried anew without any gain: facts age silently.
@@ -62,7 +64,8 @@ pub(super) struct Queue {
     fair: BTreeSet<(u8, u64, GroupId)>,
     ranks: BTreeMap<GroupId, (u8, u64)>,
     blocked: BTreeMap<Shape, Blocked>,
-    heads: BTreeSet<(Order, Shape)>,
+    /// The first of each blocked shape, by group: a shape is one group's.
+    heads: BTreeMap<GroupId, BTreeSet<Order>>,
     quota: BTreeMap<GroupId, BTreeSet<Order>>,
     gained: BTreeSet<ProviderId>,
     swept: Shape,
@@ -143,13 +146,19 @@ impl Queue {
 
     fn unhead(&mut self, shape: Shape) {
         if let Some(first) = self.blocked.get(&shape).and_then(|blocked| blocked.waiting.first()) {
-            self.heads.remove(&(*first, shape));
+            let (first, group) = (*first, self.entries.get(&first.2).map(|entry| entry.group));
+            if let Some(group) = group {
+                remove_from(&mut self.heads, group, first);
+            }
         }
     }
 
     fn rehead(&mut self, shape: Shape) {
         if let Some(first) = self.blocked.get(&shape).and_then(|blocked| blocked.waiting.first()) {
-            self.heads.insert((*first, shape));
+            let (first, group) = (*first, self.entries.get(&first.2).map(|entry| entry.group));
+            if let Some(group) = group {
+                self.heads.entry(group).or_default().insert(first);
+            }
         }
     }
 }
@@ -178,11 +187,30 @@ pub(super) fn shape_of(instance: &Instance) -> Shape {
     u128::from_le_bytes(half)
 }
 
-/// Brings a group's turn up to date.
-pub(super) fn rank(state: &mut State, group: GroupId) {
+/// Reckons which part of the pool a group uses for its weight.
+fn share(state: &State, group: GroupId) -> u64 {
     let used = state.live.used.get(&group).map(|used| used.resources).unwrap_or_default();
     let weight = state.groups.get(&group).map_or(1, |group| u64::from(group.weight.max(1)));
-    let share = u64::from(used.dominant_permille(&state.live.total)) * 1000 / weight;
+    u64::from(used.dominant_permille(&state.live.total)) * 1000 / weight
+}
+
+/// Lists the first of each blocked shape in their turn: priority, then the group's share, then age.
+fn heads_in_turn(state: &State) -> Vec<InstanceId> {
+    let heads = &state.live.queue.heads;
+    let each = (SHAPES_PER_GAIN / heads.len().max(1)).max(SHAPES_PER_GROUP);
+    let mut turns: Vec<(u8, u64, Order)> = Vec::new();
+    for (group, orders) in heads {
+        let share = share(state, *group);
+        turns.extend(orders.iter().take(each).map(|order| (order.0, share, *order)));
+    }
+    turns.sort_unstable();
+    turns.truncate(SHAPES_PER_GAIN);
+    turns.into_iter().map(|(_, _, order)| order.2).collect()
+}
+
+/// Brings a group's turn up to date.
+pub(super) fn rank(state: &mut State, group: GroupId) {
+    let share = share(state, group);
     let queue = &mut state.live.queue;
     let rank = queue.ready.get(&group).and_then(BTreeSet::first).map(|order| (order.0, share));
     let before = match rank {
@@ -230,8 +258,9 @@ pub(super) fn dequeue(state: &mut State, id: InstanceId) {
         state.live.queue.gain(provider);
     }
     let queue = &mut state.live.queue;
-    let Some(entry) = queue.entries.remove(&id) else { return };
+    let Some(entry) = queue.entries.get(&id).cloned() else { return };
     queue.unlist(entry.spot, entry.order, entry.shape, entry.group);
+    queue.entries.remove(&id);
     if let Some(job) = entry.gang
         && let Some(members) = queue.gangs.get_mut(&job)
     {
@@ -378,9 +407,8 @@ fn offer_gain(state: &mut State, now: u64) -> Option<(InstanceId, ProviderId)> {
         if !state.live.queue.gang_explanations.is_empty() {
             state.live.arm(now + GANGS_MS, Timer::Gangs);
         }
-        let heads: Vec<Order> = state.live.queue.heads.iter().take(SHAPES_PER_GAIN).map(|(order, _)| *order).collect();
         let room = state.providers.contains_key(&provider);
-        for (_, _, id) in heads.into_iter().filter(|_| room) {
+        for id in heads_in_turn(state).into_iter().filter(|_| room) {
             let Some(found) = state.instances.get(&id).cloned() else { continue };
             let ask = Ask::of(state, &found);
             let record = &state.providers[&provider];

@@ -14,6 +14,7 @@ pub struct Quota {
     /// Reserved amounts; `None` means no limit.
     pub resources: Option<Resources>,
     /// Instances that are not finished, pending ones included; `None` means the pool's own bound.
+    #[schema(format = "uint32", maximum = 4294967295u64)]
     pub instances: Option<u32>,
 }
 

@@ -102,7 +102,8 @@ pub async fn sync(call: Call) -> Result<Response, Problem> {
     let provider = provider(&call)?;
     let sync: Sync = call.json()?;
     let applied = sync.applied;
-    let wait = call.query("wait_ms").and_then(|text| text.parse().ok()).unwrap_or(0u64).min(WAIT_MAX_MS);
+    let wait = call.query("wait_ms").map_or(Ok(0), str::parse::<u64>);
+    let wait = wait.map_err(|_| Problem::invalid("wait_ms", "not a number of milliseconds"))?.min(WAIT_MAX_MS);
     // Registered before the state is looked at, so that no command falls between.
     let wake = call.site.desk.shared.wake(provider);
     let event = move |ticket| Event::Sync { ticket, provider, sync: Box::new(sync) };

@@ -33,7 +33,8 @@ fn number(call: &Call, name: &'static str) -> Result<Option<u64>, Problem> {
 /// Reads how many rows are wanted.
 fn limit(call: &Call) -> Result<usize, Problem> {
     let asked = number(call, "limit")?.unwrap_or(100);
-    Ok(usize::try_from(asked).unwrap_or(ROWS_MAX).clamp(1, ROWS_MAX))
+    let asked = usize::try_from(asked).ok().filter(|asked| (1..=ROWS_MAX).contains(asked));
+    asked.ok_or_else(|| Problem::invalid("limit", format!("not a number between 1 and {ROWS_MAX}")))
 }
 
 /// An administrator sees every group's events, everybody else the own group's.

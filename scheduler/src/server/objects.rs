@@ -12,7 +12,7 @@ use crate::model::*;
 /// Objects of a page when none is asked.
 const PAGE: usize = 100;
 /// Objects of a page at most.
-const PAGE_MAX: usize = 1000;
+pub const PAGE_MAX: usize = 1000;
 
 /// Returns an object as its owner sees it: without hashes, with what is known beyond the record.
 pub fn view(state: &State, key: &Key) -> Option<Value> {

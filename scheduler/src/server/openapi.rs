@@ -9,8 +9,13 @@ use utoipa::openapi::{
     ComponentsBuilder, ContentBuilder, HttpMethod, InfoBuilder, OpenApi, OpenApiBuilder, Paths, Required,
 };
 
+use utoipa::PartialSchema as _;
+use utoipa::openapi::{RefOr, Schema};
+
+use super::objects::PAGE_MAX;
 use super::shapes;
 use super::table::{Policy, Route};
+use crate::model::{GroupId, InstanceState};
 
 /// Makes the document.
 pub fn document(routes: &[Route]) -> OpenApi {
@@ -41,10 +46,24 @@ fn text() -> utoipa::openapi::schema::Object {
     ObjectBuilder::new().schema_type(Type::String).build()
 }
 
-fn operation(
-    route: &Route,
-    all: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)>,
-) -> utoipa::openapi::path::Operation {
+fn number(from: usize, to: Option<usize>) -> utoipa::openapi::schema::Object {
+    let number = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(from));
+    number.maximum(to).build()
+}
+
+/// Tells what a query parameter may be. Logs are read by number, objects by id.
+fn query_schema(path: &str, query: &str) -> RefOr<Schema> {
+    match (query, path) {
+        ("limit", _) => number(1, Some(PAGE_MAX)).into(),
+        ("after", "/v1/events" | "/v1/audit") => number(0, None).into(),
+        ("after" | "group", _) => GroupId::schema(),
+        ("state", _) => InstanceState::schema(),
+        ("wait_ms", _) => number(0, None).into(),
+        _ => text().into(),
+    }
+}
+
+fn operation(route: &Route, all: &mut Vec<(String, RefOr<Schema>)>) -> utoipa::openapi::path::Operation {
     let mut operation = OperationBuilder::new().summary(Some(route.summary)).operation_id(Some(name(route)));
     if route.path.contains("{id}") {
         let id = ParameterBuilder::new().name("id").parameter_in(ParameterIn::Path).required(Required::True);
@@ -52,7 +71,7 @@ fn operation(
     }
     for query in route.query {
         let parameter = ParameterBuilder::new().name(*query).parameter_in(ParameterIn::Query).required(Required::False);
-        operation = operation.parameter(parameter.schema(Some(text())).build());
+        operation = operation.parameter(parameter.schema(Some(query_schema(route.path, query))).build());
     }
     if let Some(body) = route.body {
         let content = ContentBuilder::new().schema(Some(body(all))).build();
