@@ -423,21 +423,12 @@ fn a40_top_and_stats_run_nothing_of_the_image() {
     env.containers_may_stay();
     let trojan = env.write("trojan", "#!/bin/sh\ntouch /tmp/ran\n");
     crate::env::set_mode(&trojan, 0o755);
-    let mount = |place: &str| format!("{}:{place}:ro", trojan.display());
-    env.coracle(&[
-        "run",
-        "-d",
-        "--name",
-        "web",
-        "--network",
-        "none",
-        "-v",
-        &mount("/usr/local/sbin/ps"),
-        "-v",
-        &mount("/usr/local/sbin/top"),
-    ])
-    .args(&[env.image("busybox").as_str(), "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.05; done"])
-    .ok();
+    // First on the search path of whatever is started inside.
+    let mount = |name: &str| format!("{}:/usr/local/sbin/{name}:ro", trojan.display());
+    let looping = "trap 'exit 0' TERM; while :; do sleep 0.05; done";
+    env.coracle(&["run", "-d", "--name", "web", "-e", "PATH=/usr/local/sbin:/bin", "--network", "none"])
+        .args(&["-v", &mount("ps"), "-v", &mount("top"), &env.image("busybox"), "sh", "-c", looping])
+        .ok();
     env.coracle(&["top", "web", "aux"]).ok();
     env.coracle(&["stats", "--no-stream", "web"]).ok();
     env.coracle(&["exec", "web", "test", "-e", "/tmp/ran"]).outcome().code(1);
