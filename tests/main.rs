@@ -6,10 +6,12 @@
 
 mod commit;
 mod copy;
+mod attached;
 mod credentials;
 mod differential;
 mod e2e_oci;
 mod env;
+mod failpoints;
 mod host;
 mod hostile_image;
 mod hostile_layer;
@@ -19,7 +21,9 @@ mod ids;
 mod images;
 mod inside;
 mod kill;
+mod life;
 mod limits;
+mod model;
 mod named_volumes;
 mod network;
 mod options;

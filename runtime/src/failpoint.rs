@@ -6,6 +6,10 @@
 
 use std::io;
 
+use rustix::io::Errno;
+
+use crate::failure::{LaunchFailure, Stage};
+
 /// Every failpoint of a container's life, in its order; tests walk this list.
 pub const NAMES: &[&str] = &[
     "id_reserved",
@@ -88,6 +92,11 @@ pub fn hit(name: &str) -> io::Result<()> {
     }
 }
 
+/// Passes a failpoint of a launch.
+pub(crate) fn pass(stage: Stage, name: &str) -> Result<(), LaunchFailure> {
+    hit(name).map_err(|_| LaunchFailure::new(stage, "pass", name, Errno::IO))
+}
+
 /// Does nothing: this is a release build.
 ///
 /// # Errors
@@ -107,7 +116,7 @@ fn act(action: Action) -> io::Result<()> {
             // The first process of a pid namespace cannot kill itself.
             crate::sys::exit_now(137)
         }
-        Action::Error => Err(rustix::io::Errno::IO.into()),
+        Action::Error => Err(Errno::IO.into()),
         Action::Delay => {
             std::thread::sleep(std::time::Duration::from_millis(DELAY_MS));
             Ok(())

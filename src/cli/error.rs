@@ -9,7 +9,7 @@ use crate::report;
 /// Docker's code for "the runtime itself failed".
 pub const EXIT_CORACLE_FAILED: u8 = 125;
 /// Every command other than `run` that fails.
-const EXIT_FAILURE: u8 = 1;
+pub const EXIT_FAILURE: u8 = 1;
 
 /// Is an error on its way to the person.
 #[derive(Debug)]

@@ -56,7 +56,7 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 
-use error::{CliError, EXIT_CORACLE_FAILED, note};
+use error::{CliError, EXIT_CORACLE_FAILED, EXIT_FAILURE, note};
 
 /// Run Docker images without root and without a daemon.
 #[derive(Parser)]
@@ -143,7 +143,7 @@ fn dispatch(root: Option<PathBuf>, command: Command) -> Result<ExitCode, CliErro
         Command::Unpause(args) => pause::unpause(root, args),
         Command::Wait(args) => wait::run(root, args),
         Command::Attach(args) => attach::run(root, args),
-        Command::Exec(args) => exec::run(root, args),
+        Command::Exec(args) => exec::run(root, args).map_err(|error| error.with_exit_code(EXIT_FAILURE)),
         Command::Rename(args) => rename::run(root, args),
         Command::Ps(args) => ps::run(root, args),
         Command::Logs(args) => logs::run(root, args),

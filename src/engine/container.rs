@@ -249,8 +249,13 @@ fn old_drafts(state: &Path) -> Vec<Unwatched> {
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     names
         .filter_map(|name| {
-            let id = name.strip_prefix(DRAFT_PREFIX)?;
-            let path = draft_of(state, id);
+            let path = state.join("containers").join(&name);
+            // Also one that has its place and got no further.
+            let id = match name.strip_prefix(DRAFT_PREFIX) {
+                Some(id) => id,
+                None if path.join("container.json").exists() => return None,
+                None => &name,
+            };
             if is_young(&path) { None } else { Unwatched::take_at(state, id, path) }
         })
         .collect()
@@ -297,14 +302,38 @@ pub fn take_name(state: &Path, path: &Path, id: &str, name: &str) -> Result<(), 
     let draft = path.join("name");
     fs_err::write(&draft, id)?;
     fs_err::write(path.join("name.taken"), name)?;
+    let exists = |error: &std::io::Error| error.kind() == std::io::ErrorKind::AlreadyExists;
     match fs_err::hard_link(&draft, &taken) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            let id = fs_err::read_to_string(&taken).unwrap_or_default();
-            Err(ContainerError::NameTaken { name: name.to_owned(), id: short_id(&id).to_owned() })
-        }
-        Err(error) => Err(error.into()),
+        Err(error) if exists(&error) => {}
+        linked => return Ok(linked?),
     }
+    // Whoever took it may have been killed before it was anything. One at a time looks at that.
+    let turn = open_lock(&state.join("names").join(".lock"))?;
+    wait_for_lock(&turn)?;
+    let owner = fs_err::read_to_string(&taken).unwrap_or_default();
+    if !is_nobody(state, &owner) {
+        return Err(ContainerError::NameTaken { name: name.to_owned(), id: short_id(&owner).to_owned() });
+    }
+    let _ = fs_err::remove_file(&taken);
+    match fs_err::hard_link(&draft, &taken) {
+        Err(error) if exists(&error) => {
+            let owner = fs_err::read_to_string(&taken).unwrap_or_default();
+            Err(ContainerError::NameTaken { name: name.to_owned(), id: short_id(&owner).to_owned() })
+        }
+        linked => Ok(linked?),
+    }
+}
+
+/// Says whether an id belongs to no container, and to none that is being made.
+fn is_nobody(state: &Path, id: &str) -> bool {
+    let path = state.join("containers").join(id);
+    let held = open_existing_lock(&path).is_ok_and(|lock| is_locked(&lock));
+    id.is_empty() || !(path.join("container.json").exists() || held)
+}
+
+fn wait_for_lock(file: &File) -> Result<(), ContainerError> {
+    let wait = fcntl(file, FcntlArg::F_OFD_SETLKW(&whole_file()));
+    wait.map(drop).map_err(|source| ContainerError::Lock { path: file.path().to_owned(), source })
 }
 
 /// Frees a name if it is this container's.
@@ -338,8 +367,7 @@ pub fn take_turn(path: &Path) -> Result<File, ContainerError> {
     let file = fs_err::OpenOptions::new().read(true).write(true).open(path.join("container.json"))?;
     drop(file);
     let file = open_lock(&path.join("edit"))?;
-    fcntl(&file, FcntlArg::F_OFD_SETLKW(&whole_file()))
-        .map_err(|source| ContainerError::Lock { path: path.join("edit"), source })?;
+    wait_for_lock(&file)?;
     Ok(file)
 }
 

@@ -100,6 +100,7 @@ impl Container {
             }
             let status = match (&exit, held, state.phase) {
                 (_, true, Phase::Restarting) => Status::Restarting,
+                (Some(exit), true, _) if exit.restarting => Status::Restarting,
                 // Its shim is stopped, or about to write the end down.
                 (None, true, Phase::Running) if state.init.as_ref().is_none_or(has_ended) => Status::Exited,
                 (None, true, _) if is_paused(&state) => Status::Paused,
@@ -281,6 +282,7 @@ fn unseen_end(state: &State) -> ExitRecord {
         finished_ns: state.started_ns,
         oom_killed: false,
         unknown: true,
+        restarting: false,
         error: Some(error.to_owned()),
     }
 }

@@ -1,10 +1,13 @@
 //! One more process in a container that runs: a person's `exec`, and health checks.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use coracle_runtime::container::Identity;
-use coracle_runtime::{ExecOptions, LaunchFailure, Rootfs, Running, Stdio, exec as launch_exec};
+use coracle_runtime::detach::detach;
+use coracle_runtime::{ExecOptions, LaunchFailure, Rootfs, Running, Stdio, exec as launch_exec, memory};
 use coracle_shim::Foreground;
 use oci_spec::runtime::{Process, Spec, UserBuilder};
 use rustix::fs::{Mode, OFlags, open};
@@ -15,7 +18,11 @@ use super::options::{EnvEntry, Terminal};
 use super::prepare::identity_file;
 use super::process::{self, EnvironmentInputs};
 use super::record::Record;
-use super::{Engine, EngineError, events, user};
+use super::{Elsewhere, Engine, EngineError, events, user};
+use crate::report;
+
+/// A failure in words is far shorter.
+const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 
 /// Is everything `coracle exec` can be told, with Docker's meanings.
 #[derive(Debug, Clone, Default)]
@@ -31,10 +38,45 @@ pub struct ExecRequest {
 /// Runs a command in a container that runs; gives its exit code, 0 at once with `detach`.
 pub fn exec(engine: &Engine, wanted: &str, request: &ExecRequest) -> Result<u8, EngineError> {
     let terminal = request.terminal;
-    if terminal.tty && terminal.interactive && !request.detach && !rustix::termios::isatty(std::io::stdin()) {
+    if request.detach {
+        return exec_and_leave(engine.root(), wanted, request);
+    }
+    if terminal.tty && terminal.interactive && !rustix::termios::isatty(std::io::stdin()) {
         return Err(EngineError::NoTerminal);
     }
-    let container = containers::find(engine.root(), wanted)?;
+    let watch = Foreground::prepare().map_err(EngineError::Supervise)?;
+    let mut running = start(engine.root(), wanted, request)?;
+    let exit = watch.run(&mut running, terminal.interactive).map_err(EngineError::Supervise)?;
+    Ok(u8::try_from(exit.status()).unwrap_or(u8::MAX))
+}
+
+/// Runs a command and leaves it to a process that reaps it: the end of a container waits for every
+/// process that was put into it, until its parent has taken note (pid_namespaces(7)).
+fn exec_and_leave(root: &Path, wanted: &str, request: &ExecRequest) -> Result<u8, EngineError> {
+    let failed = |errno: rustix::io::Errno| EngineError::Supervise(errno.into());
+    let (answer, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(failed)?;
+    let keep = [theirs.as_raw_fd()];
+    detach(&keep, move || {
+        let started = start(root, wanted, request);
+        let said = serde_json::to_vec(&started.as_ref().map(drop).map_err(|error| report::elsewhere(error)));
+        let _ = File::from(theirs).write_all(&said.unwrap_or_default());
+        memory::trim_heap();
+        memory::release_program();
+        started.map_or(1, |running| running.wait().map_or(1, |exit| exit.status()))
+    })
+    .map_err(failed)?;
+    let mut text = Vec::new();
+    File::from(answer).take(ANSWER_BYTES_MAX).read_to_end(&mut text).map_err(EngineError::Supervise)?;
+    match serde_json::from_slice::<Result<(), Elsewhere>>(&text) {
+        Ok(answer) => answer.map(|()| 0).map_err(EngineError::Elsewhere),
+        Err(_) => Err(EngineError::NotRunning(wanted.to_owned())),
+    }
+}
+
+/// Starts the process: with the caller's streams, a terminal, or nothing.
+fn start(root: &Path, wanted: &str, request: &ExecRequest) -> Result<Running, EngineError> {
+    let terminal = request.terminal;
+    let container = containers::find(root, wanted)?;
     match container.status() {
         Status::Running => {}
         Status::Paused => return Err(EngineError::ContainerPaused(wanted.to_owned())),
@@ -45,7 +87,6 @@ pub fn exec(engine: &Engine, wanted: &str, request: &ExecRequest) -> Result<u8, 
     let pidfd = init.open()?.ok_or_else(gone)?;
     let spec = spec_of(&container.path, container.record.called())?;
     let process = process(&container.record, &spec, request)?;
-    let watch = if request.detach { None } else { Some(Foreground::prepare().map_err(EngineError::Supervise)?) };
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let null = open("/dev/null", flags, Mode::empty()).map_err(|errno| EngineError::Supervise(errno.into()))?;
     let (input, output, errors) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
@@ -61,14 +102,11 @@ pub fn exec(engine: &Engine, wanted: &str, request: &ExecRequest) -> Result<u8, 
     options.seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     options.stdio = stdio;
     options.cgroup = cgroup.as_ref().map(AsFd::as_fd);
-    // With a detached one nobody is left to care; it ends with its container.
-    options.die_with_parent = watch.is_some();
+    options.die_with_parent = true;
     let failed = |source: LaunchFailure| EngineError::Exec { id: short_id(container.id()).to_owned(), source };
-    let mut running = launch_exec(options).map_err(failed)?;
-    events::emit_container(engine.root(), &container.record, "exec_start", &[]);
-    let Some(watch) = watch else { return Ok(0) };
-    let exit = watch.run(&mut running, terminal.interactive).map_err(EngineError::Supervise)?;
-    Ok(u8::try_from(exit.status()).unwrap_or(u8::MAX))
+    let running = launch_exec(options).map_err(failed)?;
+    events::emit_container(root, &container.record, "exec_start", &[]);
+    Ok(running)
 }
 
 /// Starts a health check; what it writes goes to `output`.

@@ -114,9 +114,10 @@ fn end(engine: &Engine, found: Container, signal: i32, limit: Option<Duration>) 
                     thaw(&container)?;
                 }
                 failpoint::hit("stop_term_sent")?;
+                let limit = if signal == Signal::KILL.as_raw() { Some(RECORD_LIMIT) } else { limit };
                 if !wait_for_end(&pidfd, limit) {
                     signal_or_gone(&pidfd, Signal::KILL.as_raw())?;
-                    wait_for_end(&pidfd, None);
+                    must_end(&pidfd, &container)?;
                 }
             }
             // Between two runs, or before the first process is written down.
@@ -128,6 +129,14 @@ fn end(engine: &Engine, found: Container, signal: i32, limit: Option<Duration>) 
         }
         container = now;
     }
+}
+
+/// Waits for a process that was killed; one in the hands of a broken device or file system stays.
+fn must_end(pidfd: &OwnedFd, container: &Container) -> Result<(), EngineError> {
+    if wait_for_end(pidfd, Some(RECORD_LIMIT)) {
+        return Ok(());
+    }
+    Err(EngineError::Undying(container.record.called().to_owned()))
 }
 
 /// Waits until the end of a container is written down; one whose shim is stopped is at rest without it.

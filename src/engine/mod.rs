@@ -96,6 +96,8 @@ pub enum EngineError {
     InForeground(String),
     #[error("container {0} is held by its shim, which does not answer")]
     Held(String),
+    #[error("container {0} does not end although it was killed")]
+    Undying(String),
     #[error("the shim of container {0} went away")]
     ShimLost(String),
     #[error("container {0} has lost its specification")]

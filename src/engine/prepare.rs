@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use coracle_images::open_in_layers;
 use coracle_runtime::caps::CapSet;
 use coracle_runtime::seccomp::{self, Conditioned};
-use coracle_runtime::{IdMap, Rootfs, UserNs};
+use coracle_runtime::{IdMap, Rootfs, UserNs, failpoint};
 use oci_spec::image::Config;
 use oci_spec::runtime::{LinuxResources, Spec};
 
@@ -145,6 +145,8 @@ fn fill(
 ) -> Result<(Spec, Record), EngineError> {
     let options = decided.options;
     let rootfs = rootfs(directory, &decided.source, options)?;
+    // Here a limit of the writable layer would be set; hosts give ordinary users none (F39).
+    failpoint::hit("quota_set")?;
     let requests = with_others(engine, options)?;
     let requests = with_image_volumes(requests, &decided.source.config);
     let files = shared_files(directory, options, &decided.hostname, plan)?;
@@ -168,6 +170,7 @@ fn fill(
         resources: decided.resources,
     })?;
     directory.publish("config.json", &spec)?;
+    failpoint::hit("state_written")?;
     if options.userns.0 == UserNs::KeepId && !idmap.is_single() {
         own_by_root(idmap, &record.rootfs)?;
     }

@@ -241,6 +241,9 @@ pub struct ExitRecord {
     /// The watcher was killed, or the machine went down: the code is a guess.
     #[serde(default)]
     pub unknown: bool,
+    /// Its shim will start it once more.
+    #[serde(default)]
+    pub restarting: bool,
     /// Why it could not be started, or what is known about an unknown end.
     #[serde(default)]
     pub error: Option<String>,

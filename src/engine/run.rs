@@ -11,6 +11,7 @@ use coracle_shim::Foreground;
 use coracle_shim::attach::{AttachOptions, DetachKeys};
 use coracle_shim::client::Client;
 use rustix::fs::{Mode, OFlags, open};
+use rustix::process::Signal;
 
 use super::container::{self, ContainerDir, Unwatched};
 use super::containers::Container;
@@ -222,7 +223,11 @@ fn foreground<P: Progress + Notes>(
     let Prepared { directory, spec, record } = made;
     let mut launching = Launching { root: engine.root(), directory, record, spec };
     let Launched { mut running, keeper, cgroup } = launching.launch(stdio, false, &mut |text| progress.note(text))?;
-    publish_state(directory, running.pid, cgroup.as_ref().and_then(shim::copy))?;
+    if let Err(error) = publish_state(directory, running.pid, cgroup.as_ref().and_then(shim::copy)) {
+        let _ = running.signal(Signal::KILL);
+        let _ = running.wait();
+        return Err(error);
+    }
     events::emit_container(engine.root(), record, "start", &[]);
     let exit = watch.run(&mut running, interactive).map_err(EngineError::Supervise)?;
     events::emit_container(engine.root(), record, "die", &[("exitCode", &exit.status().to_string())]);
@@ -269,6 +274,7 @@ fn finish(
             finished_ns: prepare::now_ns(),
             oom_killed,
             unknown: false,
+            restarting: false,
             error: None,
         })?;
     }

@@ -120,8 +120,15 @@ impl Watch {
         let Launched { running, keeper, cgroup } = launching.launch(stdio, true, &mut |_| {})?;
         let live = Live { keeper, cgroup, init: None, since: Instant::now(), started_ns: now_ns() };
         self.live = Some(live);
-        failpoint::hit("execed")?;
-        Ok(running)
+        match failpoint::hit("execed") {
+            Ok(()) => Ok(running),
+            Err(error) => {
+                // Reported as a start that failed, so nothing of it may go on.
+                let _ = running.signal(Signal::KILL);
+                let _ = running.wait();
+                Err(error.into())
+            }
+        }
     }
 
     fn publish_state(&self, phase: Phase, init: Option<Identity>, cgroup: Option<&Cgroup>) -> Result<(), EngineError> {
@@ -178,6 +185,8 @@ impl Watch {
         if let Some(keeper) = live.keeper {
             keeper.finish();
         }
+        // The mounts went with their namespace.
+        let _ = failpoint::hit("umounted");
         let oom_killed = live.cgroup.as_ref().is_some_and(confinement::end);
         let _ = failpoint::hit("cgroup_killed");
         (live.since.elapsed().max(Duration::from_nanos(1)), oom_killed)
@@ -237,6 +246,7 @@ impl Owner for Watch {
                 (code, told.map(|told| told.message))
             }
         };
+        let after = self.after(exit_code, lasted);
         let record = ExitRecord {
             version: VERSION,
             run: self.run,
@@ -244,12 +254,12 @@ impl Owner for Watch {
             finished_ns: now_ns(),
             oom_killed,
             unknown: false,
+            restarting: after != After::Gone,
             error,
         };
         // Without it the run's end is reported as unknown, which is true then.
         let _ = self.directory.publish_exit(&record);
         events::emit_container(&self.root, &self.record, "die", &[("exitCode", &exit_code.to_string())]);
-        let after = self.after(exit_code, lasted);
         if after == After::Gone {
             let _ = fs_err::remove_file(self.directory.path.join("shim.sock"));
             if self.record.auto_remove {

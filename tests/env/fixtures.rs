@@ -3,6 +3,16 @@
 
 use std::path::{Path, PathBuf};
 
+/// Says whether the issue's own numbers are wanted: minutes instead of seconds.
+pub fn is_full() -> bool {
+    std::env::var("CORACLE_TEST_FULL").is_ok_and(|value| value == "1")
+}
+
+/// Gives the seed of random tests that a person wants repeated.
+pub fn given_seed() -> Option<u64> {
+    std::env::var("CORACLE_TEST_SEED").ok()?.parse().ok()
+}
+
 /// Gives the binary under test: the copy that an ordinary user may read, else cargo's own.
 pub fn coracle() -> PathBuf {
     std::env::var_os("CORACLE_TEST_BIN").map_or_else(|| env!("CARGO_BIN_EXE_coracle").into(), PathBuf::from)

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::{IdMap, IdRange};
 use crate::failure::{LaunchFailure, Stage};
-use crate::programs;
+use crate::{failpoint, programs};
 
 /// A helper says one line; more is not read.
 const HELPER_TEXT_MAX: u64 = 1024;
@@ -24,16 +24,18 @@ pub(crate) fn write(pid: i32, map: &IdMap) -> Result<(), LaunchFailure> {
     let gid = rustix::process::getegid().as_raw();
     if may_map_any() {
         write_map(pid, "uid_map", &map.uids)?;
-        return write_map(pid, "gid_map", &map.gids);
+        write_map(pid, "gid_map", &map.gids)?;
+        return failpoint::pass(Stage::Ids, "gidmap_done");
     }
     if is_own(&map.uids, uid) && is_own(&map.gids, gid) {
         write_file(pid, "setgroups", "deny")?;
         write_map(pid, "uid_map", &map.uids)?;
-        return write_map(pid, "gid_map", &map.gids);
+        write_map(pid, "gid_map", &map.gids)?;
+        return failpoint::pass(Stage::Ids, "gidmap_done");
     }
     let groups = spawn_helper("newgidmap", pid, &map.gids)?;
     let users = spawn_helper("newuidmap", pid, &map.uids);
-    let groups = finish_helper("newgidmap", groups);
+    let groups = finish_helper("newgidmap", groups).and_then(|()| failpoint::pass(Stage::Ids, "gidmap_done"));
     finish_helper("newuidmap", users?)?;
     groups
 }

@@ -24,6 +24,7 @@ use super::options::{Rootfs, Stdio};
 use super::program::{self, Departure, Hold, Streams, follow_parent, hide, set_streams, show};
 use super::sources::Sources;
 use super::{confining, identity, rootfs};
+use crate::failpoint;
 use crate::failure::{LaunchFailure, Stage};
 use crate::hooks::{self, Moment, Subject};
 use crate::idmap::{IdMap, read_map};
@@ -119,6 +120,7 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
         hooks::run(child.hooks, Moment::CreateContainer, child.subject, rustix::process::getpid().as_raw_pid())?;
     }
     mounted.finish()?;
+    failpoint::pass(Stage::Mounts, "mounts_done")?;
     confining::confine(&plan.confinement, mounted.proc.as_ref(), inside)?;
     make_working_directory(&plan.process.cwd, inside)?;
     if plan.root_readonly {
@@ -126,6 +128,7 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
         mount_setattr(root.as_fd(), false, &attr).fault(Stage::Rootfs, "make read-only", "root")?;
     }
     rootfs::enter(&root, child.no_pivot)?;
+    failpoint::pass(Stage::Rootfs, "pivoted")?;
     rootfs::share(&root, plan.root_propagation)?;
     if !plan.hooks_before_root {
         expect(channel, Stage::Network, |message| matches!(message, Message::Proceed))?;

@@ -38,6 +38,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 
+use crate::failpoint;
 use crate::failure::{LaunchFailure, Stage};
 use crate::hooks::{self, Moment, Subject};
 use crate::idmap;
@@ -188,7 +189,9 @@ impl Launched {
     ) -> Result<(OwnedFd, Option<OwnedFd>), LaunchFailure> {
         let pid = self.cloned.pid;
         if let Some(map) = &plan.idmap {
+            failpoint::pass(Stage::Ids, "cloned")?;
             idmap::write(pid, map)?;
+            failpoint::pass(Stage::Ids, "uidmap_done")?;
         }
         // Before the child goes on: it hides then, and its /proc entries with it.
         let user = namespace_of(plan, joined, pid, CloneFlags::USER, "user")?;

@@ -20,6 +20,7 @@ use super::devices::Terminal;
 use super::fault::Fault;
 use super::listener::{Announcement, Listener};
 use super::{home, identity, reaper};
+use crate::failpoint;
 use crate::failure::{LaunchFailure, Stage};
 use crate::hooks::{self, Moment, Subject};
 use crate::plan::ProcessPlan;
@@ -156,6 +157,7 @@ fn prepare(
     // Closed now and not at execve: no path below may lead through a descriptor of the host (A02).
     close_others(departure.keep_fds, [Some(channel.as_raw_fd()), hold, agent])?;
     identity::assume(process, listener)?;
+    failpoint::pass(Stage::Identity, "caps_dropped")?;
     // A change of ids switches both off (prctl(2)).
     hide()?;
     follow_parent(departure.die_with_parent)?;
@@ -165,6 +167,7 @@ fn prepare(
     enter_directory(&process.cwd)?;
     sys::reset_signals();
     wait_at_gate(departure, channel)?;
+    failpoint::pass(Stage::Gate, "ready_sent")?;
     let env = home::with_home(&process.env, process.uid);
     if let Some(subject) = departure.subject {
         let pid = rustix::process::getpid().as_raw_pid();
@@ -186,6 +189,7 @@ fn go(departure: &Departure<'_>, env: &[CString], listener: Option<&Announcement
     let ready = || {
         if process.no_new_privileges {
             identity::load_filters(process, listener)?;
+            failpoint::pass(Stage::Seccomp, "seccomp_loaded")?;
         }
         for fd in departure.keep_fds {
             sys::set_inheritable(*fd).fault(Stage::Exec, "keep descriptor", fd)?;

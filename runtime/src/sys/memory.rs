@@ -13,6 +13,21 @@ pub(crate) fn forget(pages: &Range<usize>) {
     unsafe { libc::madvise(start, pages.len(), libc::MADV_DONTNEED) };
 }
 
+/// madvise(2) with MADV_DONTNEED on the part of the stack that no function uses now, from `low` on.
+///
+/// `low` is the beginning of the stack's mapping; a wrong one is refused or does nothing.
+pub(crate) fn forget_unused_stack(low: usize) {
+    /// More than the frames of this function and the system call below it.
+    const USED_BYTES: usize = 64 * 1024;
+    let here = 0_u8;
+    let used = std::ptr::from_ref(&here).addr().saturating_sub(USED_BYTES);
+    let Some(length) = used.checked_sub(low) else { return };
+    let start = std::ptr::without_provenance_mut(low);
+    // SAFETY: the stack grows downwards and this process has one thread and no signal handler, so nothing
+    // below the frame of this function, and far below it, is in use; the next use reads zeroes first.
+    unsafe { libc::madvise(start, length, libc::MADV_DONTNEED) };
+}
+
 /// malloc_trim(3): gives free memory of the allocator back to the kernel. A C library without it keeps it.
 pub(crate) fn trim_heap() {
     #[cfg(target_env = "gnu")]
