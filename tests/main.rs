@@ -4,9 +4,9 @@
 //! an empty environment (`env::TestEnv`) and ends with the proof that nothing is left behind.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test that panics is a test that failed")]
 
+mod attached;
 mod commit;
 mod copy;
-mod attached;
 mod credentials;
 mod differential;
 mod e2e_oci;
