@@ -16,6 +16,7 @@ use coracle_shim::Foreground;
 use oci_spec::runtime::Spec;
 
 use super::error::OciError;
+use super::notify::Notify;
 use super::streams::{check_console, connect_console, preserved, send_console, write_pid};
 use super::{Context, delete, rootless};
 use crate::{env, report};
@@ -86,12 +87,13 @@ struct Order<'a> {
 
 /// Runs `create`.
 pub fn create(context: &Context, args: &CreateArgs) -> Result<ExitCode, OciError> {
-    let order = Order::read(context, &args.bundle)?;
+    let mut order = Order::read(context, &args.bundle)?;
     check_console(order.terminal(), false, args.bundle.console_socket.as_deref())?;
     seal::ensure_sealed().map_err(OciError::Seal)?;
     let root = context.place.make()?;
     let container = root.add(&order.id)?;
     let lock = container.lock()?;
+    let (lock, _) = order.offer_notify(lock)?;
     order.or_remove(lock, |order, lock| {
         let gate = Gate::Socket(container.gate());
         order.launch(lock, gate, order.terminal(), false).map(|_| ExitCode::SUCCESS)
@@ -110,9 +112,14 @@ pub fn start(context: &Context, args: &StartArgs) -> Result<ExitCode, OciError> 
             return Err(OciError::Status { verb: "start", id, status });
         }
     }
+    let notify = Notify::take_over(&container)?;
     open_gate(&container.gate()).map_err(|source| OciError::Start { id: id.clone(), source })?;
     let Some(state) = state else { return Ok(ExitCode::SUCCESS) };
+    let pid = state.init.pid;
     poststart(context, lock, &state).map_err(|source| OciError::Start { id, source })?;
+    if let Some(notify) = notify {
+        notify.wait(pid);
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -137,17 +144,19 @@ pub fn subject(state: &State) -> Subject {
 
 /// Runs `run`.
 pub fn run(context: &Context, args: &RunArgs) -> Result<ExitCode, OciError> {
-    let order = Order::read(context, &args.bundle)?;
+    let mut order = Order::read(context, &args.bundle)?;
     let terminal = order.terminal();
     let watched = !args.detach && args.bundle.console_socket.is_none();
     check_console(terminal, watched, args.bundle.console_socket.as_deref())?;
     seal::ensure_sealed().map_err(OciError::Seal)?;
-    let watch_failed = |source| OciError::Watch { id: order.id.clone(), source };
+    let id = order.id.clone();
+    let watch_failed = |source| OciError::Watch { id: id.clone(), source };
     // Before the container exists, so that no signal is lost.
     let watch = if args.detach { None } else { Some(Foreground::prepare().map_err(watch_failed)?) };
     let root = context.place.make()?;
     let container = root.add(&order.id)?;
-    let mut running = order.or_remove(container.lock()?, |order, lock| {
+    let (lock, notify) = order.offer_notify(container.lock()?)?;
+    let mut running = order.or_remove(lock, |order, lock| {
         let mut running = order.launch(lock, Gate::Wait, terminal, watch.is_some())?;
         running.start().map_err(|source| OciError::Start { id: order.id.clone(), source })?;
         Ok(running)
@@ -157,6 +166,11 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<ExitCode, OciError> {
     {
         let failed = |source| OciError::Start { id: order.id.clone(), source };
         poststart(context, container.lock()?, &state).map_err(failed)?;
+    }
+    match (notify, &watch) {
+        (Some(notify), Some(_)) => notify.wait_aside(running.pid),
+        (Some(notify), None) => notify.wait(running.pid),
+        (None, _) => {}
     }
     let Some(watch) = watch else {
         return Ok(ExitCode::SUCCESS);
@@ -191,6 +205,18 @@ impl<'a> Order<'a> {
     fn rootfs(&self) -> PathBuf {
         let root = self.config.spec.root().as_ref();
         self.directory.join(root.map_or(Path::new(""), |root| root.path()))
+    }
+
+    /// Lets the container tell the caller's service manager that it is ready.
+    fn offer_notify<'b>(&mut self, lock: Lock<'b>) -> Result<(Lock<'b>, Option<Notify>), OciError> {
+        match Notify::offer(lock.container(), &mut self.config.spec) {
+            Ok(notify) => Ok((lock, notify)),
+            Err(error) => {
+                // The first error is the one that tells why.
+                let _ = lock.remove();
+                Err(error)
+            }
+        }
     }
 
     /// Does something that may fail; what is left of the container then goes away.

@@ -12,6 +12,7 @@ mod features;
 mod journal;
 mod kill;
 mod list;
+mod notify;
 mod pause;
 mod place;
 mod processes;
@@ -92,6 +93,9 @@ enum Command {
     Features(features::FeaturesArgs),
 }
 
+/// What this runtime can do, in crun's form; programs that drive crun look for the words.
+const FEATURES: &str = "+SYSTEMD +CAP +SECCOMP";
+
 /// What every command gets.
 struct Context {
     place: Place,
@@ -106,7 +110,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Err(error) => return usage(&error),
     };
     if cli.version {
-        list::print(&format!("coracle-oci version {}\nspec: {OCI_VERSION}", env!("CARGO_PKG_VERSION")));
+        list::print(&format!("coracle-oci version {}\nspec: {OCI_VERSION}\n{FEATURES}", env!("CARGO_PKG_VERSION")));
         return ExitCode::SUCCESS;
     }
     let journal = match Journal::open(cli.log.as_deref(), cli.log_format, cli.debug) {

@@ -38,7 +38,7 @@ pub(super) fn refuse(settings: &Settings, best_effort: bool) -> Result<Vec<Limit
             let state = settings
                 .refused
                 .iter()
-                .map(|refusal| LimitState::unenforced(&refusal.field, &refusal.value, refusal.reason));
+                .map(|refusal| LimitState::unenforced(&refusal.field, &refusal.value, &refusal.reason));
             Ok(state.collect())
         }
     }

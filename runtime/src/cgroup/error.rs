@@ -106,7 +106,7 @@ pub enum CgroupError {
         source: io::Error,
     },
     /// The kernel has no file for a limit.
-    #[error("cannot enforce {field}: this kernel has no {file}")]
+    #[error("cannot enforce {field}: this kernel has no {file}: no such file or directory")]
     NoFile {
         /// The field of `linux.resources`.
         field: String,

@@ -110,7 +110,7 @@ pub struct Refusal {
     /// What was asked.
     pub value: String,
     /// Why not.
-    pub reason: &'static str,
+    pub reason: String,
 }
 
 /// Settings in the order in which they are written, and what cannot be written at all.
@@ -125,8 +125,8 @@ impl Settings {
         self.list.push(setting);
     }
 
-    fn refuse(&mut self, field: impl Into<String>, value: impl ToString, reason: &'static str) {
-        self.refused.push(Refusal { field: field.into(), value: value.to_string(), reason });
+    fn refuse(&mut self, field: impl Into<String>, value: impl ToString, reason: impl Into<String>) {
+        self.refused.push(Refusal { field: field.into(), value: value.to_string(), reason: reason.into() });
     }
 
     /// The controllers that are needed, once each.
@@ -226,7 +226,15 @@ fn add_unified(resources: &LinuxResources, made: &mut Settings) {
         let clean = file.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_'));
         let controller = file.split_once('.').filter(|(_, rest)| !rest.is_empty() && !rest.contains(".."));
         match controller.and_then(|(name, _)| Controller::from_name(name)).filter(|_| clean) {
-            None => made.refuse(field, value, "is no file of a controller"),
+            // crun's words: its users look for them.
+            None => match controller.filter(|_| clean) {
+                Some((name, _)) => {
+                    made.refuse(field, value, format!("the requested cgroup controller `{name}` is not available"));
+                }
+                None => {
+                    made.refuse(field, value, format!("the specified key has not the form CONTROLLER.VALUE `{file}`"))
+                }
+            },
             // One write is one line: the kernel looks at the first only.
             Some(controller) => {
                 for line in value.lines().filter(|line| !line.is_empty()) {
