@@ -10,7 +10,7 @@ help:
 	@echo "make openapi      schemathesis against the scheduler's own description"
 	@echo "make bench        ratios of speed and memory against crun, podman, skopeo and umoci"
 	@echo "make guest        limits on a Debian systemd host in QEMU: built once (2 minutes, as root), then resumed"
-	@echo "make conformance  other people's suites against coracle-oci (not yet)"
+	@echo "make conformance  crun's own suite and podman with coracle-oci, on the host and in the guest (as root)"
 
 run:
 	cargo run --release --quiet -- run --rm coracle/hello
@@ -38,4 +38,4 @@ openapi:
 	scheduler/tests/openapi/run
 
 conformance:
-	@echo "make conformance: there is no conformance suite yet; it comes with coracle-oci's own issue" >&2; exit 2
+	tests/setup/suite conformance

@@ -4,7 +4,8 @@
 It fails where coracle-oci has fewer `ok` than crun in a place (a skip is no ok), where a test's result
 differs from crun's and differences.toml does not say why, and where an explanation explains nothing.
 Prints `conformance: N passed, N failed, N skipped` for tests/setup/suite; a result that differs for the
-reason written down counts as skipped if crun's was ok, else as passed.
+reason written down counts as skipped if crun's was ok, else as passed. PLACE.podman holds lines `ok NAME`
+and `not ok NAME` of podman-cases.
 """
 
 import collections
@@ -64,6 +65,17 @@ def main():
         wanted = any(place.startswith(name) for place in places for name in one.get("places", [""]))
         if wanted and id(one) not in used:
             problems.append(f"differences.toml explains what is not there: {one['tests']} in {one.get('places', 'all')}")
+    for name in sorted(name for name in os.listdir(results) if name.endswith(".podman")):
+        with open(f"{results}/{name}") as file:
+            text = file.read()
+        lines = text.splitlines()
+        bad = [line for line in lines if line.startswith("not ok ")]
+        good = sum(line.startswith("ok ") for line in lines)
+        counts["passed"] += good
+        counts["failed"] += len(bad)
+        print(f"{name}: {good} ok, {len(bad)} not ok")
+        if bad or not good:
+            problems.append(f"{name}:\n{text}")
     for problem in problems:
         print(problem)
     print(f"conformance: {counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
