@@ -3,6 +3,7 @@
 mod lifecycle;
 mod peers;
 mod refusals;
+mod rows;
 
 use std::io::{Read, Write};
 use std::os::unix::fs::symlink;

@@ -16,7 +16,10 @@ CORACLE, IMAGES = sys.argv[1], Path(sys.argv[2])
 WORK = Path.cwd()
 # Enough for a stable median of a few milliseconds, little enough for a minute in all.
 RUNS_START, RUNS_PODMAN, RUNS_PULL = 60, 12, 5
+RUNS_LIVES, RUNS_AT_ONCE = 1000, 5
 TIME_LIMIT_S = 120
+# A created container keeps its streams, so a pipe would stay open.
+DEAF = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
 
 
@@ -145,6 +148,67 @@ def start_speed(address):
     say("run --rm true / crun run of a bundle, ranges of ids", ranges, "at most 1.5", ranges <= 1.5)
     say("run --rm true / crun run of a bundle, one id", one, "at most 1.5", one <= 1.5)
     say("podman run --rm true / run --rm true", long["podman"] / long["ours"], "at least 10", long["podman"] >= 10 * long["ours"])
+
+
+def peak_kib(command):
+    """Runs a command that must succeed and gives the kernel's own largest resident size of it and its children."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = subprocess.run([str(part) for part in command], **QUIET).returncode
+            print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=open(WORK / "peak", "w"))
+        finally:
+            os._exit(code)
+    if os.waitpid(child, 0)[1] != 0:
+        sys.exit(f"{' '.join(map(str, command))} failed")
+    return int((WORK / "peak").read_text())
+
+
+def lives(runtime, bundle, ids):
+    """create, start and delete of containers; together if there are several."""
+
+    def each(*words):
+        processes = [subprocess.Popen([str(part) for part in [*runtime, *words, name]], cwd=bundle, **DEAF) for name in ids]
+        for process in processes:
+            if process.wait(timeout=TIME_LIMIT_S) != 0:
+                sys.exit(f"{runtime[0]} {' '.join(words)} failed")
+
+    start = time.perf_counter()
+    each("create")
+    each("start")
+    each("delete", "--force")
+    return time.perf_counter() - start
+
+
+def leftovers():
+    """Counts what containers could leave: processes and mounts of ours, and entries of the state directories."""
+    own = [stat for stat in Path("/proc").glob("[0-9]*") if stat.exists() and stat.owner() == Path("/proc/self").owner()]
+    states = [len(list(place.iterdir())) for place in [WORK / "run/crun", WORK / "run/ours"] if place.exists()]
+    return len(own), len(Path("/proc/self/mounts").read_text().splitlines()), sum(states)
+
+
+def oci_speed():
+    """coracle-oci beside crun on the same prepared bundle: run, whole lives one by one and at once, memory."""
+    bundle = crun_bundle("oci-bundle", True)
+    number = iter(range(1 << 30))
+    ours = [WORK / "coracle-oci", "--root", WORK / "run/ours", "--cgroup-manager=disabled"]
+    theirs = ["crun", "--root", WORK / "run/crun", "--cgroup-manager=disabled"]
+    bench = lambda runtime: lambda: run(*runtime, "run", "--bundle", bundle, f"oci{next(number)}")
+    short = interleaved(RUNS_START, ours=bench(ours), crun=bench(theirs))
+    say("coracle-oci run / crun run", short["ours"] / short["crun"], "at most 1", short["ours"] <= short["crun"])
+    one = lambda runtime: ["run", "--bundle", bundle, f"oci{next(number)}"]
+    peaks = [statistics.median(peak_kib([*runtime, *one(runtime)]) for _ in range(5)) for runtime in (ours, theirs)]
+    say("peak memory of coracle-oci run / crun run", peaks[0] / peaks[1], "at most 0.5", peaks[0] <= peaks[1] / 2)
+    before = leftovers()
+    life = lambda runtime, count: lambda: lives(runtime, bundle, [f"life{next(number)}" for _ in range(count)])
+    # A thousand lives: each is one round of the median.
+    many = interleaved(RUNS_LIVES, ours=life(ours, 1), crun=life(theirs, 1))
+    say("create, start, delete / crun's", many["ours"] / many["crun"], "at most 1", many["ours"] <= many["crun"])
+    at_once = interleaved(RUNS_AT_ONCE, ours=life(ours, 50), crun=life(theirs, 50))
+    say("50 at once / crun's", at_once["ours"] / at_once["crun"], "at most 1", at_once["ours"] <= at_once["crun"])
+    after = leftovers()
+    say("processes, mounts and states left", sum(after) - sum(before), "0", after == before)
 
 
 def pull_speed(address):
@@ -279,6 +343,7 @@ def main():
         # Before anything is removed, see there.
         pull_speed(address)
         start_speed(address)
+        oci_speed()
         ps_speed(address)
         idle_memory(address)
         pull_memory(address)
