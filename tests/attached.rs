@@ -164,7 +164,7 @@ fn f26_a_flood_stays_bounded_in_order_and_in_memory() {
     require!();
     let env = TestEnv::new();
     let image = env.image("busybox");
-    let count = if fixtures::is_full() { 20_000_000 } else { 400_000 };
+    let count = if fixtures::is_full() { 2_000_000 } else { 400_000 };
     let options = ["--log-opt", "max-size=4m", "--log-opt", "max-file=3", "--name", "c"];
     let script = format!("seq 1 {count}; sleep 1000");
     let id = detached(&env, &[&options[..], &[&image, "sh", "-c", &script]].concat());
