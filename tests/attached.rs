@@ -44,11 +44,12 @@ fn descriptors(pid: i32) -> usize {
     fs_err::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
-/// Gives the memory in KiB that a process has written; what it only reads of its program is the page cache's.
+/// Gives the memory in KiB that a process has written; what it only reads of its program is the page cache's, or
+/// of the sealed copy that root runs from (A01).
 pub fn private_kib(pid: i32) -> u64 {
     let rollup = fs_err::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     let of = |line: &str| line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
-    rollup.lines().filter(|line| line.starts_with("Private_Dirty")).filter_map(of).sum()
+    rollup.lines().filter(|line| line.starts_with("Anonymous:")).filter_map(of).sum()
 }
 
 #[test]
@@ -67,7 +68,8 @@ fn f23_attaching_and_leaving_costs_nothing_that_stays() {
     wait_until("the clients to be gone", || descriptors(shim) < 16);
     let (fds, memory) = (descriptors(shim), private_kib(shim));
     (0..CYCLES).for_each(|_| cycle());
-    wait_until("the clients to be gone", || descriptors(shim) == fds);
+    // The last of the first ones may have been there still.
+    wait_until("all clients to be gone", || descriptors(shim) <= fds);
     let grown = private_kib(shim).saturating_sub(memory);
     assert!(grown <= GROWTH_KIB_MAX, "the shim grew by {grown} KiB");
     let stats: Value =

@@ -165,8 +165,9 @@ fn a_commit_that_is_killed_leaves_a_store_that_works() {
         let name = format!("killed:{round}");
         let mut running = env.coracle(&["commit", "c", &name]).spawn();
         // From the first moment to some time after the last.
-        poll(std::time::Duration::from_millis(u64::from(round) * 60), || running.has_ended());
-        running.signal(nix::sys::signal::Signal::SIGKILL);
+        if !poll(std::time::Duration::from_millis(u64::from(round) * 60), || running.has_ended()) {
+            running.signal(nix::sys::signal::Signal::SIGKILL);
+        }
         running.wait();
         let here = env.coracle(&["images", "-q", &name]).ok();
         if !here.is_empty() {

@@ -490,7 +490,7 @@ mod tests {
         ));
         dir.remove().unwrap();
         assert!(!dir.path.exists());
-        assert!(fs_err::read_dir(state.path().join("names")).unwrap().next().is_none());
+        assert!(!state.path().join("names/web").exists());
         assert!(fs_err::read_dir(state.path().join("autoremove")).unwrap().next().is_none());
     }
 

@@ -116,8 +116,14 @@ impl Journal {
 
     /// Opens the files that are newer than a known one, oldest first; says whether the known one was met.
     ///
-    /// Numbers only grow while this looks from 0 upwards, so a file can be met twice but is not missed.
+    /// Numbers only grow while this looks from 0 upwards, so a file can be met twice, and one that is newer
+    /// than the first can be met, but none is missed.
     fn newer_than(&self, known: Option<u64>, files: &mut VecDeque<File>) -> io::Result<bool> {
+        self.scan(known, files, |_| ())
+    }
+
+    /// Does that; `seen` is called after each number.
+    fn scan(&self, known: Option<u64>, files: &mut VecDeque<File>, mut seen: impl FnMut(u32)) -> io::Result<bool> {
         let mut found: Vec<(u64, File)> = Vec::new();
         let mut met = known.is_none();
         for number in 0..self.files_max.max(2) {
@@ -135,9 +141,12 @@ impl Journal {
                 met = true;
                 break;
             }
-            if found.last().is_none_or(|(last, _)| *last != inode) {
-                found.push((inode, file));
+            // What was met after it, if it is met again, has come since: the next look finds that.
+            match found.iter().position(|(before, _)| *before == inode) {
+                Some(at) => found.truncate(at + 1),
+                None => found.push((inode, file)),
             }
+            seen(number);
         }
         files.extend(found.into_iter().rev().map(|(_, file)| file));
         Ok(met)

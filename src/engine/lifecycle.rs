@@ -59,9 +59,7 @@ pub fn start(engine: &Engine, wanted: &str, attached: bool) -> Result<Option<(Co
     // As it is now that nobody else can change it.
     let container =
         Container::read(engine.root(), found.id())?.ok_or_else(|| EngineError::UnknownContainer(wanted.to_owned()))?;
-    let record = Container::read(engine.root(), found.id())?.map(|now| now.record);
-    let record = record.ok_or_else(|| EngineError::UnknownContainer(wanted.to_owned()))?;
-    let channel = shim::spawn(engine.root(), directory, record, attached)?;
+    let channel = shim::spawn(engine.root(), directory, container.record.clone(), attached)?;
     Ok(Some((container, channel)))
 }
 
@@ -101,7 +99,11 @@ fn end(engine: &Engine, found: Container, signal: i32, limit: Option<Duration>) 
     let mut signalled = 0;
     loop {
         if !container.status().is_active() {
-            return settle_down(engine, &container);
+            // Only now it is known whether its shim starts it once more.
+            match settle_down(engine, &container)? {
+                Some(now) if now.status().is_active() => container = now,
+                _ => return Ok(()),
+            }
         }
         // Before the signal: the shim looks at it when the container has ended.
         fs_err::write(container.path.join(STOPPED), b"")?;
@@ -140,7 +142,8 @@ fn must_end(pidfd: &OwnedFd, container: &Container) -> Result<(), EngineError> {
 }
 
 /// Waits until the end of a container is written down; one whose shim is stopped is at rest without it.
-fn settle_down(engine: &Engine, container: &Container) -> Result<(), EngineError> {
+/// Gives it as it is then, None when it is gone.
+fn settle_down(engine: &Engine, container: &Container) -> Result<Option<Container>, EngineError> {
     let end = Instant::now() + RECORD_LIMIT;
     let mut now = Container::read(engine.root(), container.id())?;
     while let Some(found) = &now
@@ -151,7 +154,7 @@ fn settle_down(engine: &Engine, container: &Container) -> Result<(), EngineError
         std::thread::sleep(LOOK_PAUSE);
         now = Container::read(engine.root(), container.id())?;
     }
-    Ok(())
+    Ok(now)
 }
 
 /// Tells a shim between two runs that there shall be no other.
@@ -191,7 +194,7 @@ pub fn kill(engine: &Engine, wanted: &str, signal: i32) -> Result<(), EngineErro
         // So that a command that follows finds it at rest.
         wait_for_end(&pidfd, Some(RECORD_LIMIT));
         let now = Container::read(engine.root(), container.id())?;
-        now.filter(|now| now.run() == container.run()).map_or(Ok(()), |now| settle_down(engine, &now))?;
+        now.filter(|now| now.run() == container.run()).map_or(Ok(None), |now| settle_down(engine, &now))?;
     }
     Ok(())
 }
@@ -280,10 +283,11 @@ pub fn remove(engine: &Engine, wanted: &str, force: bool) -> Result<(), EngineEr
     let found = containers::find(engine.root(), wanted)?;
     let (id, record) = (found.id().to_owned(), found.record.clone());
     let idmap = record.idmap.clone();
-    if found.status().is_active() {
-        if !force {
-            return Err(EngineError::ContainerRuns(wanted.to_owned()));
-        }
+    if found.status().is_active() && !force {
+        return Err(EngineError::ContainerRuns(wanted.to_owned()));
+    }
+    // At rest it may still be started once more.
+    if force && (found.status().is_active() || record.restart != RestartPolicy::No) {
         end_now(engine, found)?;
     }
     let directory = match take(engine, &id) {

@@ -1,5 +1,6 @@
 //! The last steps of a process: standard streams, working directory, gate, filter, `execve`.
 
+use std::convert::Infallible;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::path::Path;
 use nix::unistd::execve;
 use oci_spec::runtime::Hook;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fchown, openat2};
+use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, fchown, openat2};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{SocketFlags, accept_with};
 use rustix::process::{
@@ -166,6 +167,9 @@ fn prepare(
     }
     enter_directory(&process.cwd)?;
     sys::reset_signals();
+    if !matches!(departure.hold, Hold::Nothing) {
+        check_program(process)?;
+    }
     wait_at_gate(departure, channel)?;
     failpoint::pass(Stage::Gate, "ready_sent")?;
     let env = home::with_home(&process.env, process.uid);
@@ -255,25 +259,44 @@ fn enter_directory(cwd: &Path) -> Result<(), LaunchFailure> {
 /// Where programs are looked for when the environment has no PATH.
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Executes the program, looked for in the container's own PATH.
+/// Executes the program. Returns only why that failed.
 fn execute(process: &ProcessPlan, env: &[CString]) -> LaunchFailure {
+    match search::<Infallible>(process, env, |path| Err(try_execute(path, process, env))) {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    }
+}
+
+/// Says whether there is a program that may be executed: who creates a container wants to know that
+/// before it is started, as from runc and crun.
+fn check_program(process: &ProcessPlan) -> Result<(), LaunchFailure> {
+    search(process, &process.env, |path| accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS))
+}
+
+/// Tries the program, looked for in the container's own PATH, until one attempt succeeds.
+fn search<T>(
+    process: &ProcessPlan,
+    env: &[CString],
+    attempt: impl Fn(&CStr) -> Result<T, Errno>,
+) -> Result<T, LaunchFailure> {
     let name = process.args.first().map_or(c"", CString::as_c_str);
     let shown = name.to_string_lossy();
     if name.to_bytes().contains(&b'/') {
-        return LaunchFailure::new(Stage::Exec, "execute", shown, try_execute(name, process, env));
+        return attempt(name).fault(Stage::Exec, "execute", shown);
     }
     let mut verdict = Errno::NOENT;
     for candidate in candidates(name, env) {
-        match try_execute(&candidate, process, env) {
-            Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG => {}
+        match attempt(&candidate) {
+            Ok(done) => return Ok(done),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => {}
             // A later directory may have one that can be executed.
-            Errno::ACCESS => verdict = Errno::ACCESS,
-            errno => {
-                return LaunchFailure::new(Stage::Exec, "execute", candidate.to_string_lossy(), errno);
+            Err(Errno::ACCESS) => verdict = Errno::ACCESS,
+            Err(errno) => {
+                return Err(LaunchFailure::new(Stage::Exec, "execute", candidate.to_string_lossy(), errno));
             }
         }
     }
-    LaunchFailure::new(Stage::Exec, "find in PATH and execute", shown, verdict)
+    Err(LaunchFailure::new(Stage::Exec, "find in PATH and execute", shown, verdict))
 }
 
 /// execve(2) with the process' arguments; it only comes back with an error.

@@ -44,7 +44,11 @@ pub(crate) fn open(plan: &Plan, bundle: &Path) -> Result<Sources, LaunchFailure>
                 Some(tree)
             }
             (MountSource::Bind { path, recursive }, None) if crosses => {
-                Some(clone_tree(&bundle.join(path), *recursive)?)
+                match clone_tree(&bundle.join(path), *recursive) {
+                    // Root of a user namespace whose mount namespace is another's: the child is where it may.
+                    Err(failure) if failure.errno == libc::EPERM => None,
+                    tree => Some(tree?),
+                }
             }
             _ => None,
         };

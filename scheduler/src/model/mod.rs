@@ -5,6 +5,7 @@
 
 mod fact;
 mod id;
+mod life;
 mod name;
 mod plan;
 mod protocol;
@@ -15,14 +16,15 @@ mod tenant;
 
 pub use fact::{Fact, FactReport, FactValue};
 pub use id::{GroupId, IdError, InstanceId, JobId, JoinId, ProviderId, ServiceId, TokenId, UserId, VolumeId};
+pub use life::InstanceState;
 pub use name::{Name, NameError};
 pub use plan::{Explanation, ScoreLine};
 pub use protocol::{
     AllocStatus, Command, Hello, HelloReply, NumberedCommand, PROTOCOL_MAX, PROTOCOL_MIN, Phase, Sync, SyncReply,
 };
 pub use record::{
-    Allocation, Audit, Drain, Exit, Gang, Instance, InstanceState, Job, JobState, Key, Meta, Notice, OldAllocation,
-    Owner, Provider, ProviderState, Record, Remembered, Service, StopReason, UsageRecord, Volume,
+    Allocation, Audit, Drain, Exit, Gang, Instance, Job, JobState, Key, Meta, Notice, OldAllocation, Owner, Provider,
+    ProviderState, Record, Remembered, Service, StopReason, UsageRecord, Volume,
 };
 pub use resource::{Resources, Usage};
 pub use spec::{

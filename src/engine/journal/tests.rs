@@ -151,3 +151,35 @@ fn a44_only_files_of_ours_are_read() {
     append(&journal, "2\n");
     assert_eq!(all(&mut journal.read(false, None).unwrap()), "1\n2\n");
 }
+
+#[test]
+fn rotations_during_a_look_bring_nothing_out_of_order() {
+    let (_place, journal) = journal(9);
+    append(&journal, "1\n");
+    rotate(&journal);
+    append(&journal, "2\n");
+    let mut files = VecDeque::new();
+    // After the newest was seen there are two newer ones, and all numbers have moved twice.
+    let seen = |number| {
+        if number == 0 {
+            for text in ["3\n", "4\n"] {
+                rotate(&journal);
+                append(&journal, text);
+            }
+        }
+    };
+    journal.scan(None, &mut files, seen).unwrap();
+    let texts: Vec<String> = files
+        .iter_mut()
+        .map(|file| {
+            let mut text = String::new();
+            file.read_to_string(&mut text).unwrap();
+            text
+        })
+        .collect();
+    assert_eq!(texts, ["1\n", "2\n"], "what came since is for the next look");
+    let known = files.back().unwrap().metadata().unwrap().ino();
+    let mut newer = VecDeque::new();
+    assert!(journal.newer_than(Some(known), &mut newer).unwrap());
+    assert_eq!(newer.len(), 2);
+}

@@ -189,7 +189,13 @@ fn gate_failure(place: &Place) {
     let mut container = Container::new(place, "");
     container.gate = Gate::Socket(gate.clone());
     container.spec["process"]["args"] = json!(["missing"]);
+    // Known before anybody starts it, as from runc and crun.
+    assert_eq!(container.launch(Stdio::Inherit).expect_err("no such program").exit_code(), 127);
+    let program = place.rootfs().join("tmp/program");
+    std::os::unix::fs::symlink("/bin/sh", &program).expect("linked");
+    container.spec["process"]["args"] = json!(["/tmp/program"]);
     let running = container.launch(Stdio::Inherit).expect("created");
+    fs_err::remove_file(&program).expect("removed");
     assert_eq!(open_gate(&gate).expect_err("no such program").exit_code(), 127);
     assert_ne!(running.wait().expect("waited").status(), 0);
     assert_eq!(open_gate(&place.dir.join("nothing")).expect_err("absent").errno, libc::ENOENT);
