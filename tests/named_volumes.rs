@@ -155,6 +155,37 @@ fn anonymous_volumes_go_with_their_container_and_volumes_from_shares_them() {
 }
 
 #[test]
+fn rm_keeps_volumes_and_rm_v_removes_those_without_a_name() {
+    require!();
+    let env = TestEnv::new();
+    env.containers_may_stay();
+    let busybox = env.image("busybox");
+    let run = |name| {
+        env.coracle(&[
+            "run",
+            "--network",
+            "none",
+            "--name",
+            name,
+            "-v",
+            "/anon",
+            "-v",
+            "named:/named",
+            &busybox,
+            "true",
+        ])
+    };
+    run("kept").ok();
+    env.coracle(&["rm", "kept"]).ok();
+    assert_eq!(names(&env).len(), 2, "as docker keeps them");
+    run("gone").ok();
+    assert_eq!(names(&env).len(), 3);
+    env.coracle(&["rm", "-v", "gone"]).ok();
+    assert_eq!(names(&env).len(), 2);
+    assert!(names(&env).contains(&"named".to_owned()));
+}
+
+#[test]
 fn a_fill_that_is_killed_is_done_again_whole() {
     require!();
     let env = TestEnv::new();
