@@ -159,9 +159,8 @@ fn oci_run_gives_streams_and_exit_code() {
     oci.run(&["delete", id]).ok();
     oci.change(|config| config["process"]["args"] = json!(["/nope"]));
     oci.with_bundle(&["run", id]).outcome().refused(1).says("/nope: no such file or directory");
-    oci.quiet(&["create", id]).ok();
-    oci.run(&["start", id]).outcome().refused(1).says("no such file or directory");
-    oci.run(&["delete", "-f", id]).ok();
+    oci.with_bundle(&["create", id]).outcome().refused(1).says("/nope: no such file or directory");
+    oci.run(&["state", id]).outcome().refused(1).says("does not exist");
 }
 
 #[test]
