@@ -235,7 +235,7 @@ fn save_goes_to_a_pipe_but_not_to_a_terminal() {
     let coracle = fixtures::coracle().display().to_string();
     let mut terminal = crate::env::terminal::Terminal::start(&env, 80, 24, &coracle, &["save", &image]);
     assert_eq!(terminal.exit_code(), 1);
-    assert!(terminal.screen().starts_with("error: "), "{}", terminal.screen());
+    terminal.expect("error: ");
 }
 
 #[test]

@@ -218,7 +218,12 @@ fn restart_policies_count_and_end() {
     let env = TestEnv::new();
     let image = env.image("busybox");
     let fails = detached(&env, &["--restart", "on-failure:2", "--name", "fails", &image, "sh", "-c", "echo x; exit 4"]);
-    wait_until("the last end", || status(&env, "fails") == "exited");
+    // Between an end and the decision about it a container is shown as exited, too.
+    wait_until("the last end", || {
+        status(&env, "fails") == "exited"
+            && json(&env, &fails, "state.json")["restarts"] == 2
+            && json(&env, &fails, "exit.json")["run"] == 3
+    });
     assert_eq!((logged(&env, &fails).len(), json(&env, &fails, "state.json")["restarts"].as_u64()), (3, Some(2)));
     let works = detached(&env, &["--restart", "on-failure", "--name", "works", &image, "true"]);
     wait_until("its end", || status(&env, "works") == "exited");

@@ -109,10 +109,21 @@ pub(crate) fn clone_process(options: &CloneOptions<'_>, child: impl FnOnce() -> 
 }
 
 /// Whether this process has one thread. Unknown (no /proc) counts as yes.
+///
+/// A thread that was joined is listed until the kernel has buried it (pthread_join(3) waits for the
+/// memory only), so a second one is given that moment.
 pub(crate) fn is_single_threaded() -> bool {
     /// Links of /proc/self/task in a process with one thread: two of its own, one per thread.
     const LINKS_OF_ONE_THREAD: u64 = 3;
-    rustix::fs::stat("/proc/self/task").map_or(true, |stat| stat.st_nlink <= LINKS_OF_ONE_THREAD)
+    const LOOKS: u32 = 100;
+    const PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
+    let is_alone = || rustix::fs::stat("/proc/self/task").map_or(true, |stat| stat.st_nlink <= LINKS_OF_ONE_THREAD);
+    (0..LOOKS).any(|look| {
+        if look > 0 {
+            std::thread::sleep(PAUSE);
+        }
+        is_alone()
+    })
 }
 
 /// fork(2): runs `child` in a copy of this process and returns its number.
