@@ -232,9 +232,7 @@ impl<O: Owner> Shim<O> {
             live.quiet_since = Instant::now();
         } else if !live.released && live.quiet_since.elapsed() >= SETTLED {
             live.released = true;
-            memory::trim_heap();
             memory::release_program();
-            memory::trim_heap();
         }
         ready.ended
     }

@@ -60,7 +60,6 @@ fn exec_and_leave(root: &Path, wanted: &str, request: &ExecRequest) -> Result<u8
         let started = start(root, wanted, request);
         let said = serde_json::to_vec(&started.as_ref().map(drop).map_err(|error| report::elsewhere(error)));
         let _ = File::from(theirs).write_all(&said.unwrap_or_default());
-        memory::trim_heap();
         memory::release_program();
         started.map_or(1, |running| running.wait().map_or(1, |exit| exit.status()))
     })
