@@ -171,7 +171,10 @@ fn f25_several_at_once_end_in_a_state_that_the_model_has() {
     });
     let lines = lines.into_inner().unwrap();
     for (command, code, said) in &lines {
-        assert!(code.is_some_and(|code| code < 128) && !said.contains("panicked"), "{command}: {said}");
+        // What `exec` runs may be killed with the container by another thread.
+        let is_killed = command == "exec" && *code == Some(128 + nix::sys::signal::Signal::SIGKILL as i32);
+        assert!(code.is_some_and(|code| code < 128) || is_killed, "{command}: {code:?}, {said}");
+        assert!(!said.contains("panicked"), "{command}: {said}");
     }
     // At rest again, the model holds for the one that is left.
     let word = status(&env, "x");
