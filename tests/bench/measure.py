@@ -320,7 +320,8 @@ def idle_memory(address):
     command = coracle("run", "--rm", "--network", "none", image, "sh", "-c", "echo ready; exec sleep 1000")
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
-    time.sleep(0.3)
+    # Idle is when nothing has happened for a while (shim/src/foreground.rs, SETTLED).
+    time.sleep(2)
     beside = []
     for pid in family(process.pid):
         name = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
