@@ -167,15 +167,18 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<ExitCode, OciError> {
         let failed = |source| OciError::Start { id: order.id.clone(), source };
         poststart(context, container.lock()?, &state).map_err(failed)?;
     }
-    match (notify, &watch) {
-        (Some(notify), Some(_)) => notify.wait_aside(running.pid),
-        (Some(notify), None) => notify.wait(running.pid),
-        (None, _) => {}
-    }
     let Some(watch) = watch else {
+        if let Some(notify) = notify {
+            notify.wait(running.pid);
+        }
         return Ok(ExitCode::SUCCESS);
     };
+    let notified = notify.map(|notify| notify.wait_aside(running.pid));
     let exit = watch.run(&mut running, terminal && watched).map_err(watch_failed)?;
+    if let Some(notified) = notified {
+        // Its container is gone, so it ends; it has nothing to say of its own.
+        let _ = notified.join();
+    }
     if !args.keep {
         delete::remove(context, container.lock()?)?;
     }

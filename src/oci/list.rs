@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use coracle_runtime::container::{Container, Id, Status};
+use coracle_runtime::container::{Container, Id, State, Status};
 use coracle_runtime::defaults::OCI_VERSION;
 use serde::Serialize;
 
@@ -52,6 +52,9 @@ struct Shown {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     annotations: BTreeMap<String, String>,
     owner: String,
+    /// The container's own scope, under crun's name for it.
+    #[serde(rename = "systemd-scope", skip_serializing_if = "Option::is_none")]
+    scope: Option<String>,
 }
 
 /// Runs `state`.
@@ -92,8 +95,11 @@ impl Shown {
         let state = container.state()?;
         let status = container.status(state.as_ref())?;
         let id = container.id().clone();
+        let cgroup = state.as_ref().map(State::cgroup).transpose().map_err(OciError::Json)?.flatten();
+        let scope = cgroup.and_then(|cgroup| cgroup.unit().map(str::to_owned));
         Ok(match state {
             Some(state) => Self {
+                scope,
                 oci_version: state.oci_version,
                 id,
                 pid: if status == Status::Stopped { 0 } else { state.init.pid },
@@ -114,6 +120,7 @@ impl Shown {
                 created: String::new(),
                 annotations: BTreeMap::new(),
                 owner: String::new(),
+                scope: None,
             },
         })
     }

@@ -4,14 +4,16 @@
 //! that it waits for; so we receive and say READY=1 in its place, as runc and crun do. Nothing else of a
 //! message gets through: a container may not speak for the caller.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use coracle_runtime::container::Container;
 use oci_spec::runtime::{MountBuilder, Spec};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::error::OciError;
@@ -76,17 +78,23 @@ impl Notify {
 
     /// Waits until the container says that it is ready, or has ended, and tells the caller.
     pub fn wait(&self, pid: i32) {
-        let Some(process) = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
-            return;
-        };
+        self.wait_for(open(pid).as_ref());
+    }
+
+    /// Without a process, what it said before it ended is all.
+    fn wait_for(&self, process: Option<&OwnedFd>) {
         let mut message = [0_u8; MESSAGE_BYTES_MAX];
+        let at_once = Timespec::default();
         loop {
-            let mut ready =
-                [PollFd::new(&self.socket, PollFlags::IN), PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
-            if poll(&mut ready, None).is_err_and(|errno| errno != rustix::io::Errno::INTR) {
-                return;
+            let other = process.map_or(self.socket.as_fd(), AsFd::as_fd);
+            let mut ready = [PollFd::new(&self.socket, PollFlags::IN), PollFd::from_borrowed_fd(other, PollFlags::IN)];
+            match poll(&mut ready, process.is_none().then_some(&at_once)) {
+                Err(Errno::INTR) => continue,
+                Err(_) => return,
+                Ok(_) => {}
             }
-            let (spoken, ended) = (!ready[0].revents().is_empty(), !ready[1].revents().is_empty());
+            let spoken = !ready[0].revents().is_empty();
+            let ended = process.is_none() || !ready[1].revents().is_empty();
             if spoken && let Ok(length) = self.socket.recv(&mut message) {
                 let lines = message.get(..length).unwrap_or_default().split(|byte| *byte == b'\n');
                 if lines.into_iter().any(|line| line == READY) {
@@ -100,10 +108,16 @@ impl Notify {
         }
     }
 
-    /// Does the same beside the one who watches the container.
-    pub fn wait_aside(self, pid: i32) {
-        std::thread::spawn(move || self.wait(pid));
+    /// Does the same beside the one who watches the container, whose child has not been reaped yet. What is
+    /// returned has to be joined: a container may say that it is ready and end at once.
+    pub fn wait_aside(self, pid: i32) -> JoinHandle<()> {
+        let process = open(pid);
+        std::thread::spawn(move || self.wait_for(process.as_ref()))
     }
+}
+
+fn open(pid: i32) -> Option<OwnedFd> {
+    Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
 }
 
 /// Where the caller listens. Abstract sockets belong to a network namespace; those are not passed on.

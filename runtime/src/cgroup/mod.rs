@@ -121,6 +121,11 @@ impl Cgroup {
         &self.path
     }
 
+    /// The unit of systemd that holds this container alone.
+    pub fn unit(&self) -> Option<&str> {
+        self.unit.as_ref().map(systemd::Unit::name)
+    }
+
     /// What became of each limit that was asked for when it was made or changed.
     pub fn limits(&self) -> &[LimitState] {
         &self.limits

@@ -125,6 +125,10 @@ pub(super) struct Unit {
 }
 
 impl Unit {
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Tells systemd of new limits, or it would put the old ones back at its next reload.
     pub(super) fn update(&self, wanted: &Settings) -> Result<(), CgroupError> {
         let properties = properties::of(wanted);

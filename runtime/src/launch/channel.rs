@@ -32,6 +32,8 @@ pub(crate) enum Message {
     Console(OwnedFd),
     /// Intermediate child: the process it made, by a descriptor and its number here.
     Process(OwnedFd),
+    /// Helper: a detached mount.
+    Tree(OwnedFd),
     /// Child: it gave up.
     Failure(LaunchFailure),
 }
@@ -43,6 +45,7 @@ const MOUNTED: u8 = b'H';
 const READY: u8 = b'R';
 const CONSOLE: u8 = b'C';
 const PROCESS: u8 = b'P';
+const TREE: u8 = b'T';
 const FAILURE: u8 = b'F';
 
 /// A new pair: the parent's end and the child's.
@@ -61,6 +64,7 @@ pub(crate) fn send(channel: impl AsFd, message: &Message) -> Result<(), Errno> {
         Message::Ready => send_parts(channel, &[READY], &[], None),
         Message::Console(fd) => send_parts(channel, &[CONSOLE], &[], Some(fd.as_fd())),
         Message::Process(fd) => send_parts(channel, &[PROCESS], &[], Some(fd.as_fd())),
+        Message::Tree(fd) => send_parts(channel, &[TREE], &[], Some(fd.as_fd())),
         Message::Failure(failure) => send_parts(channel, &[FAILURE], &failure.encode(), None),
     }
 }
@@ -109,6 +113,7 @@ pub(crate) fn receive(channel: impl AsFd) -> Result<Option<Message>, Errno> {
         (READY, _) => Message::Ready,
         (CONSOLE, Some(fd)) => Message::Console(fd),
         (PROCESS, Some(fd)) => Message::Process(fd),
+        (TREE, Some(fd)) => Message::Tree(fd),
         (FAILURE, _) => Message::Failure(LaunchFailure::decode(body).ok_or(Errno::PROTO)?),
         _ => return Err(Errno::PROTO),
     };

@@ -19,7 +19,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use super::fault::Fault;
 use super::inside::{Inside, Shape};
 use super::mounting::attach;
-use super::sources::make_node;
+use super::nodes::make_node;
 use crate::failure::{LaunchFailure, Stage};
 use crate::plan::{DeviceNode, flags};
 use crate::sys::{MountAttr, mount_setattr};

@@ -16,6 +16,7 @@ pub(crate) mod inside;
 pub(crate) mod join;
 pub(crate) mod listener;
 pub(crate) mod mounting;
+mod nodes;
 mod options;
 pub(crate) mod program;
 mod reaper;

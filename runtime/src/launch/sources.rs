@@ -8,17 +8,15 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chownat, makedev, mknodat};
-use rustix::io::Errno;
-use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::fault::Fault;
-use super::mounting::{clone_tree, create};
+use super::mounting::clone_tree;
+use super::nodes::make_nodes;
 use super::{Launched, channel, close_in_child, open_namespace};
 use crate::failure::{LaunchFailure, Stage};
 use crate::idmap::{self, IdMap};
-use crate::plan::{DeviceNode, MountOwners, MountSource, Plan};
+use crate::plan::{MountOwners, MountSource, Plan};
 use crate::sys::{CloneFlags, CloneOptions, clone_process, map_owners};
 
 /// Detached mounts for the child.
@@ -85,45 +83,4 @@ fn namespace_with(map: &IdMap) -> Result<OwnedFd, LaunchFailure> {
     let namespace = idmap::write(helper.cloned.pid, map).and_then(|()| open_namespace(helper.cloned.pid, "user"));
     helper.abandon();
     namespace
-}
-
-/// Makes the devices that were asked for in a filesystem of the host's own root. A kernel that cannot
-/// clone parts of a detached filesystem (before 6.15) has the child bind the host's nodes.
-fn make_nodes(plan: &Plan) -> Result<BTreeMap<PathBuf, OwnedFd>, LaunchFailure> {
-    let stage = Stage::Devices;
-    let mut nodes = BTreeMap::new();
-    let asked: Vec<&DeviceNode> = plan.asked_devices().collect();
-    if asked.is_empty() {
-        return Ok(nodes);
-    }
-    let attr = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let place = create(stage, "tmpfs", "tmpfs", &[], attr, "tmpfs for devices")?;
-    for (number, node) in asked.into_iter().enumerate() {
-        let name = number.to_string();
-        let ids =
-            |id: u32, map: fn(&IdMap, u32) -> Option<u32>| plan.idmap.as_ref().map_or(Some(id), |own| map(own, id));
-        let (Some(uid), Some(gid)) = (ids(node.uid, IdMap::host_uid), ids(node.gid, IdMap::host_gid)) else {
-            let shown = node.path().display().to_string();
-            return Err(LaunchFailure::rule(stage, shown, "its owner is not in the container's id map"));
-        };
-        make_node(place.as_fd(), Path::new(&name), node, (uid, gid)).fault(stage, "make", node.path().display())?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        match open_tree(&place, name.as_str(), flags) {
-            Err(Errno::INVAL) => return Ok(BTreeMap::new()),
-            tree => drop(nodes.insert(node.path(), tree.fault(stage, "open", node.path().display())?)),
-        }
-    }
-    Ok(nodes)
-}
-
-/// mknod(2) with the owner and mode that were asked for.
-pub(crate) fn make_node(
-    directory: std::os::fd::BorrowedFd<'_>,
-    name: &Path,
-    node: &DeviceNode,
-    (uid, gid): (u32, u32),
-) -> Result<(), Errno> {
-    let kind = if node.character { FileType::CharacterDevice } else { FileType::BlockDevice };
-    mknodat(directory, name, kind, Mode::from_raw_mode(node.mode), makedev(node.major, node.minor))?;
-    chownat(directory, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW)
 }
