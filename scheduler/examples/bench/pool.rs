@@ -22,7 +22,7 @@ pub struct Pool {
     folder: tempfile::TempDir,
     store: String,
     listen: String,
-    token: String,
+    pub token: String,
     http: reqwest::Client,
     starts: Starts,
     asked: Mutex<Vec<(String, Instant)>>,
@@ -139,10 +139,18 @@ impl Pool {
         println!("filled with {instances} instances in {:.1} s", start.elapsed().as_secs_f64());
     }
 
-    pub async fn ask(&self, name: &str) {
+    /// Makes one more token of the administrator's.
+    pub async fn new_token(&self) -> String {
+        let body = json!({ "role": "admin", "ttl_ms": 3_600_000 });
+        let made = self.post(&self.http, &self.token, "/v1/tokens", &body).await;
+        made["secret"].as_str().unwrap().to_owned()
+    }
+
+    /// Asks for one instance.
+    pub async fn ask(&self, token: &str, name: &str) {
         let resources = json!({ "cpu_millis": 10, "memory_bytes": 1 << 20 });
         let body = json!({ "name": name, "spec": { "image": "a", "resources": resources } });
-        let made = self.post(&self.http, &self.token, "/v1/instances", &body).await;
+        let made = self.post(&self.http, token, "/v1/instances", &body).await;
         self.asked.lock().unwrap().push((made["id"].as_str().unwrap().to_owned(), Instant::now()));
     }
 
@@ -210,11 +218,9 @@ async fn live(http: reqwest::Client, listen: String, token: String, starts: Star
                 }
             }
             seq += 1;
-            // A report that says something is not held, so that the next one can be.
-            let hold = if news.is_empty() { HOLD_MS } else { 0 };
             let sync =
                 json!({ "session": session, "seq": seq, "applied": applied, "accepting": true, "statuses": news });
-            let path = format!("/v1/agent/sync?wait_ms={hold}");
+            let path = format!("/v1/agent/sync?wait_ms={HOLD_MS}");
             match post(&http, &listen, &token, &path, &sync).await {
                 Ok(next) => reply = next,
                 Err(_) => break,

@@ -72,6 +72,8 @@ pub(super) struct Live {
     pub volume_names: BTreeMap<(GroupId, Name), VolumeId>,
     pub token_hashes: BTreeMap<String, TokenId>,
     pub join_hashes: BTreeMap<String, JoinId>,
+    /// Idempotency keys of each user, the oldest first.
+    pub remembered: BTreeMap<UserId, BTreeSet<(u64, String)>>,
     pub by_service: BTreeMap<ServiceId, BTreeSet<InstanceId>>,
     pub by_job: BTreeMap<JobId, BTreeSet<InstanceId>>,
     /// Jobs that wait for a job.
@@ -203,6 +205,9 @@ pub(super) fn rebuild(state: &mut State, now: u64) {
     live.job_names = jobs.map(|job| ((job.group, job.spec.name.clone()), job.id)).collect();
     live.volume_names = state.volumes.values().map(|found| ((found.group, found.name.clone()), found.id)).collect();
     live.provider_names = state.providers.values().map(|found| (found.name.clone(), found.id)).collect();
+    for ((user, key), found) in &state.remembered {
+        live.remembered.entry(*user).or_default().insert((found.at_ms, key.clone()));
+    }
     for job in state.jobs.values().filter(|job| job.state == JobState::Waiting) {
         for wanted in &job.spec.depends_on {
             live.waiters.entry(*wanted).or_default().insert(job.id);

@@ -12,6 +12,7 @@ mod gang;
 mod index;
 mod instance;
 mod job;
+pub mod ledger;
 mod live;
 mod place;
 mod preempt;

@@ -59,13 +59,11 @@ pub(super) fn forget_user(state: &mut State, id: UserId) {
 
 /// Remembers the answer to an idempotency key.
 pub(super) fn remember(state: &mut State, now: u64, user: UserId, key: String, digest: String, made: Key) {
-    let none = (user, String::new());
-    let own = state.remembered.range(none.clone()..).take_while(|((owner, _), _)| *owner == user);
-    if own.clone().count() >= REMEMBERED_PER_USER {
-        let oldest = own.min_by_key(|(_, found)| found.at_ms).map(|((_, key), _)| key.clone());
-        if let Some(oldest) = oldest {
-            state.erase(Key::Remembered(user, oldest));
-        }
+    let own = state.live.remembered.entry(user).or_default();
+    own.insert((now, key.clone()));
+    let surplus = if own.len() > REMEMBERED_PER_USER { own.pop_first() } else { None };
+    if let Some((_, oldest)) = surplus {
+        state.erase(Key::Remembered(user, oldest));
     }
     state.remembered.insert((user, key.clone()), Remembered { digest, key: made, at_ms: now });
     state.touch(Key::Remembered(user, key));
@@ -74,8 +72,13 @@ pub(super) fn remember(state: &mut State, now: u64, user: UserId, key: String, d
 /// Forgets idempotency keys that are too old to be retries.
 pub(super) fn forget_remembered(state: &mut State, now: u64) {
     let keep = state.options.keep_remembered_ms;
-    let old = state.remembered.iter().filter(|(_, found)| found.at_ms + keep <= now);
-    let old: Vec<(UserId, String)> = old.map(|(key, _)| key.clone()).collect();
+    let mut old = Vec::new();
+    for (user, own) in &mut state.live.remembered {
+        while own.first().is_some_and(|(at, _)| at + keep <= now) {
+            old.extend(own.pop_first().map(|(_, key)| (*user, key)));
+        }
+    }
+    state.live.remembered.retain(|_, own| !own.is_empty());
     for (user, key) in old {
         state.erase(Key::Remembered(user, key));
     }

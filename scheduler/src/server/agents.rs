@@ -13,7 +13,7 @@ use super::gate::{Call, bearer, json};
 use super::problem::Problem;
 use super::secret::{Secret, TOKEN_PREFIX};
 use super::shapes::{Certificate, CertificateNew, JoinBody, Joined};
-use crate::core::{Answer, Event, Wish};
+use crate::core::{self, Answer, Event, Wish};
 use crate::model::{Hello, Key, ProviderId, Sync};
 
 /// Longest hold of a sync: below the time after which an agent drops an answer.
@@ -112,11 +112,11 @@ pub async fn sync(call: Call) -> Result<Response, Problem> {
     while reply.commands.is_empty() && tokio::time::timeout_at(until, wake.notified()).await.is_ok() {
         // A token that was revoked meanwhile gets no command any more (S03).
         let token = call.actor.map(|actor| actor.token).ok_or_else(unauthorized)?;
-        let valid = call.site.desk.look(move |state, _, _| state.tokens.contains_key(&token)).await?;
-        if !valid {
-            return Err(unauthorized());
-        }
-        reply.commands = call.site.desk.commands(provider, applied).await?;
+        let commands = call.site.desk.look(move |state, _, _| {
+            let valid = state.tokens.contains_key(&token);
+            valid.then(|| core::commands_after(state, provider, applied))
+        });
+        reply.commands = commands.await?.ok_or_else(unauthorized)?;
     }
     json(StatusCode::OK, &reply)
 }

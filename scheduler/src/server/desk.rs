@@ -11,9 +11,10 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::clock::Clock;
-use crate::core::{self, Action, Answer, Event, Options, Refusal, State, step};
+use super::known::Known;
+use crate::core::{Action, Answer, Event, Options, Refusal, State, step};
 use crate::failpoint;
-use crate::model::{Notice, NumberedCommand, ProviderId};
+use crate::model::{Notice, ProviderId};
 use crate::store::{Batch, Store, StoreError};
 
 /// Events that share one commit: enough to fill it, few enough that the first does not wait long.
@@ -52,6 +53,8 @@ pub struct Shared {
     ring: RwLock<VecDeque<Notice>>,
     /// The number of the newest notice.
     newest: watch::Sender<u64>,
+    /// Tokens that were found good.
+    pub known: Known,
     /// Whether this scheduler leads and its store works.
     pub ready: std::sync::atomic::AtomicBool,
     /// Commits and their rows, for the metrics.
@@ -83,7 +86,7 @@ impl Shared {
     }
 }
 
-type Reply = oneshot::Sender<Result<Answer, DeskError>>;
+type Reply = Box<dyn FnOnce(Result<Answer, DeskError>, &State) + Send>;
 type Look = Box<dyn FnOnce(&mut State, &mut dyn Store, u64) + Send>;
 
 enum Work {
@@ -112,6 +115,7 @@ impl Desk {
             wakes: Mutex::default(),
             ring: RwLock::default(),
             newest: watch::Sender::new(state.meta.notice),
+            known: Known::default(),
             ready: true.into(),
             commits: 0.into(),
             steps: 0.into(),
@@ -126,9 +130,20 @@ impl Desk {
 
     /// Applies an event and waits until its outcome is durable.
     pub async fn submit(&self, event: impl FnOnce(u64) -> Event + Send + 'static) -> Result<Answer, DeskError> {
+        self.submit_then(event, |answer, _| answer).await?
+    }
+
+    /// Applies an event and, when its outcome is durable, looks at it in the same turn: who queues once waits for one
+    /// commit.
+    pub async fn submit_then<T: Send + 'static>(
+        &self,
+        event: impl FnOnce(u64) -> Event + Send + 'static,
+        then: impl FnOnce(Result<Answer, DeskError>, &State) -> T + Send + 'static,
+    ) -> Result<T, DeskError> {
         let (reply, answer) = oneshot::channel();
+        let reply: Reply = Box::new(move |outcome, state| drop(reply.send(then(outcome, state))));
         self.sender.try_send(Work::Event(Box::new(event), reply)).map_err(busy)?;
-        answer.await.map_err(|_| DeskError::Unavailable)?
+        answer.await.map_err(|_| DeskError::Unavailable)
     }
 
     /// Looks at what is durable.
@@ -145,11 +160,6 @@ impl Desk {
     /// Waits until the desk has closed: another scheduler leads, or the store is gone for good.
     pub async fn closed(&self) {
         self.sender.closed().await;
-    }
-
-    /// Returns a provider's commands after `applied`.
-    pub async fn commands(&self, provider: ProviderId, applied: u64) -> Result<Vec<NumberedCommand>, DeskError> {
-        self.look(move |state, _, _| core::commands_after(state, provider, applied)).await
     }
 }
 
@@ -196,7 +206,7 @@ impl Thread {
             }
             if self.serve(work).is_err() {
                 self.shared.ready.store(false, std::sync::atomic::Ordering::Relaxed);
-                return;
+                return self.shared.known.clear();
             }
         }
     }
@@ -234,18 +244,20 @@ impl Thread {
                 Err(error @ StoreError::Deposed(_)) => return Err(error),
                 Err(_) => {
                     self.reload_soon()?;
-                    replies.into_values().for_each(|reply| drop(reply.send(Err(DeskError::Unavailable))));
+                    replies.into_values().for_each(|reply| reply(Err(DeskError::Unavailable), &self.state));
                     return Ok(());
                 }
             }
         }
+        // Before anybody hears that a token is gone.
+        self.shared.known.forget(batch.records.keys());
         self.publish(batch.notices);
         let _ = failpoint::hit("reply_ready");
         for action in later {
             match action {
                 Action::Answer(ticket, answer) => {
                     if let Some(reply) = replies.remove(&ticket) {
-                        let _ = reply.send((*answer).map_err(DeskError::Refused));
+                        reply((*answer).map_err(DeskError::Refused), &self.state);
                     }
                 }
                 Action::Wake(provider) => self.shared.wake(provider).notify_one(),
@@ -270,6 +282,7 @@ impl Thread {
             match self.store.keep_lead().and_then(|()| self.store.load()) {
                 Ok(records) => {
                     self.state = State::load(self.options, seed(), self.clock.now_ms(), records);
+                    self.shared.known.clear();
                     return Ok(());
                 }
                 Err(error @ StoreError::Deposed(_)) => return Err(error),

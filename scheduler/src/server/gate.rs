@@ -11,13 +11,15 @@ use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
+use super::desk::DeskError;
+use super::known::Bearer;
 use super::log::Asked;
 use super::peer::Peer;
 use super::problem::Problem;
 use super::secret::{Secret, hex};
 use super::table::{Policy, Route};
 use super::{Site, shapes};
-use crate::core::{self, Answer, Event, Request as CoreRequest, Wish};
+use crate::core::{Answer, Event, Request as CoreRequest, State, Wish};
 use crate::failpoint;
 use crate::model::Actor;
 
@@ -78,6 +80,15 @@ impl Call {
 
     /// Puts a wish before the core.
     pub async fn wish(&self, wish: Wish) -> Result<Answer, Problem> {
+        Ok(self.wish_then(wish, |answer, _| answer).await??)
+    }
+
+    /// Puts a wish before the core and looks at what came of it in the same turn.
+    pub async fn wish_then<T: Send + 'static>(
+        &self,
+        wish: Wish,
+        then: impl FnOnce(Result<Answer, DeskError>, &State) -> T + Send + 'static,
+    ) -> Result<T, Problem> {
         let request = CoreRequest {
             actor: self.actor,
             id: self.request.clone(),
@@ -86,7 +97,7 @@ impl Call {
             wish,
         };
         let event = move |ticket| Event::Request { ticket, request: Box::new(request) };
-        Ok(self.site.desk.submit(event).await?)
+        Ok(self.site.desk.submit_then(event, then).await?)
     }
 
     fn idempotency_key(&self) -> Result<Option<String>, Problem> {
@@ -243,13 +254,13 @@ async fn authenticate(
     }
     let refused = || Problem::new(StatusCode::UNAUTHORIZED, "token", "a valid bearer token is needed");
     let hash = bearer(headers).ok_or_else(refused)?.hash();
-    let found = site.desk.look(move |state, _, now| {
-        let actor = core::authenticate(state, now, &hash)?;
-        let provider = actor.provider.and_then(|provider| state.providers.get(&provider));
-        Some((actor, provider.map(|provider| provider.key.clone()).unwrap_or_default()))
-    });
-    let (actor, key) = found.await?.ok_or_else(refused)?;
     let now = site.clock.now_ms();
+    let shared = Arc::clone(&site.desk.shared);
+    let found = match shared.known.get(&hash, now) {
+        Some(found) => Some(found),
+        None => site.desk.look(move |state, _, now| shared.known.learn(state, &hash, now)).await?,
+    };
+    let Bearer { actor, key, .. } = found.ok_or_else(refused)?;
     let enrolled = actor.provider.zip(shown).is_some_and(|(provider, shown)| shown.is(provider, &key, now));
     let allowed = match route.policy {
         Policy::Agent | Policy::Renew => actor.provider.is_some(),

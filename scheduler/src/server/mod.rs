@@ -9,6 +9,7 @@ mod clock;
 pub mod desk;
 mod events;
 mod gate;
+pub mod known;
 mod limit;
 mod log;
 mod net;

@@ -65,18 +65,22 @@ fn owner(state: &State, key: &Key) -> Option<GroupId> {
     }
 }
 
-fn actor(call: &Call) -> Result<Actor, Problem> {
+/// Tells who asks.
+pub fn actor(call: &Call) -> Result<Actor, Problem> {
     call.actor.ok_or_else(|| Problem::new(StatusCode::UNAUTHORIZED, "token", "a valid bearer token is needed"))
+}
+
+/// Returns an object if the actor may know of it.
+pub fn seen(state: &State, actor: Actor, key: &Key) -> Option<Value> {
+    let public = matches!(key, Key::Provider(_));
+    let seen = public || owner(state, key).is_some_and(|group| actor.sees(group));
+    seen.then(|| view(state, key)).flatten()
 }
 
 /// Answers with one object.
 pub async fn show(call: &Call, key: Key, what: &'static str, status: StatusCode) -> Result<Response, Problem> {
     let actor = actor(call)?;
-    let found = call.site.desk.look(move |state, _, _| {
-        let public = matches!(key, Key::Provider(_));
-        let seen = public || owner(state, &key).is_some_and(|group| actor.sees(group));
-        seen.then(|| view(state, &key)).flatten()
-    });
+    let found = call.site.desk.look(move |state, _, _| seen(state, actor, &key));
     let value = found.await?.ok_or_else(|| Problem::not_found(what))?;
     answer(status, &value)
 }

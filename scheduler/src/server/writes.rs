@@ -3,26 +3,32 @@
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
+use super::desk::DeskError;
 use super::gate::{Call, json};
-use super::objects::show;
+use super::objects::{actor, seen};
 use super::problem::Problem;
 use super::secret::{JOIN_PREFIX, Secret, TOKEN_PREFIX};
 use super::shapes::*;
-use crate::core::{Answer, Wish};
+use crate::core::{Answer, State, Wish};
 use crate::model::*;
 
 async fn done(call: &Call, wish: Wish, what: &'static str, status: StatusCode) -> Result<Response, Problem> {
-    match call.wish(wish).await? {
-        Answer::Object(key) => show(call, key, what, status).await,
-        Answer::Plan(explanation) => json(StatusCode::OK, &explanation),
+    let actor = actor(call)?;
+    let look = move |answer: Result<Answer, DeskError>, state: &State| {
+        answer.map(|answer| match answer {
+            Answer::Object(key) => (seen(state, actor, &key), Answer::Object(key)),
+            other => (None, other),
+        })
+    };
+    match call.wish_then(wish, look).await?? {
+        (found, Answer::Object(_)) => json(status, &found.ok_or_else(|| Problem::not_found(what))?),
+        (_, Answer::Plan(explanation)) => json(StatusCode::OK, &explanation),
         _ => Ok(StatusCode::NO_CONTENT.into_response()),
     }
 }
 
 fn own(call: &Call, group: Option<GroupId>) -> Result<GroupId, Problem> {
-    let actor =
-        call.actor.ok_or_else(|| Problem::new(StatusCode::UNAUTHORIZED, "token", "a valid bearer token is needed"))?;
-    Ok(group.unwrap_or(actor.group))
+    Ok(group.unwrap_or(actor(call)?.group))
 }
 
 macro_rules! writes {

@@ -6,6 +6,7 @@ mod judge;
 use std::collections::{BTreeMap, BTreeSet};
 
 use coracle_scheduler::agent::{Machine, SimulatedEngine};
+use coracle_scheduler::core::ledger::Ledger;
 use coracle_scheduler::core::{Action, Answer, Event, Options as CoreOptions, Refusal, Request, State, Wish, step};
 use coracle_scheduler::model::*;
 
@@ -24,9 +25,10 @@ pub struct Options {
     pub loss: u64,
     pub duplicate: u64,
     pub delay_max_ms: u64,
-    pub crash_scheduler: u64,
     pub crash_agent: u64,
-    /// Check every step, or only now and then where a check costs as much as the pool is large.
+    /// A crash in so many steps of the scheduler.
+    pub crash_every: u64,
+    /// After how many steps everything is looked at; what a step has touched is looked at after every one.
     pub check_every: u64,
     /// How often agents are looked after.
     pub beat_ms: u64,
@@ -44,8 +46,8 @@ impl Options {
             loss: 100,
             duplicate: 100,
             delay_max_ms: 40_000,
-            crash_scheduler: 5,
             crash_agent: 10,
+            crash_every: 200,
             check_every: 1,
             beat_ms: 10_000,
             partition_max_ms: 200_000,
@@ -61,8 +63,9 @@ impl Options {
             loss: 20,
             duplicate: 20,
             delay_max_ms: 5_000,
-            crash_scheduler: 0,
-            crash_agent: 0,
+            crash_agent: 10,
+            // A handful in all: each reads a hundred thousand records again.
+            crash_every: 20_000,
             check_every: 50_000,
             beat_ms: 20_000,
             partition_max_ms: 40_000,
@@ -141,6 +144,7 @@ pub struct World {
     agents_waiting: BTreeMap<u64, (usize, u64, u64)>,
     pub client: client::Client,
     judge: Judge,
+    ledger: Ledger,
     steps: u64,
     faults: bool,
     leader: u64,
@@ -167,6 +171,7 @@ impl World {
             agents_waiting: BTreeMap::new(),
             client: client::Client::default(),
             judge: Judge::default(),
+            ledger: Ledger::default(),
             steps: 0,
             faults: false,
             leader: 1,
@@ -182,6 +187,10 @@ impl World {
 
     pub fn placements(&self) -> u64 {
         self.placements_before + self.state.counters().get("placements").copied().unwrap_or(0)
+    }
+
+    pub fn crashes(&self) -> u64 {
+        self.leader - 1
     }
 
     fn set_up(&mut self) {
@@ -297,7 +306,7 @@ impl World {
 
     /// Applies an event: commit, then deliver; a crash may come before, between or after.
     fn step(&mut self, event: Event) -> Vec<(u64, Result<Answer, Refusal>)> {
-        let crash = self.faults && self.dice.chance(self.options.crash_scheduler);
+        let crash = self.faults && self.dice.below(self.options.crash_every) == 0;
         let lost = crash && self.dice.chance(500);
         let actions = step(&mut self.state, self.now, event);
         if lost {
@@ -325,6 +334,8 @@ impl World {
             }
         }
         self.steps += 1;
+        let found = self.ledger.after(&self.state, &actions);
+        assert!(found.is_empty(), "at {} of seed {}: {found:#?}", self.now, self.seed);
         // A step that writes nothing changes no record, so most of the check would look at the same things again.
         let wrote = actions.iter().any(|action| matches!(action, Action::Write(..) | Action::Erase(_)));
         if wrote && self.steps.is_multiple_of(self.options.check_every) {
