@@ -95,6 +95,7 @@ pub(super) fn placed(state: &mut State, now: u64, id: InstanceId, provider: Prov
         placed_at_ms: now,
         started_at_ms: None,
         healthy: false,
+        healthy_since_ms: None,
         usage: Usage::default(),
         explanation,
     });
@@ -215,6 +216,7 @@ fn adopt_again(state: &mut State, now: u64, status: &AllocStatus, gone: OldAlloc
             placed_at_ms: now,
             started_at_ms: None,
             healthy: false,
+            healthy_since_ms: None,
             usage: Usage::default(),
             explanation: Explanation {
                 at_ms: now,
@@ -255,6 +257,7 @@ fn current_status(state: &mut State, now: u64, status: AllocStatus) {
         after.0 == InstanceState::Running && found.alloc.as_ref().is_some_and(|alloc| alloc.started_at_ms.is_none());
     if let Some(alloc) = &mut found.alloc {
         alloc.healthy = after.1;
+        alloc.healthy_since_ms = alloc.healthy_since_ms.or(Some(now)).filter(|_| after.1);
         if first {
             alloc.started_at_ms = Some(now);
         }

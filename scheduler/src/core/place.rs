@@ -47,7 +47,7 @@ pub(super) fn take(state: &mut State, ask: &Ask, provider: ProviderId) -> Choice
     let fits = |record: &Provider| ask.refusals(state, record, Softness::Dropped, 1).is_empty();
     let provider = state.providers.get(&provider).filter(|record| fits(record)).map(|record| record.id);
     let mut explanation = Explanation { examined: 1, matched: 1, soft_dropped: ask.has_soft(), ..blank(state) };
-    explanation.scores.extend(provider.map(|id| score(state, ask, id)));
+    explanation.scores.extend(provider.map(|id| score(state, ask, id, 0)));
     Choice { provider, explanation }
 }
 
@@ -73,7 +73,12 @@ pub(super) fn choose(state: &mut State, ask: &Ask) -> Choice {
             found = explain::all(state, ask, Softness::Dropped, &mut explanation);
         }
     }
-    let mut scores: Vec<ScoreLine> = found.iter().map(|id| score(state, ask, *id)).collect();
+    let mut scores = Vec::new();
+    for id in &found {
+        // Without a draw of its own each time the smallest id would win among equals.
+        let draw = if ask.spec.strategy == Strategy::Random { state.random.number() } else { 0 };
+        scores.push(score(state, ask, *id, draw));
+    }
     scores.sort_by(|left, right| right.score.cmp(&left.score).then_with(|| left.provider.cmp(&right.provider)));
     scores.truncate(Explanation::SCORES_KEPT);
     let provider = scores.first().map(|best| best.provider);
@@ -145,8 +150,8 @@ const IMAGE_POINTS: i64 = 50;
 /// Points for one unit of a written weight.
 const WEIGHT_POINTS: i64 = 20;
 
-/// Scores one provider.
-fn score(state: &State, ask: &Ask, id: ProviderId) -> ScoreLine {
+/// Scores one provider; `draw` is any number, for the strategy that asks for chance.
+fn score(state: &State, ask: &Ask, id: ProviderId, draw: u64) -> ScoreLine {
     let mut parts = BTreeMap::new();
     if let (Some(provider), Some(live)) = (state.providers.get(&id), state.live.providers.get(&id)) {
         let after = live.reserved.plus(&ask.spec.resources);
@@ -155,7 +160,7 @@ fn score(state: &State, ask: &Ask, id: ProviderId) -> ScoreLine {
         let by_strategy = match ask.spec.strategy {
             Strategy::Spread => STRATEGY_POINTS - load,
             Strategy::Binpack => load,
-            Strategy::Random => 0,
+            Strategy::Random => (draw % STRATEGY_POINTS.unsigned_abs()).cast_signed(),
             Strategy::Reliable => STRATEGY_POINTS - (trouble * 100).min(STRATEGY_POINTS),
             Strategy::Cheapest => -i64::try_from(provider.price).unwrap_or(i64::MAX / 4).min(i64::MAX / 4),
         };

@@ -120,7 +120,7 @@ fn update(state: &mut State, now: u64, service: &Service, found: &Members) {
             return halt(state, now, service, &member.reason.clone());
         }
         let alloc = member.alloc.as_ref();
-        let since = alloc.and_then(|alloc| alloc.started_at_ms.filter(|_| alloc.healthy));
+        let since = alloc.and_then(|alloc| alloc.healthy_since_ms);
         match since.filter(|_| member.state == InstanceState::Running) {
             Some(since) if since + service.spec.healthy_ms <= now => {}
             Some(since) => {

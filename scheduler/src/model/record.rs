@@ -25,6 +25,9 @@ pub struct Allocation {
     pub started_at_ms: Option<u64>,
     /// Its health check passes.
     pub healthy: bool,
+    /// Since when it does without a break.
+    #[serde(default)]
+    pub healthy_since_ms: Option<u64>,
     /// What it used.
     pub usage: Usage,
     /// Why there.
