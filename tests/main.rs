@@ -28,6 +28,7 @@ mod named_volumes;
 mod network;
 mod options;
 mod probe;
+mod provider;
 mod pull;
 mod push;
 mod refused;

@@ -8,6 +8,7 @@
 //!   which one leads.
 //! - `server`: a thread that owns state and store (`desk`), and a table of routes with a policy each around it.
 //! - `agent`: the provider's side: a pure session machine, the `Engine` it drives, a client over HTTP.
+//! - `client`: a person's side of the API.
 //!
 //! The life of an instance: a request becomes a [`core::Wish`], the core checks scope and quota and puts it in line;
 //! the queue takes it in its turn, `place` walks the index, the choice is written with its explanation, and only then
@@ -19,8 +20,10 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod client;
 pub mod command;
 pub mod core;
+pub mod dial;
 pub mod expr;
 pub mod failpoint;
 pub mod model;

@@ -25,8 +25,10 @@ mod man;
 mod moment;
 mod nouns;
 mod pause;
+mod pool;
 mod port;
 mod progress;
+mod provider;
 mod ps;
 mod pull;
 mod push;
@@ -117,6 +119,8 @@ enum Command {
     Image(nouns::ImageCommand),
     Completion(completion::CompletionArgs),
     Scheduler(scheduler::SchedulerArgs),
+    Provider(provider::ProviderArgs),
+    Pool(pool::PoolArgs),
     Man(man::ManArgs),
     #[command(flatten)]
     Data(data::DataCommand),
@@ -172,6 +176,8 @@ fn dispatch(root: Option<PathBuf>, command: Command) -> Result<ExitCode, CliErro
         Command::Image(command) => dispatch(root, command.into()),
         Command::Completion(args) => completion::run(&args, Cli::command()),
         Command::Scheduler(args) => scheduler::run(root, args),
+        Command::Provider(args) => provider::run(root, args),
+        Command::Pool(args) => pool::run(args),
         Command::Man(args) => man::run(&args, Cli::command()),
         Command::System(nouns::SystemCommand::Housekeeping(command)) => data::keep_house(root, command),
         Command::Data(command) => data::run(root, command),

@@ -29,6 +29,7 @@ pub mod ports;
 mod prepare;
 mod process;
 pub mod processes;
+pub mod provider;
 pub mod record;
 pub mod registry;
 pub mod run;

@@ -7,7 +7,7 @@ use rcgen::{CertificateParams, KeyPair};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use crate::names::Names;
+use crate::dial::{self, DialError};
 
 /// Says why an identity cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +21,9 @@ pub enum IdentityError {
     /// The scheduler gave something else, or a certificate for another key.
     #[error("what the scheduler gave is no certificate for this agent's key")]
     Foreign,
+    /// The authorities cannot be used.
+    #[error(transparent)]
+    Dial(#[from] DialError),
     /// No HTTP client can be made of it.
     #[error("cannot speak TLS with the agent's certificate")]
     Tls(#[source] reqwest::Error),
@@ -33,7 +36,8 @@ pub struct Identity {
     certificate: Option<(String, u64, u64)>,
 }
 
-fn write(path: &Path, text: &str) -> Result<(), std::io::Error> {
+/// Writes a private file, durable and whole.
+pub(super) fn write(path: &Path, text: &str) -> Result<(), std::io::Error> {
     use fs_err::os::unix::fs::OpenOptionsExt as _;
     use std::io::Write as _;
     let fresh = path.with_extension("new");
@@ -95,9 +99,7 @@ impl Identity {
 
     /// Makes an HTTP client that trusts these authorities only, and shows the certificate while it lasts.
     pub fn http(&self, authorities: &str) -> Result<reqwest::Client, IdentityError> {
-        let mut builder = reqwest::Client::builder().no_proxy().dns_resolver(Names).https_only(true);
-        let roots = reqwest::Certificate::from_pem_bundle(authorities.as_bytes()).map_err(IdentityError::Tls)?;
-        builder = builder.tls_certs_only(roots);
+        let mut builder = dial::builder(authorities)?.https_only(true);
         if let Some((certificate, _, to)) = &self.certificate
             && seconds() < *to
         {

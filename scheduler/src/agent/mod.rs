@@ -7,8 +7,10 @@ mod client;
 mod engine;
 mod identity;
 mod machine;
+mod membership;
 
 pub use client::{Agent, Client, ClientError, FileKeeper, Keeper};
 pub use engine::{Engine, EngineError, SimulatedEngine};
 pub use identity::{Identity, IdentityError};
 pub use machine::{Machine, REPLY_MAX_MS};
+pub use membership::{Membership, MembershipError};

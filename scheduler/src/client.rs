@@ -1,0 +1,153 @@
+//! A person's side of the API, for callers that know no async runtime: one call at a time, JSON in and out.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+use crate::dial::{self, DialError};
+use crate::server::Problem;
+
+/// An answer takes no longer; a leader that is being replaced needs some seconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A call that nobody answered is made again this often, with the same idempotency key.
+const RETRIES: u32 = 5;
+/// Wait before the first repetition; it doubles.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Says why a call came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// No way to the scheduler.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The runtime does not start.
+    #[error("cannot start the client's runtime")]
+    Runtime(#[source] std::io::Error),
+    /// No answer.
+    #[error("cannot reach the scheduler {scheduler}")]
+    Send {
+        /// Where.
+        scheduler: String,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// A refusal.
+    #[error("the scheduler refuses: {detail}")]
+    Refused {
+        /// The status.
+        status: u16,
+        /// The words of the problem.
+        detail: String,
+    },
+    /// Something is not as asked.
+    #[error("there is no {kind} {name:?}")]
+    Unknown {
+        /// What was looked for.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+}
+
+/// A pool, as one person sees it.
+pub struct Pool {
+    runtime: Runtime,
+    http: reqwest::Client,
+    base: String,
+    token: String,
+}
+
+impl Pool {
+    /// Makes a client that trusts these authorities (PEM).
+    pub fn new(scheduler: &str, token: &str, authorities: &str) -> Result<Self, PoolError> {
+        let base = dial::base(scheduler)?;
+        let http = dial::builder(authorities)?.timeout(PATIENCE).build().map_err(DialError::Client)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        Ok(Self { runtime: runtime.map_err(PoolError::Runtime)?, http, base, token: token.to_owned() })
+    }
+
+    /// Writes to a route.
+    pub fn post(&self, path: &str, body: &Value) -> Result<Value, PoolError> {
+        self.call(&Method::POST, path, Some(body))
+    }
+
+    /// Deletes what a route names.
+    pub fn delete(&self, path: &str) -> Result<Value, PoolError> {
+        self.call(&Method::DELETE, path, None)
+    }
+
+    /// Calls a route. Whatever is not answered is asked again; a mutation carries a key, so that it happens once.
+    fn call(&self, method: &Method, path: &str, body: Option<&Value>) -> Result<Value, PoolError> {
+        let key = random_key();
+        let mut wait = RETRY;
+        for left in (0..RETRIES).rev() {
+            match self.runtime.block_on(self.once(method, path, body, &key)) {
+                Err(PoolError::Send { .. } | PoolError::Refused { status: 502..=504, .. }) if left > 0 => {
+                    std::thread::sleep(wait);
+                    wait *= 2;
+                }
+                outcome => return outcome,
+            }
+        }
+        self.runtime.block_on(self.once(method, path, body, &key))
+    }
+
+    async fn once(&self, method: &Method, path: &str, body: Option<&Value>, key: &str) -> Result<Value, PoolError> {
+        let send = |source| PoolError::Send { scheduler: self.base.clone(), source };
+        let mut request = self.http.request(method.clone(), format!("{}{path}", self.base)).bearer_auth(&self.token);
+        if *method != Method::GET {
+            request = request.header("Idempotency-Key", key);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request.send().await.map_err(send)?;
+        let status = response.status();
+        if status == StatusCode::NO_CONTENT {
+            return Ok(Value::Null);
+        }
+        if status.is_success() {
+            return response.json().await.map_err(send);
+        }
+        let problem: Option<Problem> = response.json().await.ok();
+        let detail = problem.map_or_else(|| status.to_string(), |problem| problem.detail);
+        Err(PoolError::Refused { status: status.as_u16(), detail })
+    }
+
+    /// Reads a route.
+    pub fn get(&self, path: &str) -> Result<Value, PoolError> {
+        self.call(&Method::GET, path, None)
+    }
+
+    /// Reads every page of a list.
+    pub fn list(&self, path: &str) -> Result<Vec<Value>, PoolError> {
+        let (mut all, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = self.get(&format!("{path}?limit=1000{after}"))?;
+            all.extend(page["items"].as_array().cloned().unwrap_or_default());
+            match page["next"].as_str() {
+                Some(next) => after = format!("&after={next}"),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// Finds an object of a list by its id or its name; among several of one name, which only ended ones can be, the
+    /// newest.
+    pub fn find(&self, path: &str, kind: &'static str, wanted: &str) -> Result<Value, PoolError> {
+        let found = self.list(path)?.into_iter().rfind(|item| item["id"] == wanted || item["name"] == wanted);
+        found.ok_or_else(|| PoolError::Unknown { kind, name: wanted.to_owned() })
+    }
+}
+
+/// Makes a key that nobody else has; without random bytes the time must do.
+fn random_key() -> String {
+    let mut bytes = [0; 16];
+    if getrandom::fill(&mut bytes).is_err() {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        bytes = now.as_nanos().to_le_bytes();
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,211 @@
+//! `coracle pool`: a pool of lent machines as its users see it.
+
+mod ask;
+mod show;
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use coracle_scheduler::client::Pool;
+use coracle_scheduler::model::{Name, Role};
+use fs_err::os::unix::fs::OpenOptionsExt;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::error::{CliError, line, note};
+use super::provider::read_token;
+use crate::env;
+
+/// Where distributions keep the certificates of well-known authorities.
+const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// How long a join token may be used when nobody says: an hour, the most.
+const JOIN_MINUTES: u64 = 60;
+/// Milliseconds of a minute.
+const MINUTE_MS: u64 = 60_000;
+
+/// A scheduler, and whom to believe that it is the one.
+#[derive(Args)]
+pub struct Address {
+    /// Address of the scheduler, https://HOST[:PORT]
+    #[arg(long, value_name = "URL")]
+    pub scheduler: String,
+
+    /// Certificates of the authorities that sign the scheduler's, PEM [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+impl Address {
+    /// Reads the certificates.
+    pub fn authorities(&self) -> Result<String, CliError> {
+        Ok(fs_err::read_to_string(self.ca.as_deref().unwrap_or(Path::new(SYSTEM_AUTHORITIES)))?)
+    }
+}
+
+/// Ask a pool of lent machines for instances, and look after them
+#[derive(Args)]
+pub struct PoolArgs {
+    #[command(subcommand)]
+    command: PoolCommand,
+}
+
+#[derive(Subcommand)]
+enum PoolCommand {
+    Login(LoginArgs),
+    /// Forget the pool and its token
+    Logout,
+    Run(Box<ask::RunArgs>),
+    Stop(ask::StopArgs),
+    Ps(show::PsArgs),
+    Inspect(show::InspectArgs),
+    Providers(show::ProvidersArgs),
+    Usage(show::UsageArgs),
+    Drain(DrainArgs),
+    Token(TokenArgs),
+    JoinToken(JoinTokenArgs),
+}
+
+/// Keep a pool's address and a token for it
+#[derive(Args)]
+struct LoginArgs {
+    #[command(flatten)]
+    pool: Address,
+
+    /// Read the token from FILE; - is standard input
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    token_from: PathBuf,
+}
+
+/// Empty a provider: nothing new is placed there, and what is there is stopped and placed elsewhere
+#[derive(Args)]
+struct DrainArgs {
+    /// Name or id of the provider
+    provider: String,
+
+    /// Stop what has not ended after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    within: u64,
+
+    /// Let new work in again
+    #[arg(long, conflicts_with = "within")]
+    undo: bool,
+}
+
+/// Make an API token; it is printed once
+#[derive(Args)]
+struct TokenArgs {
+    /// The most it may do: reader, member or admin
+    #[arg(long, value_name = "ROLE", default_value = "member", value_parser = role)]
+    role: Role,
+
+    /// How long it lives
+    #[arg(long, value_name = "DAYS", default_value_t = 30)]
+    days: u64,
+}
+
+/// Make a token by which one machine may join; it is printed once
+#[derive(Args)]
+struct JoinTokenArgs {
+    /// The only name that may join by it
+    name: Name,
+
+    /// How long it may be used, an hour at most
+    #[arg(long, value_name = "MINUTES", default_value_t = JOIN_MINUTES)]
+    minutes: u64,
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    serde_json::from_value(json!(text)).map_err(|_| "expected reader, member or admin".to_owned())
+}
+
+/// What `login` keeps.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    scheduler: String,
+    token: String,
+    authorities: String,
+}
+
+fn file() -> Result<PathBuf, CliError> {
+    let home = || CliError::message("no home directory: neither XDG_CONFIG_HOME nor HOME is set");
+    let config = env::xdg_config_home().or_else(|| Some(env::home()?.join(".config"))).ok_or_else(home)?;
+    Ok(config.join("coracle").join("pool.json"))
+}
+
+/// Makes a client of what `login` has kept.
+fn open() -> Result<Pool, CliError> {
+    let text = match fs_err::read_to_string(file()?) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(CliError::message("no pool is known here; coracle pool login keeps one"));
+        }
+        text => text?,
+    };
+    let kept: Kept = serde_json::from_str(&text)?;
+    Ok(Pool::new(&kept.scheduler, &kept.token, &kept.authorities)?)
+}
+
+/// Runs one of the pool's commands.
+pub fn run(args: PoolArgs) -> Result<ExitCode, CliError> {
+    match args.command {
+        PoolCommand::Login(args) => login(&args)?,
+        PoolCommand::Logout => fs_err::remove_file(file()?)?,
+        PoolCommand::Run(args) => return ask::run(&open()?, *args),
+        PoolCommand::Stop(args) => ask::stop(&open()?, &args)?,
+        PoolCommand::Ps(args) => show::ps(&open()?, &args)?,
+        PoolCommand::Inspect(args) => show::inspect(&open()?, &args)?,
+        PoolCommand::Providers(args) => show::providers(&open()?, &args)?,
+        PoolCommand::Usage(args) => show::usage(&open()?, &args)?,
+        PoolCommand::Drain(args) => drain(&open()?, &args)?,
+        PoolCommand::Token(args) => {
+            let body = json!({ "role": args.role, "ttl_ms": args.days.saturating_mul(24 * 60 * MINUTE_MS) });
+            secret(&open()?.post("/v1/tokens", &body)?)?;
+        }
+        PoolCommand::JoinToken(args) => {
+            let body = json!({ "provider_name": args.name, "ttl_ms": args.minutes.saturating_mul(MINUTE_MS) });
+            secret(&open()?.post("/v1/joins", &body)?)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a secret where only the caller's program reads it.
+fn secret(answer: &serde_json::Value) -> Result<(), CliError> {
+    let secret = answer["secret"].as_str().ok_or_else(|| CliError::message("the scheduler gave no secret"))?;
+    line(secret);
+    note("note: this token is shown once and kept nowhere");
+    Ok(())
+}
+
+fn login(args: &LoginArgs) -> Result<(), CliError> {
+    let kept = Kept {
+        scheduler: args.pool.scheduler.clone(),
+        token: read_token(&args.token_from)?,
+        authorities: args.pool.authorities()?,
+    };
+    let who = Pool::new(&kept.scheduler, &kept.token, &kept.authorities)?.get("/v1/whoami")?;
+    let file = file()?;
+    if let Some(folder) = file.parent() {
+        std::fs::DirBuilder::new().mode(0o700).recursive(true).create(folder)?;
+    }
+    let draft = file.with_extension("new");
+    let _ = fs_err::remove_file(&draft);
+    let out = fs_err::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    serde_json::to_writer(&out, &kept)?;
+    out.sync_all()?;
+    fs_err::rename(&draft, &file)?;
+    note(&format!("note: {} as {}", kept.scheduler, who["role"].as_str().unwrap_or("somebody")));
+    Ok(())
+}
+
+fn drain(pool: &Pool, args: &DrainArgs) -> Result<(), CliError> {
+    let provider = pool.find("/v1/providers", "provider", &args.provider)?;
+    let path = format!("/v1/providers/{}/drain", provider["id"].as_str().unwrap_or_default());
+    if args.undo {
+        pool.delete(&path)?;
+    } else {
+        pool.post(&path, &json!({ "within_ms": args.within.saturating_mul(1000) }))?;
+    }
+    Ok(())
+}

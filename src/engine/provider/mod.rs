@@ -1,0 +1,266 @@
+//! This machine as a provider of a pool: the scheduler crate's `Engine`, by containers that outlive the agent.
+//!
+//! Every allocation has a line in the ledger before anything is made, and a container of a name that only it has.
+//! Containers are made, stopped and removed by this program's own commands as children, because the agent has
+//! threads and may not clone; what is reported is read from the containers' own records. So a killed agent changes
+//! nothing: the next one reads ledger and containers and goes on.
+
+mod commands;
+pub mod facts;
+mod ledger;
+pub mod presence;
+pub mod shares;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use coracle_scheduler::agent;
+use coracle_scheduler::model::{AllocStatus, FactReport, InstanceId, InstanceSpec, OnLoss, Phase, Resources, Usage};
+
+use super::consumption;
+use super::containers::{self, Container, Status};
+use commands::{Children, Outcome, Verb};
+pub use ledger::LedgerError;
+use ledger::{Entry, Ledger};
+pub use shares::Shares;
+
+/// How old an answer about the containers may be; the agent asks twenty times a second.
+const LOOK: Duration = Duration::from_millis(250);
+/// How often what is used is measured; it is told when an allocation ends.
+const MEASURE: Duration = Duration::from_secs(10);
+
+/// What an allocation is called in the ledger, in lists and as a container.
+type Key = (InstanceId, u64);
+
+/// Gives the container's name of an allocation.
+pub fn container_name((instance, epoch): Key) -> String {
+    format!("pool-{instance}-{epoch}")
+}
+
+/// Runs allocations as containers.
+pub struct Provider {
+    root: PathBuf,
+    folder: PathBuf,
+    ledger: Ledger,
+    children: Children,
+    used: BTreeMap<Key, Usage>,
+    measured: Option<Instant>,
+    report: Vec<AllocStatus>,
+    reported: Option<Instant>,
+}
+
+impl Provider {
+    /// Reads what an earlier agent has left in `folder`; containers live in `root`.
+    pub fn open(root: &Path, folder: &Path) -> Result<Self, LedgerError> {
+        Ok(Self {
+            root: root.to_owned(),
+            folder: folder.to_owned(),
+            ledger: Ledger::open(&folder.join("allocations"))?,
+            children: Children::new(root),
+            used: BTreeMap::new(),
+            measured: None,
+            report: Vec::new(),
+            reported: None,
+        })
+    }
+
+    fn container(&self, key: Key) -> Option<Container> {
+        containers::find(&self.root, &container_name(key)).ok()
+    }
+
+    /// Looks at every allocation, writes down what has become of it and goes on with what was left undone.
+    fn look(&mut self) -> Vec<AllocStatus> {
+        for (key, outcome) in self.children.reap() {
+            self.take_in(key, &outcome);
+        }
+        let measure = self.measured.is_none_or(|at| at.elapsed() >= MEASURE);
+        if measure {
+            self.measured = Some(Instant::now());
+        }
+        let keys: Vec<Key> = self.ledger.keys().collect();
+        keys.into_iter().filter_map(|key| self.status(key, measure)).collect()
+    }
+
+    /// Takes in how a command ended.
+    fn take_in(&mut self, key: Key, outcome: &Outcome) {
+        match outcome.verb {
+            Verb::Run if outcome.success => self.ledger.change(key, |entry| entry.begun = true),
+            // The child of a killed agent may have been quicker.
+            Verb::Run if self.container(key).is_some_and(|container| container.status() != Status::Created) => {
+                self.ledger.change(key, |entry| entry.begun = true);
+            }
+            Verb::Run => {
+                let said = outcome.said.clone();
+                self.ledger.change(key, |entry| entry.end(None, said));
+            }
+            Verb::Remove if outcome.success || self.container(key).is_none() => self.ledger.remove(key),
+            // Tried again at the next look.
+            Verb::Stop | Verb::Remove => {}
+        }
+    }
+
+    fn status(&mut self, key: Key, measure: bool) -> Option<AllocStatus> {
+        let entry = self.ledger.get(key)?.clone();
+        let busy = self.children.verb(key);
+        if entry.forgotten {
+            if busy.is_none() {
+                self.children.remove(key);
+            }
+            return None;
+        }
+        let container = self.container(key);
+        if measure && let Some(used) = container.as_ref().and_then(consumption::measure) {
+            let (received, sent) = used.network_bytes;
+            let usage =
+                Usage { cpu_ms: used.cpu_us / 1000, network_bytes: received.saturating_add(sent), ..Usage::default() };
+            self.used.insert(key, usage);
+        }
+        let phase = self.phase(key, &entry, container.as_ref(), busy);
+        let ended = matches!(phase, Phase::Exited { .. });
+        // While it runs only the phase is compared; sums are told once.
+        let usage = if ended { self.used.get(&key).copied().unwrap_or_default() } else { Usage::default() };
+        Some(AllocStatus { instance: key.0, epoch: key.1, phase, usage })
+    }
+
+    fn phase(&mut self, key: Key, entry: &Entry, container: Option<&Container>, busy: Option<Verb>) -> Phase {
+        if let Some(end) = &entry.end {
+            return Phase::Exited { code: end.code, reason: end.reason.clone() };
+        }
+        let status = container.map(|container| (container, container.status()));
+        match status {
+            Some((container, Status::Running | Status::Paused | Status::Restarting)) => {
+                if entry.stopping && busy.is_none() {
+                    self.children.stop(key, entry.grace_s);
+                }
+                let healthy = container.health().is_none_or(|health| health.status == "healthy");
+                Phase::Running { healthy }
+            }
+            Some((container, Status::Exited)) if busy != Some(Verb::Run) => {
+                let code = container.exit.as_ref().filter(|exit| !exit.unknown).map(|exit| exit.exit_code);
+                let reason = match code {
+                    Some(code) => format!("exited with {code}"),
+                    None => "was killed with its shim".to_owned(),
+                };
+                self.ledger.change(key, |entry| entry.end(code, reason.clone()));
+                Phase::Exited { code, reason }
+            }
+            None if busy.is_none() => self.missing(key, entry),
+            // Being made.
+            Some((_, Status::Created)) if busy.is_none() => self.missing(key, entry),
+            _ => Phase::Pulling,
+        }
+    }
+
+    /// Decides about an allocation of which nothing runs and nothing is being made.
+    fn missing(&mut self, key: Key, entry: &Entry) -> Phase {
+        let reason = if entry.stopping {
+            "stopped before it began"
+        } else if entry.begun {
+            "removed on the provider"
+        } else {
+            self.children.run(key, &entry.spec, &Shares::read(&self.folder).unwrap_or_default());
+            return Phase::Pulling;
+        };
+        self.ledger.change(key, |entry| entry.end(None, reason.to_owned()));
+        Phase::Exited { code: None, reason: reason.to_owned() }
+    }
+}
+
+fn refuse(op: &'static str, key: Key, reason: impl ToString) -> agent::EngineError {
+    agent::EngineError { op, instance: key.0, reason: reason.to_string() }
+}
+
+impl agent::Engine for Provider {
+    fn capacity(&self) -> Resources {
+        Shares::read(&self.folder).unwrap_or_default().offer(&self.root)
+    }
+
+    fn accepting(&self) -> bool {
+        !shares::is_paused(&self.folder)
+    }
+
+    fn boot_id(&self) -> String {
+        facts::boot_id()
+    }
+
+    fn facts(&mut self) -> BTreeMap<String, FactReport> {
+        facts::measure(&self.root, &self.folder)
+    }
+
+    fn start(&mut self, instance: InstanceId, epoch: u64, spec: &InstanceSpec) -> Result<(), agent::EngineError> {
+        let key = (instance, epoch);
+        if self.ledger.get(key).is_some() {
+            return Ok(());
+        }
+        let shares = Shares::read(&self.folder).map_err(|error| refuse("start", key, error))?;
+        shares.allow(spec).map_err(|reason| refuse("start", key, reason))?;
+        if shares::is_paused(&self.folder) {
+            return Err(refuse("start", key, "the owner has paused this provider"));
+        }
+        self.ledger.add(key, spec.clone()).map_err(|error| refuse("start", key, error))?;
+        self.children.run(key, spec, &shares);
+        self.reported = None;
+        Ok(())
+    }
+
+    fn stop(&mut self, instance: InstanceId, epoch: u64, grace_ms: u64) -> Result<(), agent::EngineError> {
+        let key = (instance, epoch);
+        let Some(entry) = self.ledger.get(key) else { return Ok(()) };
+        if entry.stopping && self.children.verb(key).is_some() {
+            return Ok(());
+        }
+        self.ledger.change(key, |entry| {
+            entry.stopping = true;
+            entry.grace_s = grace_ms.div_ceil(1000);
+        });
+        if self.children.verb(key) == Some(Verb::Run) {
+            self.children.give_up(key);
+        }
+        self.reported = None;
+        Ok(())
+    }
+
+    fn report(&mut self) -> Vec<AllocStatus> {
+        if self.reported.is_none_or(|at| at.elapsed() >= LOOK) {
+            self.report = self.look();
+            self.reported = Some(Instant::now());
+        }
+        self.report.clone()
+    }
+
+    fn forget(&mut self, instance: InstanceId, epoch: u64) {
+        let key = (instance, epoch);
+        self.used.remove(&key);
+        self.ledger.change(key, |entry| entry.forgotten = true);
+        self.reported = None;
+    }
+
+    fn alone_ms(&self, instance: InstanceId, epoch: u64) -> Option<u64> {
+        match self.ledger.get((instance, epoch))?.spec.on_loss {
+            OnLoss::StopAfter { after_ms } => Some(after_ms),
+            _ => None,
+        }
+    }
+}
+
+/// Lists what is here, for the owner: what it is called, its image and what has become of it.
+pub fn list(root: &Path, folder: &Path) -> Result<Vec<(String, String, &'static str)>, LedgerError> {
+    let ledger = Ledger::open(&folder.join("allocations"))?;
+    let entries = ledger.keys().filter_map(|key| Some((key, ledger.get(key)?)));
+    Ok(entries
+        .filter(|(_, entry)| !entry.forgotten)
+        .map(|(key, entry)| {
+            let name = container_name(key);
+            let status = containers::find(root, &name).map_or("pulling", |container| container.status().word());
+            (name, entry.spec.image.clone(), if entry.end.is_some() { "exited" } else { status })
+        })
+        .collect())
+}
+
+/// Names every container that the pool has here, by what the containers say themselves.
+pub fn containers_here(root: &Path) -> Vec<String> {
+    let all =
+        containers::list(root).into_iter().filter(|container| container.record.labels.contains_key(commands::LABEL));
+    all.map(|container| container.record.id).collect()
+}
