@@ -35,6 +35,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         };
     }
+    if first == Some(OsStr::new(coracle_shim::disk::GUARD_ARGUMENT)) {
+        return match coracle_shim::disk::guard(args.get(2..).unwrap_or_default()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     if cfg!(debug_assertions) && first == Some(OsStr::new(LIST_FAILPOINTS)) {
         coracle_runtime::failpoint::NAMES.iter().for_each(|name| cli::error::line(name));
         return ExitCode::SUCCESS;

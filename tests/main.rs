@@ -31,6 +31,7 @@ mod probe;
 mod provider;
 mod pull;
 mod push;
+mod quota;
 mod refused;
 mod run;
 mod scheduler;

@@ -12,6 +12,7 @@ pub mod detach;
 pub mod exec;
 pub mod failpoint;
 pub mod failure;
+pub mod fork;
 pub mod hooks;
 pub mod host;
 pub mod idmap;

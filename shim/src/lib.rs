@@ -8,6 +8,7 @@
 pub mod attach;
 pub mod client;
 mod clients;
+pub mod disk;
 mod foreground;
 mod keeper;
 pub mod log;

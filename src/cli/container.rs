@@ -16,6 +16,7 @@ use crate::engine::options::{
     EnvEntry, HealthOptions, Network, PullPolicy, RunOptions, SecurityOptions, Terminal, UserNsChoice, VolumesFrom,
 };
 use crate::engine::ports::parse_publish;
+use crate::engine::quota::DiskSize;
 use crate::engine::record::{LogDriver, LogOptions, RestartPolicy};
 use crate::engine::size::{Ulimit, parse_size_bytes};
 use crate::env;
@@ -129,6 +130,12 @@ pub struct ContainerArgs {
     oom_score_adj: Option<i32>,
     #[command(flatten)]
     limits: LimitArgs,
+    /// What may be written: SIZE[,inodes=N]; a write beyond it fails
+    #[arg(long, value_name = "SIZE[,inodes=N]", help_heading = "Limits")]
+    disk: Option<String>,
+    /// The same as --disk, for Docker's size=SIZE
+    #[arg(long, value_name = "size=SIZE", help_heading = "Limits")]
+    storage_opt: Vec<String>,
     /// Seconds between the stop signal and SIGKILL [default: 10]
     #[arg(long, value_name = "SECONDS")]
     stop_timeout: Option<u64>,
@@ -264,6 +271,7 @@ pub fn options(args: ContainerArgs, mut command: Vec<String>) -> Result<RunOptio
         },
         platform: args.platform,
         limits: args.limits.options()?,
+        disk: disk_size(args.disk.as_deref(), &args.storage_opt)?,
         oom_score_adj: args.oom_score_adj,
         stop_timeout_s: args.stop_timeout,
         detach: false,
@@ -281,6 +289,21 @@ pub fn options(args: ContainerArgs, mut command: Vec<String>) -> Result<RunOptio
             retries: args.health_retries,
         },
     })
+}
+
+/// Reads --disk and Docker's words for it.
+fn disk_size(disk: Option<&str>, options: &[String]) -> Result<Option<DiskSize>, CliError> {
+    let mut wanted = disk.map(str::parse::<DiskSize>).transpose()?;
+    for option in options {
+        let size = option.strip_prefix("size=").ok_or_else(|| {
+            CliError::message(format!("invalid storage option {option:?}: only size=SIZE is implemented"))
+        })?;
+        if wanted.is_some() {
+            return Err(CliError::message("--disk and --storage-opt size= say the same thing; give one of them"));
+        }
+        wanted = Some(size.parse()?);
+    }
+    Ok(wanted)
 }
 
 /// Splits NAME=VALUE; a name alone has an empty value.

@@ -16,6 +16,7 @@ use crate::engine::Engine;
 use crate::engine::consumption::{self, Usage};
 use crate::engine::container::short_id;
 use crate::engine::containers::{self, Container};
+use crate::engine::quota;
 
 /// Docker's pace.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -111,6 +112,7 @@ fn row(now: &Measured, before: Option<&Measured>, whole: bool) -> Value {
     let percent = |hundredths: u128| format!("{}.{:02}%", hundredths / 100, hundredths % 100);
     let pair = |(from, to): (u64, u64)| format!("{} / {}", table::human_size(from), table::human_size(to));
     let id = if whole { &record.id } else { short_id(&record.id) };
+    let disk = record.disk.as_ref().map(|limit| quota::usage(&now.container.path, limit));
     json!({
         "Container": id,
         "ID": id,
@@ -121,5 +123,9 @@ fn row(now: &Measured, before: Option<&Measured>, whole: bool) -> Value {
         "NetIO": pair(usage.network_bytes),
         "BlockIO": pair(usage.disk_bytes),
         "PIDs": usage.tasks.to_string(),
+        // Ours: only where something is limited.
+        "DiskUsage": disk.map(|disk| pair((disk.used_bytes.unwrap_or(0), disk.limit_bytes))),
+        "DiskBackend": disk.map(|disk| disk.backend),
+        "DiskHard": disk.map(|disk| disk.hard),
     })
 }

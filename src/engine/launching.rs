@@ -9,12 +9,13 @@ use coracle_runtime::{
     LaunchFailure, LaunchOptions, Namespaces, Rootfs, Running, Stage, Stdio, failpoint, host, launch,
 };
 use coracle_shim::Keeper;
+use coracle_shim::disk::Disk;
 use oci_spec::runtime::Spec;
 
 use super::container::{ContainerDir, short_id};
 use super::network::Plan;
 use super::record::Record;
-use super::{EngineError, confinement, elsewhere};
+use super::{EngineError, confinement, elsewhere, quota};
 
 /// Is everything a launch needs.
 pub struct Launching<'a> {
@@ -24,11 +25,31 @@ pub struct Launching<'a> {
     pub spec: &'a Spec,
 }
 
-/// Is a launched container; the keeper ends its network helper.
+/// Is a launched container; the keeper ends its network helper, the disk ends with its mount.
 pub struct Launched {
     pub running: Running,
     pub keeper: Option<Keeper>,
+    pub disk: Option<Disk>,
     pub cgroup: Option<Cgroup>,
+}
+
+/// Are the processes beside a container.
+#[derive(Default)]
+struct Helpers {
+    keeper: Option<Keeper>,
+    disk: Option<Disk>,
+}
+
+impl Helpers {
+    /// Ends them; the container is gone.
+    fn finish(self) {
+        if let Some(keeper) = self.keeper {
+            keeper.finish();
+        }
+        if let Some(disk) = self.disk {
+            disk.finish();
+        }
+    }
 }
 
 impl Launching<'_> {
@@ -49,7 +70,7 @@ impl Launching<'_> {
             outcome = self.copy_rootfs().and_then(|()| self.launch_once(stdio, cgroup.as_ref()));
         }
         match outcome {
-            Ok((running, keeper)) => Ok(Launched { running, keeper, cgroup }),
+            Ok((running, helpers)) => Ok(Launched { running, keeper: helpers.keeper, disk: helpers.disk, cgroup }),
             Err(error) => {
                 if let Some(cgroup) = &cgroup {
                     // Nothing is in it; the failure that is reported is the launch's.
@@ -60,11 +81,28 @@ impl Launching<'_> {
         }
     }
 
-    fn launch_once(&self, stdio: Stdio<'_>, cgroup: Option<&Cgroup>) -> Result<(Running, Option<Keeper>), EngineError> {
+    fn launch_once(&self, stdio: Stdio<'_>, cgroup: Option<&Cgroup>) -> Result<(Running, Helpers), EngineError> {
         let cgroup = cgroup.map(Cgroup::fd).transpose()?;
-        let mut keeper: Option<Keeper> = None;
-        let mut network_failure = None;
+        let rootfs = match &self.record.disk {
+            Some(_) => quota::moved(&self.directory.path, &self.record.rootfs)?,
+            None => self.record.rootfs.clone(),
+        };
+        let mut helpers = Helpers::default();
+        let mut failure: Option<EngineError> = None;
         let running = {
+            let (disk, keeper) = (&mut helpers.disk, &mut helpers.keeper);
+            let failure = std::cell::RefCell::new(&mut failure);
+            let mut serve = |pid: i32| {
+                let Some(limit) = &self.record.disk else { return Ok(()) };
+                match quota::start(&self.directory.path, limit, pid) {
+                    Ok(started) => *disk = Some(started),
+                    Err(error) => {
+                        **failure.borrow_mut() = Some(error.into());
+                        return Err(LaunchFailure::rule(Stage::Rootfs, "disk limit", "cannot be set"));
+                    }
+                }
+                Ok(())
+            };
             let mut connect = |namespaces: &Namespaces<'_>| {
                 failpoint::hit("netns_made").map_err(|_| failed("netns_made"))?;
                 let Plan::Pasta(pasta) = &self.record.network else {
@@ -72,11 +110,11 @@ impl Launching<'_> {
                 };
                 match pasta.start(namespaces.pid, &self.directory.path) {
                     Ok(started) => {
-                        keeper = Some(started);
+                        *keeper = Some(started);
                         failpoint::hit("helper_started").map_err(|_| failed("helper_started"))
                     }
                     Err(error) => {
-                        network_failure = Some(error);
+                        **failure.borrow_mut() = Some(error.into());
                         Err(LaunchFailure::rule(Stage::Network, "pasta", "cannot connect the container"))
                     }
                 }
@@ -87,22 +125,21 @@ impl Launching<'_> {
                 die_with_parent: true,
                 init_reaper: self.record.init,
                 cgroup: cgroup.as_ref().map(AsFd::as_fd),
+                on_mapped: Some(&mut serve),
                 on_namespaces: Some(&mut connect),
-                ..LaunchOptions::new(&self.directory.id, self.spec, &self.directory.path, self.record.rootfs.clone())
+                ..LaunchOptions::new(&self.directory.id, self.spec, &self.directory.path, rootfs)
             })
         };
-        match (running, network_failure) {
-            (Ok(running), None) => Ok((running, keeper)),
+        match (running, failure) {
+            (Ok(running), None) => Ok((running, helpers)),
             (result, failure) => {
-                if let Some(keeper) = keeper {
-                    keeper.finish();
-                }
+                helpers.finish();
                 match (failure, result) {
-                    (Some(error), _) => Err(error.into()),
+                    (Some(error), _) => Err(error),
                     (None, Err(source)) => {
                         Err(EngineError::Launch { id: short_id(&self.directory.id).to_owned(), source })
                     }
-                    (None, Ok(running)) => Ok((running, None)),
+                    (None, Ok(running)) => Ok((running, Helpers::default())),
                 }
             }
         }

@@ -30,6 +30,7 @@ mod prepare;
 mod process;
 pub mod processes;
 pub mod provider;
+pub mod quota;
 pub mod record;
 pub mod registry;
 pub mod run;
@@ -166,6 +167,8 @@ pub enum EngineError {
     Update(#[from] update::UpdateError),
     #[error(transparent)]
     Log(#[from] logs::LogError),
+    #[error(transparent)]
+    Quota(#[from] quota::QuotaError),
     #[error(transparent)]
     Health(#[from] health::HealthError),
 }

@@ -10,6 +10,7 @@ use coracle_runtime::UserNs;
 use super::limits::LimitOptions;
 use super::mounts::MountRequest;
 use super::ports::PortMapping;
+use super::quota::DiskSize;
 use super::record::{LogOptions, RestartPolicy};
 use super::size::Ulimit;
 
@@ -62,6 +63,8 @@ pub struct RunOptions {
     pub pull: PullPolicy,
     pub platform: Option<Platform>,
     pub limits: LimitOptions,
+    /// What may be written at most.
+    pub disk: Option<DiskSize>,
     /// -1000 to 1000: how readily the kernel kills it when the whole machine runs out of memory.
     pub oom_score_adj: Option<i32>,
 }

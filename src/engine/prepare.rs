@@ -20,6 +20,7 @@ use super::network::Plan;
 use super::options::{RunOptions, SeccompChoice, VolumesFrom};
 use super::ports::{PortMapping, parse_publish};
 use super::process::{self, EnvironmentInputs};
+use super::quota::{self, DiskLimit, QuotaError};
 use super::record::{HealthCheck, MountRecord, Record, STOP_TIMEOUT_S, VERSION};
 use super::spec::{self, ResolvedMount, SeccompInput, SpecInputs};
 use super::user::{self, ProcessUser};
@@ -68,9 +69,15 @@ pub struct Decided<'a> {
     resources: Option<LinuxResources>,
     labels: BTreeMap<String, String>,
     health: Option<HealthCheck>,
+    disk: Option<DiskLimit>,
 }
 
-pub fn decide<'a>(options: &'a RunOptions, source: Source, idmap: &IdMap) -> Result<Decided<'a>, EngineError> {
+pub fn decide<'a>(
+    root: &Path,
+    options: &'a RunOptions,
+    source: Source,
+    idmap: &IdMap,
+) -> Result<Decided<'a>, EngineError> {
     let id = container::new_id()?;
     let hostname = options.hostname.clone().unwrap_or_else(|| short_id(&id).to_owned());
     let user = resolve_user(options, &source, idmap)?;
@@ -102,6 +109,10 @@ pub fn decide<'a>(options: &'a RunOptions, source: Source, idmap: &IdMap) -> Res
     let mut labels: BTreeMap<String, String> = source.config.labels().clone().unwrap_or_default().into_iter().collect();
     labels.extend(options.labels.clone());
     let health = health::decide(&options.health, source.health.as_ref())?;
+    let disk = options.disk.map(|size| Ok::<_, QuotaError>(size.with(quota::choose(root)?))).transpose()?;
+    if disk.is_some() && source.layers.is_empty() {
+        return Err(QuotaError::NoOverlay.into());
+    }
     Ok(Decided {
         options,
         source,
@@ -116,6 +127,7 @@ pub fn decide<'a>(options: &'a RunOptions, source: Source, idmap: &IdMap) -> Res
         resources,
         labels,
         health,
+        disk,
     })
 }
 
@@ -144,8 +156,7 @@ fn fill(
     plan: &mut Plan,
 ) -> Result<(Spec, Record), EngineError> {
     let options = decided.options;
-    let rootfs = rootfs(directory, &decided.source, options)?;
-    // Here a limit of the writable layer would be set; hosts give ordinary users none (F39).
+    let rootfs = rootfs(directory, &decided, options)?;
     failpoint::hit("quota_set")?;
     let requests = with_others(engine, options)?;
     let requests = with_image_volumes(requests, &decided.source.config);
@@ -202,6 +213,7 @@ fn record(decided: &Decided<'_>, idmap: &IdMap, mounts: &[ResolvedMount], (rootf
         health: decided.health.clone(),
         log: options.log.clone(),
         best_effort_limits: options.limits.best_effort,
+        disk: decided.disk.clone(),
         mounts: mounts.iter().map(mount_record).collect(),
         rootfs,
         network,
@@ -400,18 +412,18 @@ fn shared_files(
     Ok(list)
 }
 
-fn rootfs(directory: &ContainerDir, source: &Source, options: &RunOptions) -> Result<Rootfs, EngineError> {
+fn rootfs(directory: &ContainerDir, decided: &Decided<'_>, options: &RunOptions) -> Result<Rootfs, EngineError> {
+    let source = &decided.source;
     if source.layers.is_empty() {
         let path = directory.make_dir("rootfs", 0o755)?;
         hello::fill(&path)?;
         return Ok(Rootfs::Directory(path));
     }
-    Ok(Rootfs::Overlay {
-        lower: source.layers.clone(),
-        upper: directory.make_dir("upper", 0o755)?,
-        work: directory.make_dir("work", 0o700)?,
-        volatile: options.auto_remove,
-    })
+    let (upper, work) = match decided.disk {
+        Some(_) => quota::make_directories(directory)?,
+        None => (directory.make_dir("upper", 0o755)?, directory.make_dir("work", 0o700)?),
+    };
+    Ok(Rootfs::Overlay { lower: source.layers.clone(), upper, work, volatile: options.auto_remove })
 }
 
 /// Gives the writable layer to the container's root where that is not the caller.

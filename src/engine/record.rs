@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::network::Plan;
 use super::ports::PortMapping;
+use super::quota::DiskLimit;
 
 /// The form of the files in a container's directory; a higher number is refused, not guessed (F41).
 pub const VERSION: u32 = 1;
@@ -67,6 +68,9 @@ pub struct Record {
     pub best_effort_limits: bool,
     #[serde(default)]
     pub mounts: Vec<MountRecord>,
+    /// What the container may write at most.
+    #[serde(default)]
+    pub disk: Option<DiskLimit>,
     /// The root filesystem and the network that every start gets.
     pub rootfs: Rootfs,
     pub network: Plan,

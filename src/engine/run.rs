@@ -137,7 +137,7 @@ fn make<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress: &P
     if let Some(note) = note {
         progress.note(note);
     }
-    prepare::prepare(engine, &idmap, prepare::decide(options, source, &idmap)?, plan)
+    prepare::prepare(engine, &idmap, prepare::decide(engine.root(), options, source, &idmap)?, plan)
 }
 
 /// Gives the container a shim, and the caller a place at it unless it is to be left alone.
@@ -222,7 +222,8 @@ fn foreground<P: Progress + Notes>(
     let stdio = if made.record.tty { Stdio::Console } else { Stdio::Fds([stdin, output.as_fd(), errors.as_fd()]) };
     let Prepared { directory, spec, record } = made;
     let mut launching = Launching { root: engine.root(), directory, record, spec };
-    let Launched { mut running, keeper, cgroup } = launching.launch(stdio, false, &mut |text| progress.note(text))?;
+    let Launched { mut running, keeper, disk, cgroup } =
+        launching.launch(stdio, false, &mut |text| progress.note(text))?;
     if let Err(error) = publish_state(directory, running.pid, cgroup.as_ref().and_then(shim::copy)) {
         let _ = running.signal(Signal::KILL);
         let _ = running.wait();
@@ -233,6 +234,9 @@ fn foreground<P: Progress + Notes>(
     events::emit_container(engine.root(), record, "die", &[("exitCode", &exit.status().to_string())]);
     if let Some(keeper) = keeper {
         keeper.finish();
+    }
+    if let Some(disk) = disk {
+        disk.finish();
     }
     let oom_killed = cgroup.as_ref().is_some_and(confinement::end);
     Ok((exit.status(), oom_killed, running.userns))

@@ -9,6 +9,7 @@ use coracle_runtime::cgroup::Cgroup;
 use coracle_runtime::container::Identity;
 use coracle_runtime::detach::detach;
 use coracle_runtime::{Exit, Running, Stdio, failpoint, memory, signal_process, userns};
+use coracle_shim::disk::Disk;
 use coracle_shim::{After, Keeper, LogLimits, Owner, ProbeResult, Schedule, Shim, ShimOptions, parse_signal};
 use oci_spec::runtime::Spec;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -77,6 +78,7 @@ struct Watch {
 /// Is what belongs to one run.
 struct Live {
     keeper: Option<Keeper>,
+    disk: Option<Disk>,
     cgroup: Option<Cgroup>,
     init: Option<Identity>,
     since: Instant,
@@ -117,8 +119,8 @@ impl Watch {
             .ok_or_else(|| EngineError::NoBundle(self.record.called().to_owned()))?;
         let mut launching =
             Launching { root: &self.root, directory: &self.directory, record: &mut self.record, spec: &spec };
-        let Launched { running, keeper, cgroup } = launching.launch(stdio, true, &mut |_| {})?;
-        let live = Live { keeper, cgroup, init: None, since: Instant::now(), started_ns: now_ns() };
+        let Launched { running, keeper, disk, cgroup } = launching.launch(stdio, true, &mut |_| {})?;
+        let live = Live { keeper, disk, cgroup, init: None, since: Instant::now(), started_ns: now_ns() };
         self.live = Some(live);
         match failpoint::hit("execed") {
             Ok(()) => Ok(running),
@@ -184,6 +186,9 @@ impl Watch {
         let Some(live) = self.live.take() else { return (Duration::ZERO, false) };
         if let Some(keeper) = live.keeper {
             keeper.finish();
+        }
+        if let Some(disk) = live.disk {
+            disk.finish();
         }
         // The mounts went with their namespace.
         let _ = failpoint::hit("umounted");

@@ -4,6 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use coracle_runtime::Rootfs;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 
 use super::containers::Container;
@@ -14,8 +15,8 @@ const DEPTH_MAX: usize = 500;
 
 /// Gives the bytes of all files in the container's writable layer, as apparent sizes.
 pub fn written_bytes(container: &Container) -> Result<u64, EngineError> {
-    let upper = container.path.join("upper");
-    elsewhere::call(&container.record.idmap, || Ok(tree_bytes(&upper)))
+    let Rootfs::Overlay { upper, .. } = &container.record.rootfs else { return Ok(0) };
+    elsewhere::call(&container.record.idmap, || Ok(tree_bytes(upper)))
 }
 
 /// Gives the bytes of all files below a directory; what cannot be read, or has gone, counts as nothing.

@@ -25,7 +25,7 @@ mod running;
 pub(crate) mod scheduling;
 mod sources;
 
-pub use options::{Gate, LaunchOptions, Namespaces, OnNamespaces, Rootfs, Stdio};
+pub use options::{Gate, LaunchOptions, Namespaces, OnMapped, OnNamespaces, Rootfs, Stdio};
 pub use running::{Exit, Running, open_gate, signal_process};
 
 pub(crate) use child::send_master;
@@ -91,8 +91,8 @@ pub fn launch(options: LaunchOptions<'_>) -> Result<Running, LaunchFailure> {
     let joined = join::open_all(&plan.namespaces.join)?;
     let cloned = create(&plan, &joined, options.cgroup, child, &ours, theirs)?;
     let launched = Launched { cloned, channel: ours };
-    let on_namespaces = options.on_namespaces.take();
-    let finished = launched.accompany(&plan, &joined, on_namespaces, |pid| {
+    let callbacks = (options.on_mapped.take(), options.on_namespaces.take());
+    let finished = launched.accompany(&plan, &joined, callbacks, |pid| {
         hooks::run(hooks, Moment::Prestart, &subject, pid)?;
         hooks::run(hooks, Moment::CreateRuntime, &subject, pid)
     });
@@ -185,7 +185,7 @@ impl Launched {
         &self,
         plan: &Plan,
         joined: &[Joined],
-        on_namespaces: Option<OnNamespaces<'_>>,
+        (on_mapped, on_namespaces): (Option<OnMapped<'_>>, Option<OnNamespaces<'_>>),
         run_hooks: impl FnOnce(i32) -> Result<(), LaunchFailure>,
     ) -> Result<(OwnedFd, Option<OwnedFd>), LaunchFailure> {
         let pid = self.cloned.pid;
@@ -200,6 +200,9 @@ impl Launched {
             Some(_) => Some(namespace_of(plan, joined, pid, CloneFlags::NET, "net")?),
             None => None,
         };
+        if let Some(work) = on_mapped {
+            work(pid)?;
+        }
         self.say(&Message::Mapped)?;
         if let (Some(work), Some(net)) = (on_namespaces, &net) {
             let namespaces = Namespaces { pid, pidfd: self.cloned.pidfd.as_fd(), user: user.as_fd(), net: net.as_fd() };

@@ -70,6 +70,9 @@ pub struct Namespaces<'a> {
 /// Called in the parent once the ids are mapped, while init prepares its mounts.
 pub type OnNamespaces<'a> = &'a mut dyn FnMut(&Namespaces<'_>) -> Result<(), LaunchFailure>;
 
+/// Called in the parent with init's number once the ids are mapped, while init waits.
+pub type OnMapped<'a> = &'a mut dyn FnMut(i32) -> Result<(), LaunchFailure>;
+
 /// Everything about one launch.
 pub struct LaunchOptions<'a> {
     /// The container's name, for messages and hooks.
@@ -96,6 +99,8 @@ pub struct LaunchOptions<'a> {
     pub no_pivot: bool,
     /// The cgroup (v2) in which init is born.
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// The caller's set-up of what init will mount from, in init's own namespaces.
+    pub on_mapped: Option<OnMapped<'a>>,
     /// The caller's set-up of the namespaces.
     pub on_namespaces: Option<OnNamespaces<'a>>,
 }
@@ -116,6 +121,7 @@ impl<'a> LaunchOptions<'a> {
             init_reaper: false,
             no_pivot: false,
             cgroup: None,
+            on_mapped: None,
             on_namespaces: None,
         }
     }

@@ -1,5 +1,6 @@
 //! A container as Docker's API describes it, as far as the keys mean something here.
 
+use coracle_runtime::Rootfs;
 use coracle_runtime::cgroup::LimitState;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -9,7 +10,7 @@ use crate::cli::words;
 use crate::engine::confinement::LIMITS_FILE;
 use crate::engine::containers::{Container, Status, read_json};
 use crate::engine::record::{HealthCheck, LogDriver, MountRecord, Record, RestartPolicy};
-use crate::engine::{Engine, EngineError, usage};
+use crate::engine::{Engine, EngineError, quota, usage};
 
 /// Docker's moment for what has not happened.
 const NEVER: &str = "0001-01-01T00:00:00Z";
@@ -39,11 +40,13 @@ pub fn describe(engine: &Engine, container: &Container, size: bool) -> Result<Va
         "AppArmorProfile": "",
         "ExecIDs": null,
         "HostConfig": host_config(record, &spec),
-        "GraphDriver": {"Name": "overlay", "Data": {"UpperDir": file("upper"), "WorkDir": file("work")}},
+        "GraphDriver": {"Name": "overlay", "Data": layers(record)},
         "Mounts": record.mounts.iter().map(mount).collect::<Vec<_>>(),
         "Config": config(record, &spec, &image_config),
         "NetworkSettings": network(record),
         // Ours: what was asked of the cgroup, and whether the kernel enforces it.
+        // Ours: what may be written, who enforces that, and what is used.
+        "Disk": record.disk.as_ref().map(|limit| quota::usage(&container.path, limit)),
         "Limits": read_json::<Vec<LimitState>>(&container.path.join(LIMITS_FILE)).unwrap_or_default(),
     });
     if size {
@@ -52,6 +55,13 @@ pub fn describe(engine: &Engine, container: &Container, size: bool) -> Result<Va
         all["SizeRootFs"] = own.saturating_add(image.map_or(0, |image| image.size_bytes)).into();
     }
     Ok(all)
+}
+
+fn layers(record: &Record) -> Value {
+    match &record.rootfs {
+        Rootfs::Overlay { upper, work, .. } => json!({"UpperDir": upper, "WorkDir": work}),
+        Rootfs::Directory(path) => json!({"Directory": path}),
+    }
 }
 
 fn moment(nanoseconds: u64) -> String {
@@ -130,6 +140,7 @@ fn host_config(record: &Record, spec: &Value) -> Value {
         "ReadonlyRootfs": spec["root"]["readonly"].as_bool().unwrap_or(false),
         "RestartPolicy": restart_policy(record.restart),
         "Runtime": "coracle",
+        "StorageOpt": record.disk.as_ref().map(|limit| json!({"size": limit.bytes.to_string()})),
         "Memory": number(&resources["memory"]["limit"]),
         "MemoryReservation": number(&resources["memory"]["reservation"]),
         "MemorySwap": number(&resources["memory"]["swap"]),

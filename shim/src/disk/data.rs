@@ -1,0 +1,169 @@
+//! What is in files: reading, writing, allocating, and the charges for it.
+
+use std::fs::File;
+use std::io::Result;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use fuse_backend_rs::api::filesystem::{ZeroCopyReader, ZeroCopyWriter};
+use rustix::fs::{FallocateFlags, Mode, SeekFrom, fallocate, fchmod, fdatasync, fstat, fsync, ftruncate, seek};
+use rustix::io::Errno;
+
+use super::account::{PAGE_BLOCKS, PAGE_BYTES, worst_case};
+use super::passthrough::Passthrough;
+
+/// FUSE_WRITE_KILL_SUIDGID of linux/fuse.h: what is set for root's rights is cleared by whoever writes.
+const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+
+fn lock(file: &Arc<Mutex<File>>) -> MutexGuard<'_, File> {
+    file.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Passthrough {
+    pub(super) fn file(&self, id: u64) -> Result<Arc<Mutex<File>>> {
+        let _tree = self.read_tree();
+        self.nodes().file(id)
+    }
+
+    /// Charges an open file for what it has now; the caller holds its stripe.
+    pub(super) fn settle_file(&self, id: u64, file: &File) -> Result<()> {
+        let blocks = fstat(file)?.st_blocks;
+        self.settle(id, u64::try_from(blocks).unwrap_or(0));
+        Ok(())
+    }
+
+    pub(super) fn read_file(&self, id: u64, to: &mut dyn ZeroCopyWriter, size: u32, offset: u64) -> Result<usize> {
+        let file = self.file(id)?;
+        let mut file = lock(&file);
+        to.write_from(&mut *file, size as usize, offset)
+    }
+
+    pub(super) fn write_file(
+        &self,
+        id: u64,
+        from: &mut dyn ZeroCopyReader,
+        (size, offset): (u32, u64),
+        flags: u32,
+    ) -> Result<usize> {
+        let file = self.file(id)?;
+        let _stripe = self.stripe(id);
+        let mut file = lock(&file);
+        if flags & WRITE_KILL_SUIDGID != 0 {
+            clear_rights(&file)?;
+        }
+        let written = match self.account.reserve(worst_case(offset, size.into()), 0) {
+            Some(_room) => {
+                let written = from.read_to(&mut *file, size as usize, offset);
+                self.settle_file(id, &file)?;
+                written?
+            }
+            None => self.write_pages(id, &file, from, (size, offset))?,
+        };
+        Ok(written)
+    }
+
+    /// Writes page by page near the limit: what is allocated already may always be written over.
+    fn write_pages(
+        &self,
+        id: u64,
+        file: &File,
+        from: &mut dyn ZeroCopyReader,
+        (size, offset): (u32, u64),
+    ) -> Result<usize> {
+        let mut bytes = vec![0; size as usize];
+        from.read_exact(&mut bytes)?;
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = offset + done as u64;
+            let in_page = usize::try_from(PAGE_BYTES - at % PAGE_BYTES).unwrap_or(1);
+            let end = bytes.len().min(done + in_page);
+            let page = &bytes[done..end];
+            let allocated = is_data(file, at);
+            let room = match allocated {
+                true => None,
+                false => match self.reserve(worst_case(at, page.len() as u64), 0) {
+                    Ok(room) => Some(room),
+                    Err(_) if done > 0 => return Ok(done),
+                    Err(error) => return Err(error),
+                },
+            };
+            let written = file.write_at(page, at);
+            self.settle_file(id, file)?;
+            drop(room);
+            match written {
+                Ok(count) if count == page.len() => done = end,
+                Ok(count) => return Ok(done + count),
+                Err(_) if done > 0 => return Ok(done),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    pub(super) fn truncate(&self, id: u64, size: u64, kill: bool) -> Result<()> {
+        let file = self.file(id)?;
+        let _stripe = self.stripe(id);
+        let file = lock(&file);
+        if kill {
+            clear_rights(&file)?;
+        }
+        // The page in which the new end lies may have to be written.
+        let shorter = fstat(&*file)?.st_size.cast_unsigned() >= size;
+        let _room = if shorter { None } else { Some(self.reserve(PAGE_BLOCKS, 0)?) };
+        ftruncate(&*file, size)?;
+        self.settle_file(id, &file)
+    }
+
+    pub(super) fn allocate(&self, id: u64, mode: u32, offset: u64, length: u64) -> Result<()> {
+        let flags = FallocateFlags::from_bits_retain(mode);
+        let file = self.file(id)?;
+        let _stripe = self.stripe(id);
+        let file = lock(&file);
+        let frees = flags.contains(FallocateFlags::PUNCH_HOLE);
+        let _room = if frees { None } else { Some(self.reserve(worst_case(offset, length), 0)?) };
+        let result = fallocate(&*file, flags, offset, length);
+        self.settle_file(id, &file)?;
+        Ok(result?)
+    }
+
+    pub(super) fn sync_file(&self, id: u64, data_only: bool) -> Result<()> {
+        let file = self.file(id)?;
+        let _stripe = self.stripe(id);
+        // Its own descriptor: a slow disk must not keep others from reading the file.
+        let copy = lock(&file).as_fd().try_clone_to_owned()?;
+        if data_only {
+            fdatasync(&copy)?
+        } else {
+            fsync(&copy)?
+        }
+        Ok(())
+    }
+
+    pub(super) fn seek_file(&self, id: u64, offset: u64, whence: u32) -> Result<u64> {
+        let from = match i32::try_from(whence) {
+            Ok(libc::SEEK_DATA) => SeekFrom::Data(offset),
+            Ok(libc::SEEK_HOLE) => SeekFrom::Hole(offset),
+            _ => return Err(Errno::INVAL.into()),
+        };
+        let file = self.file(id)?;
+        let file = lock(&file);
+        Ok(seek(&*file, from)?)
+    }
+}
+
+/// Says whether the page at an offset has been written before.
+fn is_data(file: &File, offset: u64) -> bool {
+    seek(file, SeekFrom::Data(offset)).is_ok_and(|at| at == offset)
+}
+
+/// Clears set-user-id, and set-group-id where it means a right, as the kernel does at a write.
+fn clear_rights(file: &File) -> Result<()> {
+    let mode = fstat(file)?.st_mode;
+    let group = if mode & 0o010 != 0 { 0o2000 } else { 0 };
+    let cleared = mode & !(0o4000 | group) & 0o7777;
+    if cleared != mode & 0o7777 {
+        fchmod(file, Mode::from_raw_mode(cleared))?;
+    }
+    Ok(())
+}

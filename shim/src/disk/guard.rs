@@ -1,0 +1,186 @@
+//! The process that mounts the filesystem and outlives its servers.
+//!
+//! It holds /dev/fuse, so requests wait while there is no server. It ends with the mount, or when a
+//! server cannot be replaced: before Linux 6.9 requests that a dead server had taken are lost.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Error, Result, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use coracle_runtime::fork::fork;
+use coracle_runtime::userns;
+use rustix::fs::{MemfdFlags, Mode, OFlags, fstat, memfd_create, open};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, Signal, chdir, chroot, fchdir, getrlimit, set_dumpable_behavior,
+    set_parent_process_death_signal, setrlimit, setsid,
+};
+use rustix::thread::{
+    CapabilitiesSecureBits, LinkNameSpaceType, move_into_link_name_space, set_capabilities_secure_bits,
+};
+
+use super::account::{BLOCK_BYTES, Limits};
+use super::serve::{STATE_RESEND, Serving, serve};
+use super::usage::{Phase, Usage};
+use super::{ORPHANS, READY};
+
+/// A server that dies sooner than this has done nothing.
+const SHORT_LIFE: Duration = Duration::from_millis(20);
+/// So many in a row mean that the next one will die, too.
+const SHORT_LIVES_MAX: u32 = 20;
+
+/// Is the guard's whole life: says on standard output that it is ready, or why not.
+pub fn guard(arguments: &[OsString]) -> Result<()> {
+    let begun = begin(arguments);
+    let answer = match &begun {
+        Ok(_) => READY.to_owned(),
+        Err(error) => error.to_string(),
+    };
+    std::io::stdout().write_all(answer.as_bytes())?;
+    std::io::stdout().flush()?;
+    let mounted = begun?;
+    // The watcher reads until the end.
+    rustix::stdio::dup2_stdout(&mounted.null)?;
+    mounted.keep_serving()
+}
+
+/// Is a mounted filesystem.
+struct Mounted {
+    device: OwnedFd,
+    root: OwnedFd,
+    usage: File,
+    state: File,
+    null: OwnedFd,
+    limits: Limits,
+}
+
+fn named(what: &str) -> impl Fn(Errno) -> Error {
+    move |errno| Error::other(format!("{what}: {errno}"))
+}
+
+fn begin(arguments: &[OsString]) -> Result<Mounted> {
+    let [backing, mount_point, usage, numbers @ ..] = arguments else {
+        return Err(Errno::INVAL.into());
+    };
+    let numbers: Vec<u64> = numbers.iter().filter_map(|text| text.to_str()?.parse().ok()).collect();
+    let [pid, bytes, inodes] = numbers[..] else { return Err(Errno::INVAL.into()) };
+    // A terminal's signals are for the container.
+    setsid().map_err(named("make session"))?;
+    let opened = |path: &Path, flags| open(path, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
+    let usage =
+        opened(Path::new(usage), OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW).map_err(named("open usage file"))?;
+    let null = opened(Path::new("/dev/null"), OFlags::RDWR).map_err(named("open /dev/null"))?;
+    let root = opened(Path::new(backing), OFlags::RDONLY | OFlags::DIRECTORY).map_err(named("open disk"))?;
+    let namespace = |name: &str| {
+        opened(Path::new(&format!("/proc/{pid}/ns/{name}")), OFlags::RDONLY).map_err(named("open namespace"))
+    };
+    let (user, mounts) = (namespace("user")?, namespace("mnt")?);
+    enter_user_namespace(&user)?;
+    // Opened here, because the kernel wants the opener's user namespace to be the mount's.
+    let device = opened(Path::new("/dev/fuse"), OFlags::RDWR).map_err(named("open /dev/fuse"))?;
+    mount_in(&mounts, &device, Path::new(mount_point))?;
+    confine(&root)?;
+    let state = memfd_create("coracle-disk", MemfdFlags::CLOEXEC)?;
+    Ok(Mounted {
+        device,
+        root,
+        usage: File::from(usage),
+        state: File::from(state),
+        null,
+        limits: Limits { blocks: bytes / BLOCK_BYTES, inodes },
+    })
+}
+
+/// Becomes root of the container's user namespace, unless it has none of its own.
+fn enter_user_namespace(user: &OwnedFd) -> Result<()> {
+    let (own, theirs) = (rustix::fs::stat("/proc/self/ns/user")?, fstat(user)?);
+    if (own.st_dev, own.st_ino) == (theirs.st_dev, theirs.st_ino) {
+        return Ok(());
+    }
+    userns::enter(user.as_fd()).map_err(|failure| Error::other(failure.to_string()))
+}
+
+/// Mounts in another mount namespace, by a child that goes there: the mount must end with it.
+fn mount_in(mounts: &OwnedFd, device: &OwnedFd, mount_point: &Path) -> Result<()> {
+    let child = fork(|| match mount_here(mounts, device, mount_point) {
+        Ok(()) => 0,
+        Err(errno) => errno.raw_os_error(),
+    })?;
+    match child.wait()?.code {
+        0 => Ok(()),
+        code => Err(named("mount fuse")(Errno::from_raw_os_error(code))),
+    }
+}
+
+fn mount_here(mounts: &OwnedFd, device: &OwnedFd, mount_point: &Path) -> std::result::Result<(), Errno> {
+    move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount))?;
+    // Where root makes no user namespace, the new mounts are still the host's peers.
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+    let data =
+        format!("fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other\0", device.as_raw_fd());
+    let data = std::ffi::CStr::from_bytes_with_nul(data.as_bytes()).map_err(|_| Errno::INVAL)?;
+    mount("coracle", mount_point, "fuse", MountFlags::NOSUID | MountFlags::NODEV, data)
+}
+
+/// Gives up what a server does not need.
+fn confine(root: &OwnedFd) -> Result<()> {
+    let files = getrlimit(Resource::Nofile);
+    // Fewer are enough, more are faster.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, maximum: files.maximum });
+    set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP).map_err(named("keep capabilities"))?;
+    // Nothing is reached but through the disk's own descriptor.
+    fchdir(root).map_err(named("enter disk"))?;
+    chroot(".").map_err(named("enter disk"))?;
+    chdir("/").map_err(named("enter disk"))?;
+    // The container's root has our ids and all capabilities in our namespace.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(named("hide"))
+}
+
+impl Mounted {
+    fn keep_serving(&self) -> Result<()> {
+        let (mut takeovers, mut short_lives) = (0, 0);
+        loop {
+            let begin = Instant::now();
+            let exit = fork(|| i32::from(self.serve_once(takeovers).is_err()))?.wait()?;
+            if exit.signal.is_none() && exit.code == 0 {
+                return Ok(());
+            }
+            short_lives = if begin.elapsed() < SHORT_LIFE { short_lives + 1 } else { 0 };
+            let mut resend = [0];
+            let known = self.state.read_exact_at(&mut resend, STATE_RESEND).is_ok();
+            if !known || resend == [0] || short_lives > SHORT_LIVES_MAX {
+                return self.give_up();
+            }
+            takeovers += 1;
+        }
+    }
+
+    fn serve_once(&self, takeovers: u32) -> Result<()> {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        serve(Serving {
+            device: self.device(),
+            root: self.root.try_clone()?,
+            limits: self.limits,
+            state: self.state.try_clone()?,
+            usage: self.usage.try_clone()?,
+            takeovers,
+        })
+    }
+
+    fn device(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+
+    /// Ends the filesystem; the container gets an error instead of waiting for ever.
+    fn give_up(&self) -> Result<()> {
+        if let Some(last) = Usage::of(&self.usage) {
+            Usage { phase: Phase::Lost, ..last }.write(&self.usage)?;
+        }
+        Err(Error::other(format!("the server of {} cannot be replaced", ORPHANS.to_string_lossy())))
+    }
+}
