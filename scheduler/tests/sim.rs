@@ -31,32 +31,27 @@ fn run(seed: u64, options: &Options) {
 const SEEDS: u64 = 1_000;
 
 /// Seeds are cut into slices so that a test runner can use all cores.
+const SLICES: u64 = 8;
+
 fn slice(part: u64) {
     let seeds = from_env("CORACLE_SIM_SEEDS").unwrap_or(SEEDS);
     let options = Options::small();
-    for seed in (0..seeds).filter(|seed| seed % 4 == part) {
+    for seed in (0..seeds).filter(|seed| seed % SLICES == part) {
         run(seed, &options);
     }
 }
 
-#[test]
-fn many_seeds_0() {
-    slice(0);
+macro_rules! slices {
+    ($($name:ident $part:literal)*) => { $(
+        #[test]
+        fn $name() {
+            slice($part);
+        }
+    )* };
 }
 
-#[test]
-fn many_seeds_1() {
-    slice(1);
-}
-
-#[test]
-fn many_seeds_2() {
-    slice(2);
-}
-
-#[test]
-fn many_seeds_3() {
-    slice(3);
+slices! {
+    many_seeds_0 0 many_seeds_1 1 many_seeds_2 2 many_seeds_3 3 many_seeds_4 4 many_seeds_5 5 many_seeds_6 6 many_seeds_7 7
 }
 
 #[test]

@@ -22,6 +22,10 @@ pub trait Engine: Send {
     fn capacity(&self) -> Resources;
     /// Whether the owner lets new work in.
     fn accepting(&self) -> bool;
+    /// What a unit of work costs here.
+    fn price(&self) -> u64 {
+        0
+    }
     /// Changes at every boot of the host.
     fn boot_id(&self) -> String;
     /// Everything that is known about the host.

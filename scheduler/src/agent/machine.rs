@@ -36,6 +36,10 @@ pub struct Machine {
     pub interval_ms: u64,
     /// What the last hello said.
     hello_said: Vec<AllocStatus>,
+    /// The facts that the scheduler is known to have.
+    facts: BTreeMap<String, FactReport>,
+    /// What each unacknowledged sync said about facts.
+    facts_said: BTreeMap<u64, BTreeMap<String, FactReport>>,
     /// Allocations that are not here although the scheduler spoke of them, with the reason.
     phantoms: BTreeMap<(InstanceId, u64), String>,
 }
@@ -52,6 +56,8 @@ impl Machine {
             contact_ms: now_ms,
             interval_ms: 1_000,
             hello_said: Vec::new(),
+            facts: BTreeMap::new(),
+            facts_said: BTreeMap::new(),
             phantoms: BTreeMap::new(),
         }
     }
@@ -80,6 +86,8 @@ impl Machine {
         self.incarnation += 1;
         self.session = None;
         let running = self.report(engine);
+        self.facts = engine.facts();
+        self.facts_said.clear();
         self.hello_said.clone_from(&running);
         Hello {
             protocol_min: PROTOCOL_MIN,
@@ -87,9 +95,9 @@ impl Machine {
             incarnation: self.incarnation,
             boot_id: engine.boot_id(),
             capacity: engine.capacity(),
-            price: 0,
+            price: engine.price(),
             accepting: engine.accepting(),
-            facts: engine.facts(),
+            facts: self.facts.clone(),
             running,
         }
     }
@@ -126,8 +134,19 @@ impl Machine {
     /// Makes the next sync; `None` without a session.
     pub fn sync(&mut self, engine: &mut dyn Engine) -> Option<Sync> {
         let all = self.report(engine);
+        let facts = engine.facts();
         let session = self.session.as_mut()?;
         session.seq += 1;
+        // A fact that ages is said again each time: its age is the news.
+        let known = &self.facts;
+        let news = facts.into_iter().filter(|(key, fact)| fact.ttl_ms.is_some() || known.get(key) != Some(fact));
+        let facts: BTreeMap<String, FactReport> = news.collect();
+        if !facts.is_empty() {
+            self.facts_said.insert(session.seq, facts.clone());
+            if self.facts_said.len() > UNACKED_MAX {
+                self.facts_said.pop_first();
+            }
+        }
         let acked = &self.acked;
         let changed = |status: &AllocStatus| acked.get(&(status.instance, status.epoch)) != Some(&status.phase);
         let statuses: Vec<AllocStatus> = all.into_iter().filter(changed).collect();
@@ -143,7 +162,7 @@ impl Machine {
             applied: session.applied,
             accepting: engine.accepting(),
             statuses,
-            facts: BTreeMap::new(),
+            facts,
         })
     }
 
@@ -164,6 +183,10 @@ impl Machine {
             if seq <= reply.acked {
                 self.acknowledge(engine, statuses);
             }
+        }
+        let later = self.facts_said.split_off(&(reply.acked + 1));
+        for (_, facts) in std::mem::replace(&mut self.facts_said, later) {
+            self.facts.extend(facts);
         }
         self.apply(engine, reply.commands);
     }

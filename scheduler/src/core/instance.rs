@@ -311,23 +311,32 @@ fn book(state: &mut State, id: InstanceId) {
     state.touch(Key::Usage(key.0, key.1, key.2));
 }
 
-/// Takes in that the current allocation is over.
-pub(super) fn ended(state: &mut State, now: u64, id: InstanceId, code: Option<i32>, reason: &str) {
+/// Takes in that the current allocation is over, as its agent says.
+fn ended(state: &mut State, now: u64, id: InstanceId, code: Option<i32>, reason: &str) {
+    let Some(found) = state.instances.get(&id) else { return };
+    if code != Some(0)
+        && found.stop.is_none()
+        && let Some(alloc) = &found.alloc
+    {
+        let (place, image) = (alloc.provider, found.spec.image.clone());
+        provider::trouble(state, now, place, &image);
+    }
+    over(state, now, id, code, reason);
+}
+
+/// Takes in that the current allocation is over, whoever is to blame.
+pub(super) fn over(state: &mut State, now: u64, id: InstanceId, code: Option<i32>, reason: &str) {
     note_usage(state, now, id, &Usage::default());
     book(state, id);
     let Some(found) = state.instances.get(&id) else { return };
     let Some(alloc) = found.alloc.clone() else { return };
     let (stop, owner, restart) = (found.stop, found.owner, found.spec.restart);
-    let image = found.spec.image.clone();
     release(state, id, alloc.provider, alloc.epoch);
     discharge(state, id);
     if let Some(found) = state.instance_mut(id) {
         found.exit = Some(Exit { epoch: alloc.epoch, code, reason: reason.to_owned(), at_ms: now });
     }
     let good = code == Some(0);
-    if !good && stop.is_none() {
-        provider::trouble(state, now, alloc.provider, &image);
-    }
     match (stop, owner) {
         (Some(StopReason::Asked), _) => finish(state, now, id, InstanceState::Stopped, words(StopReason::Asked)),
         (Some(StopReason::Ttl), _) => finish(state, now, id, InstanceState::Stopped, words(StopReason::Ttl)),

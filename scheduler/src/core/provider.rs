@@ -189,27 +189,33 @@ fn reconcile(state: &mut State, now: u64, id: ProviderId, running: Vec<AllocStat
     }
     let expected: Vec<(InstanceId, u64)> =
         state.live.providers.get(&id).map(|live| live.allocs.iter().copied().collect()).unwrap_or_default();
+    let mut vanished = false;
     for (instance, epoch) in expected {
         if !reported.contains(&(instance, epoch)) {
-            missing(state, now, id, instance, epoch);
+            vanished |= missing(state, now, id, instance, epoch);
         } else if state.instances.get(&instance).is_some_and(|found| found.stop.is_some()) {
             // The stop of an earlier session may never have arrived.
             instance::stop(state, now, instance, StopReason::Drained);
         }
     }
+    if vanished {
+        blame(state, now, id);
+    }
 }
 
-/// Deals with an allocation that should be on a provider and is not.
-fn missing(state: &mut State, now: u64, id: ProviderId, instance: InstanceId, epoch: u64) {
-    let Some(found) = state.instances.get(&instance) else { return };
+/// Deals with an allocation that should be on a provider and is not; tells whether it ran and is gone. However many
+/// are gone with one reboot, it is one trouble.
+fn missing(state: &mut State, now: u64, id: ProviderId, instance: InstanceId, epoch: u64) -> bool {
+    let Some(found) = state.instances.get(&instance) else { return false };
     let gone = OldAllocation { provider: id, epoch };
     if found.old.contains(&gone) {
         if let Some(found) = state.instance_mut(instance) {
             found.old.retain(|old| *old != gone);
         }
-        return release(state, instance, id, epoch);
+        release(state, instance, id, epoch);
+        return false;
     }
-    let Some(alloc) = found.alloc.as_ref().filter(|alloc| alloc.epoch == epoch) else { return };
+    let Some(alloc) = found.alloc.as_ref().filter(|alloc| alloc.epoch == epoch) else { return false };
     if alloc.started_at_ms.is_none() && found.stop.is_none() {
         // The start never arrived, or what it began is gone; the same allocation may begin again.
         if found.state != InstanceState::Placed
@@ -219,9 +225,11 @@ fn missing(state: &mut State, now: u64, id: ProviderId, instance: InstanceId, ep
             found.reason = String::new();
         }
         instance::start(state, instance);
-    } else {
-        instance::ended(state, now, instance, None, "was gone when its provider came back");
+        return false;
     }
+    let asked = found.stop.is_some();
+    instance::over(state, now, instance, None, "was gone when its provider came back");
+    !asked
 }
 
 /// Empties a provider that lends less than is reserved on it, the newest first.
@@ -379,6 +387,10 @@ pub(super) fn trouble(state: &mut State, now: u64, id: ProviderId, image: &str) 
         // The image is to blame; whoever ran it is not.
         return;
     }
+    blame(state, now, id);
+}
+
+fn blame(state: &mut State, now: u64, id: ProviderId) {
     let Some(record) = state.provider_mut(id) else { return };
     remember(&mut record.troubles_ms, now);
     let recent = record.troubles_ms.iter().filter(|at| **at + TROUBLE_MS > now).count();

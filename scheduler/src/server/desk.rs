@@ -55,6 +55,8 @@ pub struct Shared {
     newest: watch::Sender<u64>,
     /// Tokens that were found good.
     pub known: Known,
+    /// Why the desk must not be opened again by itself.
+    lost: Mutex<Option<StoreError>>,
     /// Whether this scheduler leads and its store works.
     pub ready: std::sync::atomic::AtomicBool,
     /// Commits and their rows, for the metrics.
@@ -68,6 +70,11 @@ impl Shared {
     pub fn wake(&self, provider: ProviderId) -> Arc<Notify> {
         let mut wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(wakes.entry(provider).or_default())
+    }
+
+    /// Takes out why the desk must not be opened again by itself, if there is such a reason.
+    pub fn lost(&self) -> Option<StoreError> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Follows the number of the newest notice.
@@ -116,12 +123,14 @@ impl Desk {
             ring: RwLock::default(),
             newest: watch::Sender::new(state.meta.notice),
             known: Known::default(),
+            lost: Mutex::default(),
             ready: true.into(),
             commits: 0.into(),
             steps: 0.into(),
         });
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let mut thread = Thread { state, store, clock, shared: Arc::clone(&shared), ticket: 0, options };
+        let durable = (state.meta.audit, state.meta.notice);
+        let mut thread = Thread { state, store, clock, shared: Arc::clone(&shared), ticket: 0, options, durable };
         let spawned = std::thread::Builder::new().name("desk".to_owned()).spawn(move || thread.run(receiver));
         let spawned =
             spawned.map_err(|source| StoreError::File { op: "start the thread for", path: "desk".into(), source })?;
@@ -184,6 +193,8 @@ struct Thread {
     shared: Arc<Shared>,
     ticket: u64,
     options: Options,
+    /// Audit rows and notices of the last commit.
+    durable: (u64, u64),
 }
 
 impl Thread {
@@ -204,7 +215,10 @@ impl Thread {
             {
                 work.push(next);
             }
-            if self.serve(work).is_err() {
+            if let Err(error) = self.serve(work) {
+                if matches!(error, StoreError::WentBack { .. }) {
+                    *self.shared.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                }
                 self.shared.ready.store(false, std::sync::atomic::Ordering::Relaxed);
                 return self.shared.known.clear();
             }
@@ -240,7 +254,10 @@ impl Thread {
         }
         if !batch.is_empty() {
             match self.store.commit(&batch) {
-                Ok(()) => drop(self.shared.commits.fetch_add(1, std::sync::atomic::Ordering::Relaxed)),
+                Ok(()) => {
+                    self.durable = (self.state.meta.audit, self.state.meta.notice);
+                    self.shared.commits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
                 Err(error @ StoreError::Deposed(_)) => return Err(error),
                 Err(_) => {
                     self.reload_soon()?;
@@ -275,13 +292,19 @@ impl Thread {
         later.extend(batch.absorb(actions));
     }
 
-    /// Throws away what could not be written, and what may or may not have been: the store knows.
+    /// Throws away what could not be written, and what may or may not have been: the store knows. A store that does
+    /// not know what it has acknowledged is another one, such as a standby that was promoted late (F37).
     fn reload_soon(&mut self) -> Result<(), StoreError> {
         let mut last = None;
         for _ in 0..RELOADS {
             match self.store.keep_lead().and_then(|()| self.store.load()) {
                 Ok(records) => {
-                    self.state = State::load(self.options, seed(), self.clock.now_ms(), records);
+                    let state = State::load(self.options, seed(), self.clock.now_ms(), records);
+                    let (found, known) = ((state.meta.audit, state.meta.notice), self.durable);
+                    if found.0 < known.0 || found.1 < known.1 {
+                        return Err(StoreError::WentBack { found: found.1, known: known.1 });
+                    }
+                    self.state = state;
                     self.shared.known.clear();
                     return Ok(());
                 }

@@ -108,8 +108,8 @@ impl Options {
 /// Says why a server does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// The store does not open.
-    #[error("cannot open the store {place}")]
+    /// The store does not open, or cannot be trusted any more.
+    #[error("cannot use the store {place}")]
     Store {
         /// Which one.
         place: StorePlace,
@@ -280,6 +280,10 @@ pub async fn run(
         tokio::select! {
             () = &mut stop => return Ok(running.thread.take()),
             () = running.wait() => {}
+        }
+        // Going on would quietly forget what people were told; a person has to look and start it again.
+        if let Some(source) = running.site.desk.shared.lost() {
+            return Err(ServerError::Store { place: options.store.clone(), source });
         }
     }
 }

@@ -10,7 +10,6 @@ use axum::response::{IntoResponse, Response};
 use super::gate::{Call, json};
 use super::problem::Problem;
 use super::shapes::Whoami;
-use crate::model::Resources;
 
 /// Tells that the process lives.
 pub async fn healthz(_call: Call) -> Result<Response, Problem> {
@@ -38,39 +37,77 @@ pub async fn whoami(call: Call) -> Result<Response, Problem> {
     json(StatusCode::OK, &Whoami { group: actor.group, user: actor.user, role: actor.role })
 }
 
+/// One family of metrics: kind, meaning, values by label.
+struct Family {
+    kind: &'static str,
+    help: &'static str,
+    values: BTreeMap<String, u64>,
+}
+
+/// Families by name, in a fixed order.
+#[derive(Default)]
+struct Families(BTreeMap<String, Family>);
+
+impl Families {
+    fn add(&mut self, name: &str, kind: &'static str, help: &'static str, label: String, value: u64) {
+        let family = Family { kind, help, values: BTreeMap::new() };
+        *self.0.entry(name.to_owned()).or_insert(family).values.entry(label).or_default() += value;
+    }
+
+    fn gauge(&mut self, name: &str, help: &'static str, label: String, value: u64) {
+        self.add(name, "gauge", help, label, value);
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for (name, Family { kind, help, values }) in &self.0 {
+            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+            for (label, value) in values {
+                let _ = writeln!(text, "{name}{label} {value}");
+            }
+        }
+        text
+    }
+}
+
+/// Writes a state as the API does.
+fn state_label(state: impl serde::Serialize) -> String {
+    let word = serde_json::to_value(state).ok();
+    format!("{{state=\"{}\"}}", word.as_ref().and_then(|word| word.as_str()).unwrap_or_default())
+}
+
 /// Returns metrics. No label is made of a name that a tenant chooses, so that their number is bounded (S10).
 pub async fn metrics(call: Call) -> Result<Response, Problem> {
     let look = call.site.desk.look(|state, _, _| {
-        let mut lines = BTreeMap::<String, u64>::new();
+        let mut all = Families::default();
         for found in state.instances.values() {
-            *lines.entry(format!("coracle_instances{{state=\"{:?}\"}}", found.state)).or_default() += 1;
+            all.gauge("coracle_instances", "Instances by state.", state_label(found.state), 1);
         }
         for found in state.providers.values() {
-            *lines.entry(format!("coracle_providers{{state=\"{:?}\"}}", found.state)).or_default() += 1;
-        }
-        let (mut offered, mut reserved) = (Resources::default(), Resources::default());
-        for found in state.providers.values() {
-            offered = offered.plus(&found.capacity);
-            reserved = reserved.plus(&state.reserved(found.id));
-        }
-        for ((name, offered), (_, reserved)) in offered.dimensions().into_iter().zip(reserved.dimensions()) {
-            lines.insert(format!("coracle_offered{{resource=\"{name}\"}}"), offered);
-            lines.insert(format!("coracle_reserved{{resource=\"{name}\"}}"), reserved);
+            all.gauge("coracle_providers", "Providers by state.", state_label(found.state), 1);
+            for ((name, offered), (_, reserved)) in
+                found.capacity.dimensions().into_iter().zip(state.reserved(found.id).dimensions())
+            {
+                let label = || format!("{{resource=\"{name}\"}}");
+                all.gauge("coracle_offered", "What providers lend.", label(), offered);
+                all.gauge("coracle_reserved", "What instances and volumes hold of it.", label(), reserved);
+            }
         }
         for (name, count) in state.counters() {
-            lines.insert(format!("coracle_{name}_total"), *count);
+            let name = format!("coracle_{name}_total");
+            all.add(&name, "counter", "Counted since this scheduler leads.", String::new(), *count);
         }
-        lines.insert("coracle_waiting".to_owned(), state.waiting() as u64);
-        lines.insert("coracle_leader_epoch".to_owned(), state.options.leader);
-        lines
+        all.gauge("coracle_waiting", "Instances that wait for a place.", String::new(), state.waiting() as u64);
+        all.gauge("coracle_leader_epoch", "The epoch this scheduler leads with.", String::new(), state.options.leader);
+        all
     });
-    let mut lines = look.await?;
+    let mut all = look.await?;
     let shared = &call.site.desk.shared;
-    lines.insert("coracle_commits_total".to_owned(), shared.commits.load(Ordering::Relaxed));
-    lines.insert("coracle_steps_total".to_owned(), shared.steps.load(Ordering::Relaxed));
-    let mut text = String::new();
-    for (name, value) in lines {
-        let _ = writeln!(text, "{name} {value}");
+    for (name, help, count) in [
+        ("coracle_commits_total", "Transactions.", &shared.commits),
+        ("coracle_steps_total", "Steps of the core.", &shared.steps),
+    ] {
+        all.add(name, "counter", help, String::new(), count.load(Ordering::Relaxed));
     }
-    Ok((StatusCode::OK, [(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
+    Ok((StatusCode::OK, [(header::CONTENT_TYPE, "text/plain; version=0.0.4")], all.text()).into_response())
 }

@@ -97,6 +97,16 @@ pub enum StoreError {
     /// The server only reads.
     #[error("PostgreSQL is in recovery and takes no writes")]
     Standby,
+    /// What was acknowledged is not there any more.
+    #[error(
+        "the store went back: it ends at event {found} and has acknowledged event {known}; a standby that was promoted late, or a copy"
+    )]
+    WentBack {
+        /// Where it ends.
+        found: u64,
+        /// Where it has been.
+        known: u64,
+    },
     /// A row is not what was written.
     #[error("row {row} of the store cannot be read")]
     Row {

@@ -70,11 +70,17 @@ impl Process {
 
     /// Starts a scheduler and waits until it leads and listens.
     pub fn start_on(folder: &Path, fail: &str, postgres: &str) -> Self {
+        Self::start_in(folder, fail, postgres, &[])
+    }
+
+    /// The same with more in its environment.
+    pub fn start_in(folder: &Path, fail: &str, postgres: &str, more: &[(&str, &std::ffi::OsStr)]) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("own path"))
             .args(["--exact", "faults::child", "--ignored", "--nocapture", "--test-threads=1"])
             .env(FOLDER, folder)
             .env("CORACLE_FAIL", fail)
             .env(POSTGRES, postgres)
+            .envs(more.iter().copied())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

@@ -4,10 +4,13 @@
 #![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
 mod agent;
+mod database;
 mod faults;
 mod hostile;
 mod identity;
+mod metrics;
 mod objects;
+mod pairs;
 mod postgres;
 mod rows;
 mod support;

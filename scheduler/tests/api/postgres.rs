@@ -1,4 +1,4 @@
-//! The same promises on PostgreSQL, and two schedulers of which one leads: F04, F06, F34, F37.
+//! The same promises on PostgreSQL, and two schedulers of which one leads: F04, F06, F34.
 //!
 //! The server is Debian's, started in a temporary directory by an ordinary user on a port of its own.
 
@@ -11,14 +11,14 @@ use coracle_scheduler::core::{Options as CoreOptions, State};
 use coracle_scheduler::store::{Batch, PostgresStore, Store as _, StoreError};
 use reqwest::Method;
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::faults::{Process, TEST_LEASE, call, kill_at};
 use crate::support::{DEADLINE, instance};
 
-struct Postgres {
+pub struct Postgres {
     child: Child,
-    port: u16,
+    pub port: u16,
     _folder: tempfile::TempDir,
 }
 
@@ -49,6 +49,11 @@ fn as_user(program: &Path) -> Command {
 
 impl Postgres {
     fn start(test: &str) -> Option<Self> {
+        Self::start_with(test, |_| Vec::new())
+    }
+
+    /// `prepare` puts files into the server's folder and returns more of its settings.
+    pub fn start_with(test: &str, prepare: impl FnOnce(&Path) -> Vec<String>) -> Option<Self> {
         let (Some(initdb), Some(server)) = (find("initdb"), find("postgres")) else {
             let reason = format!("SKIP {test}: PostgreSQL is not installed; apt install postgresql");
             assert_ne!(std::env::var("CORACLE_TEST_REQUIRE").as_deref(), Ok("all"), "{reason}");
@@ -58,6 +63,7 @@ impl Postgres {
         let folder = tempfile::tempdir().expect("folder");
         let data = folder.path().join("data");
         fs_err::create_dir(&data).expect("data");
+        let more = prepare(folder.path());
         if rustix::process::geteuid().is_root() {
             let owned = Command::new("chown").arg("-R").arg("postgres").arg(folder.path()).status().expect("chown");
             assert!(owned.success());
@@ -71,6 +77,7 @@ impl Postgres {
             .arg(&data)
             .args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1", "-c"])
             .arg(format!("unix_socket_directories={}", folder.path().display()))
+            .args(more.iter().flat_map(|setting| ["-c", setting]))
             .stderr(Stdio::null())
             .spawn()
             .expect("postgres");
@@ -83,12 +90,12 @@ impl Postgres {
         Some(server)
     }
 
-    fn url(&self, database: &str) -> String {
+    pub fn url(&self, database: &str) -> String {
         format!("postgres://coracle@127.0.0.1:{}/{database}", self.port)
     }
 
     /// Makes a fresh database.
-    async fn database(&self, name: &str) -> String {
+    pub async fn database(&self, name: &str) -> String {
         let (client, connection) =
             tokio_postgres::connect(&self.url("postgres"), tokio_postgres::NoTls).await.expect("connect");
         let task = tokio::spawn(connection);
@@ -118,7 +125,13 @@ async fn f04_f34_everything_holds_on_postgresql_too() {
         let url = server.database(if signal == Signal::KILL { "killed" } else { "stopped" }).await;
         failover(&url, signal).await;
     }
-    broken_connection(&server, &server.database("broken").await).await;
+}
+
+/// Starts a server and a fresh database on it.
+pub async fn server(test: &'static str) -> Option<(Postgres, String)> {
+    let server = tokio::task::spawn_blocking(|| Postgres::start(test)).await.expect("start")?;
+    let url = server.database("pool").await;
+    Some((server, url))
 }
 
 /// A store without the lead writes nothing, whatever it believes.
@@ -144,7 +157,7 @@ async fn fenced(url: &str) {
     work.await.expect("fenced");
 }
 
-async fn ask(address: SocketAddr, token: &str, number: usize) -> Option<Value> {
+pub async fn ask(address: SocketAddr, token: &str, number: usize) -> Option<Value> {
     let body = Some(instance(&format!("i{number}")));
     match call(address, token, Method::POST, "/v1/instances", body, &format!("key{number}")).await {
         Some((201, made)) => Some(made["id"].clone()),
@@ -187,47 +200,4 @@ async fn failover(url: &str, signal: Signal) {
     let ids: Vec<&Value> = list["items"].as_array().expect("items").iter().map(|item| &item["id"]).collect();
     assert_eq!(ids.len(), 2);
     assert_eq!(ids[1], &second);
-}
-
-/// Connections that are cut under the scheduler, again and again, lose nothing and make nothing twice.
-async fn broken_connection(server: &Postgres, url: &str) {
-    let folder = tempfile::tempdir().expect("folder");
-    let process = Process::start_on(folder.path(), "", url);
-    let address = process.address.expect("address");
-    let token = fs_err::read_to_string(folder.path().join("secret")).expect("secret");
-    let (client, connection) =
-        tokio_postgres::connect(&server.url("postgres"), tokio_postgres::NoTls).await.expect("connect");
-    let _task = tokio::spawn(connection);
-    let cut = tokio::spawn(async move {
-        for _ in 0..20 {
-            let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'broken'";
-            client.execute(cut, &[]).await.expect("cut");
-            tokio::time::sleep(Duration::from_millis(37)).await;
-        }
-    });
-    let mut made = Vec::new();
-    for number in 0..40 {
-        let start = Instant::now();
-        let id = loop {
-            if let Some(id) = ask(address, &token, number).await {
-                break id;
-            }
-            assert!(start.elapsed() < DEADLINE, "request {number} never succeeds");
-        };
-        made.push(id);
-    }
-    cut.await.expect("cut");
-    // The last cut may still be mended: until then the answer is "try again".
-    let start = Instant::now();
-    let list = loop {
-        let answer = call(address, &token, Method::GET, "/v1/instances?limit=1000", None, "").await;
-        if let Some((_, list)) = answer.filter(|(_, list)| list["items"].is_array()) {
-            break list;
-        }
-        assert!(start.elapsed() < DEADLINE, "the list never comes back");
-    };
-    let mut ids: Vec<Value> = list["items"].as_array().expect("items").iter().map(|item| item["id"].clone()).collect();
-    ids.sort_by_key(ToString::to_string);
-    made.sort_by_key(ToString::to_string);
-    assert_eq!(json!(ids), json!(made));
 }

@@ -115,6 +115,19 @@ fn a_machine_where_much_fails_rests_and_an_image_that_fails_everywhere_blames_no
 }
 
 #[test]
+fn a_reboot_with_many_instances_is_one_trouble() {
+    let mut pool = Pool::new();
+    let one = pool.provider("p1", 8);
+    let spec = InstanceSpec { restart: Restart::Always, ..cpus(1) };
+    let ids: Vec<_> = (0..8).map(|_| pool.make(spec.clone())).collect();
+    ids.iter().for_each(|id| pool.run(*id));
+    pool.hello(one, Vec::new());
+    assert_eq!(pool.state.providers[&one].troubles_ms.len(), 1);
+    pool.pass(5_000, &[one]);
+    assert!(ids.iter().all(|id| pool.on(*id) == Some(one)), "they run again where they were, soon");
+}
+
+#[test]
 fn a_provider_that_lends_less_gives_back_the_newest() {
     let mut pool = Pool::new();
     let group = pool.admin.expect("admin").group;
