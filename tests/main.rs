@@ -33,6 +33,7 @@ mod pull;
 mod push;
 mod quota;
 mod refused;
+mod rows;
 mod run;
 mod scheduler;
 mod signals;

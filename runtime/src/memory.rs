@@ -2,6 +2,9 @@
 
 use std::ops::Range;
 
+use rustix::event::{PollFd, Timespec};
+use rustix::io::Errno;
+
 use crate::sys;
 
 /// Drops this program's clean pages from memory; those that are needed again come back from the page
@@ -19,16 +22,40 @@ pub fn release_program() {
     trim_heap();
 }
 
-fn forget_program() {
-    let Ok(program) = fs_err::read_link("/proc/self/exe") else { return };
-    let Ok(smaps) = fs_err::read_to_string("/proc/self/smaps") else { return };
-    for pages in clean_mappings(&smaps, &program.to_string_lossy()) {
-        sys::forget(&pages);
-    }
-    // The set-up used far more of the stack than waiting does.
+/// Waits as poll(2) does, for a wait that may be long: gives back everything that [`release_program`] does and
+/// calls the kernel from the same few instructions, so that hardly a page of the program is there meanwhile.
+///
+/// # Errors
+/// Those of poll(2).
+pub fn rest(fds: &mut [PollFd<'_>], timeout: Option<&Timespec>) -> Result<usize, Errno> {
+    let threads = fs_err::read_dir("/proc/self/task").map_or(0, Iterator::count);
+    let unneeded = if threads == 1 { unneeded() } else { Unneeded::default() };
+    trim_heap();
+    sys::forget_and_poll(&unneeded.program, unneeded.stack, fds, timeout)
+}
+
+/// Is what a process that waits does not need.
+#[derive(Default)]
+struct Unneeded {
+    program: Vec<Range<usize>>,
+    /// Where the stack's mapping begins; the set-up used far more of it than waiting does.
+    stack: Option<usize>,
+}
+
+fn unneeded() -> Unneeded {
+    let Ok(program) = fs_err::read_link("/proc/self/exe") else { return Unneeded::default() };
+    let Ok(smaps) = fs_err::read_to_string("/proc/self/smaps") else { return Unneeded::default() };
     let stack = smaps.lines().find(|line| line.ends_with("[stack]")).and_then(mapping);
-    if let Some((pages, _)) = stack {
-        sys::forget_unused_stack(pages.start);
+    Unneeded { program: clean_mappings(&smaps, &program.to_string_lossy()), stack: stack.map(|(pages, _)| pages.start) }
+}
+
+fn forget_program() {
+    let unneeded = unneeded();
+    for pages in &unneeded.program {
+        sys::forget(pages);
+    }
+    if let Some(low) = unneeded.stack {
+        sys::forget_unused_stack(low);
     }
 }
 

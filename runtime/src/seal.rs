@@ -17,6 +17,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::container::Identity;
+
 /// Why the program could not be protected.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot protect the program from its containers: {op}")]
@@ -29,7 +31,7 @@ pub struct SealError {
 }
 
 const PROGRAM: &str = "/proc/self/exe";
-/// The name that /proc/PID/exe and `ps` show.
+/// What the name begins with that /proc/PID/exe and `ps` show.
 const NAME: &str = "coracle";
 /// Bytes moved by one call; the kernel's own limit is just under 2 GiB.
 const COPY_BYTES_MAX: usize = 1 << 30;
@@ -40,12 +42,18 @@ const MFD_EXEC: u32 = 0x10;
 ///
 /// Call it first in every command that starts a process in a container. It returns when the running
 /// program is safe: already sealed, on a read-only filesystem, or owned by nobody a container can be.
-pub fn ensure_sealed() -> Result<(), SealError> {
+/// `sharers` are processes of this program that may run from a copy already: the first one that runs from a copy of
+/// this very file lends it, which saves the memory and the time of another.
+pub fn ensure_sealed(sharers: impl Iterator<Item = Identity>) -> Result<(), SealError> {
     let file = open(PROGRAM, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(fail("open the program"))?;
     if is_safe(&file).map_err(fail("examine the program"))? {
         return Ok(());
     }
-    let copy = sealed_copy(&file)?;
+    let name = name_of_copy(&file).map_err(fail("examine the program"))?;
+    let copy = match sharers.into_iter().find_map(|sharer| lent_copy(&sharer, &name)) {
+        Some(copy) => copy,
+        None => sealed_copy(&file, &name)?,
+    };
     let args = strings(std::env::args_os());
     let env = strings(std::env::vars_os().map(|(key, value)| {
         let mut entry = key;
@@ -81,10 +89,32 @@ fn has_seals(file: &OwnedFd) -> bool {
     fcntl_get_seals(file).is_ok_and(|seals| seals.contains(needed))
 }
 
-fn sealed_copy(file: &OwnedFd) -> Result<OwnedFd, SealError> {
+/// Names a copy after the state of the file that it was made of: every write changes it.
+fn name_of_copy(file: &OwnedFd) -> Result<String, Errno> {
+    let stat = fstat(file)?;
+    let changed = (stat.st_mtime, stat.st_mtime_nsec, stat.st_ctime, stat.st_ctime_nsec);
+    Ok(format!("{NAME}-{:x}-{:x}-{:x}-{changed:x?}", stat.st_dev, stat.st_ino, stat.st_size).replace([' ', '/'], ""))
+}
+
+/// Opens the copy that a process runs from, if it is one of this name.
+///
+/// The process is one of ours because the caller's own records say so, and it is still that process after its program
+/// was opened; so the name and the content are what `sealed_copy` of that process wrote.
+fn lent_copy(sharer: &Identity, name: &str) -> Option<OwnedFd> {
+    sharer.open().ok()??;
+    let path = format!("/proc/{}/exe", sharer.pid);
+    let target = fs_err::read_link(&path).ok()?;
+    if target.as_os_str() != format!("/memfd:{name} (deleted)").as_str() {
+        return None;
+    }
+    let copy = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    (has_seals(&copy) && sharer.is_alive().is_ok_and(|alive| alive)).then_some(copy)
+}
+
+fn sealed_copy(file: &OwnedFd, name: &str) -> Result<OwnedFd, SealError> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let copy = match memfd_create(NAME, flags | MemfdFlags::from_bits_retain(MFD_EXEC)) {
-        Err(Errno::INVAL) => memfd_create(NAME, flags),
+    let copy = match memfd_create(name, flags | MemfdFlags::from_bits_retain(MFD_EXEC)) {
+        Err(Errno::INVAL) => memfd_create(name, flags),
         result => result,
     }
     .map_err(fail("make a file in memory"))?;

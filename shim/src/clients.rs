@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{SocketFlags, accept_with, bind, listen};
@@ -84,7 +85,8 @@ impl Clients {
             Err(errno) => return Err(errno),
         }
         let socket = protocol::new_socket(SocketFlags::NONBLOCK)?;
-        // The umask of a shim is 077, so the file is its owner's alone.
+        // Before it has a name: so the file is never anybody else's (unix(7)).
+        rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
         protocol::with_address(path, |address| bind(&socket, address))?;
         listen(&socket, BACKLOG)?;
         self.listener = Some(socket);
@@ -134,6 +136,7 @@ impl Clients {
     }
 
     /// Reads what client `index` sends.
+    #[inline(never)]
     pub fn read(&mut self, index: usize) -> Option<Wish> {
         let client = self.list.get_mut(index)?;
         let mut buffer = [0; FRAME_BYTES_MAX];

@@ -22,6 +22,8 @@ use crate::streams::{Streams, Theirs};
 
 /// A container that has been quiet for this long is worth giving memory back for.
 const SETTLED: Duration = Duration::from_millis(300);
+/// How often output is read before anything else is looked at again.
+const READS_AT_ONCE: usize = 8;
 /// What is read of the output after the end at most: what was in the pipes, and a terminal's queue.
 const DRAIN_READS_MAX: usize = 64;
 
@@ -65,6 +67,8 @@ pub trait Owner {
     /// # Errors
     /// It cannot be written down, so nobody could reach it; it is ended.
     fn started(&mut self, running: &Running) -> Result<(), Vec<u8>>;
+    /// Does what can wait until everybody has heard that the program runs.
+    fn announced(&mut self);
     /// Writes down how it ended, or that it never ran, and decides; the exit code is what is announced.
     fn ended(&mut self, exit: Result<Exit, Vec<u8>>, running: Option<Running>) -> (i32, After);
     /// Says whether the next start is still wanted.
@@ -99,7 +103,22 @@ struct Live {
     streams: Streams,
     prober: Option<Prober>,
     quiet_since: Instant,
+    /// Memory was given back, and nothing has happened since.
     released: bool,
+}
+
+impl Live {
+    /// Says, once, that it has been quiet for long enough.
+    fn is_settled(&mut self) -> bool {
+        let settled = !self.released && self.quiet_since.elapsed() >= SETTLED;
+        self.released |= settled;
+        settled
+    }
+
+    fn wake(&mut self) {
+        self.quiet_since = Instant::now();
+        self.released = false;
+    }
 }
 
 impl<O: Owner> Shim<O> {
@@ -162,6 +181,7 @@ impl<O: Owner> Shim<O> {
             return Err(text);
         }
         self.clients.announce(&Output::Started);
+        self.owner.announced();
         let prober = self.options.probes.map(Prober::new);
         Ok(Live { running, streams, prober, quiet_since: Instant::now(), released: false })
     }
@@ -201,7 +221,11 @@ impl<O: Owner> Shim<O> {
 
     /// Waits for one round of events and serves them; true when the program has ended.
     fn turn(&mut self, mut live: Option<&mut Live>, until: Option<Instant>) -> bool {
-        let ready = self.wait(live.as_deref(), until);
+        let rest = live.as_deref_mut().is_some_and(Live::is_settled);
+        if rest && let Some(log) = self.log.as_mut() {
+            log.rest();
+        }
+        let ready = self.wait(live.as_deref(), until, rest);
         if ready.signal {
             self.terminate(live.as_deref());
         }
@@ -226,19 +250,16 @@ impl<O: Owner> Shim<O> {
             && let Some(result) = prober.advance(|output| self.owner.probe(&live.running, output))
         {
             self.owner.probed(result);
-            live.released = false;
+            live.wake();
         }
         if ready.anything {
-            live.quiet_since = Instant::now();
-        } else if !live.released && live.quiet_since.elapsed() >= SETTLED {
-            live.released = true;
-            memory::release_program();
+            live.wake();
         }
         ready.ended
     }
 
-    /// Sleeps until something happens.
-    fn wait(&self, live: Option<&Live>, until: Option<Instant>) -> Ready {
+    /// Sleeps until something happens; with `rest` it gives back what memory it can first.
+    fn wait(&self, live: Option<&Live>, until: Option<Instant>, rest: bool) -> Ready {
         let mut deadlines = vec![until, self.clients.deadline()];
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
         let listener = self.clients.listener().map(|fd| add(&mut fds, fd, PollFlags::IN));
@@ -277,7 +298,8 @@ impl<O: Owner> Shim<O> {
         let deadline = deadlines.into_iter().flatten().min();
         let timeout = deadline.map(|end| end.saturating_duration_since(Instant::now()));
         let timeout = timeout.and_then(|left| Timespec::try_from(left).ok());
-        let count = match poll(&mut fds, timeout.as_ref()) {
+        let sleep = if rest { memory::rest } else { poll };
+        let count = match sleep(&mut fds, timeout.as_ref()) {
             Ok(count) => count,
             Err(Errno::INTR) => 0,
             // Nothing can be watched any more; the container's own end is all that counts.
@@ -297,8 +319,25 @@ impl<O: Owner> Shim<O> {
         }
     }
 
-    /// Reads each output once, so that neither can starve the other.
+    /// Passes on what there is, for a while: others want to be served, too.
     fn pass_output(&mut self, streams: &mut Streams) -> bool {
+        let mut any = false;
+        for _ in 0..READS_AT_ONCE {
+            if !self.pass_once(streams) {
+                break;
+            }
+            any = true;
+            if !self.clients.ready() {
+                break;
+            }
+        }
+        any
+    }
+
+    /// Reads each output once, so that neither can starve the other. Not inlined: its buffer would stay on the stack
+    /// of a process that only waits.
+    #[inline(never)]
+    fn pass_once(&mut self, streams: &mut Streams) -> bool {
         let mut buffer = [0; DATA_BYTES_MAX];
         let mut any = false;
         for stream in [crate::log::Stream::Stdout, crate::log::Stream::Stderr] {

@@ -4,10 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use coracle_runtime::seal;
 
 use super::error::{CliError, line, note};
-use crate::engine::{Engine, containers, lifecycle};
+use crate::engine::{Engine, containers, lifecycle, sharing};
 use crate::env;
 use crate::report;
 
@@ -20,7 +19,7 @@ pub struct BootArgs {}
 
 /// Starts them; the exit code says whether all of them run.
 pub fn boot(root: Option<PathBuf>, _args: BootArgs) -> Result<ExitCode, CliError> {
-    seal::ensure_sealed()?;
+    sharing::protect(root.as_ref())?;
     let engine = Engine::open(root)?;
     let wanted = lifecycle::wanted_after_boot(&engine);
     containers::sweep(&engine);

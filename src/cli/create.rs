@@ -4,13 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use coracle_runtime::seal;
 
 use super::container::{ContainerArgs, options};
 use super::error::{CliError, line};
 use super::progress::Bars;
 use super::run::Rest;
-use crate::engine::{Engine, run as engine_run};
+use crate::engine::{Engine, run as engine_run, sharing};
 
 /// Make a container without starting it
 #[derive(Args)]
@@ -33,7 +32,7 @@ pub struct CreateArgs {
 pub fn run(root: Option<PathBuf>, args: CreateArgs) -> Result<ExitCode, CliError> {
     let Rest::ImageAndCommand(command) = args.rest;
     let options = options(args.container, command)?;
-    seal::ensure_sealed()?;
+    sharing::protect(root.as_ref())?;
     let engine = Engine::open(root)?;
     line(&engine_run::create(&engine, &options, &Bars::new())?);
     Ok(ExitCode::SUCCESS)

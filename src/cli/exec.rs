@@ -4,13 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use coracle_runtime::seal;
 
 use super::container::env_entries;
 use super::error::CliError;
-use crate::engine::Engine;
 use crate::engine::exec::{self, ExecRequest};
 use crate::engine::options::Terminal;
+use crate::engine::{Engine, sharing};
 
 /// Run one more command in a container that runs
 ///
@@ -62,7 +61,7 @@ pub fn run(root: Option<PathBuf>, args: ExecArgs) -> Result<ExitCode, CliError> 
         terminal: Terminal { interactive: args.interactive, tty: args.tty },
         detach: args.detach,
     };
-    seal::ensure_sealed()?;
+    sharing::protect(root.as_ref())?;
     let engine = Engine::open(root)?;
     Ok(ExitCode::from(exec::exec(&engine, &args.container, &request)?))
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use coracle_images::Reference;
 use coracle_runtime::UserNs;
 
-use super::error::{CliError, line};
+use super::error::{CliError, line, note};
 use super::progress::Bars;
 use crate::engine::Engine;
 
@@ -36,8 +36,11 @@ pub fn run(root: Option<PathBuf>, args: LoadArgs) -> Result<ExitCode, CliError> 
     let bars = if args.quiet { Bars::quiet() } else { Bars::new() };
     let idmap = engine.idmap(UserNs::Auto)?;
     let source = args.input.unwrap_or_else(|| STDIN.into());
-    for name in engine.load(&source, args.tag, &idmap, &bars)? {
-        line(&format!("Loaded image: {name}"));
+    for image in engine.load(&source, args.tag, &idmap, &bars)? {
+        for (name, id) in &image.moved {
+            note(&format!("note: {name} was {id} until now; --tag loads an image under a name of its own"));
+        }
+        line(&format!("Loaded image: {}", image.name));
     }
     Ok(ExitCode::SUCCESS)
 }

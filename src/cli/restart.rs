@@ -4,11 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use coracle_runtime::seal;
 
 use super::error::CliError;
 use super::several;
-use crate::engine::{Engine, lifecycle};
+use crate::engine::{Engine, lifecycle, sharing};
 
 /// Stop containers and start them again
 #[derive(Args)]
@@ -23,7 +22,7 @@ pub struct RestartArgs {
 
 /// Restarts each.
 pub fn run(root: Option<PathBuf>, args: RestartArgs) -> Result<ExitCode, CliError> {
-    seal::ensure_sealed()?;
+    sharing::protect(root.as_ref())?;
     let engine = Engine::open(root)?;
     several::each(&args.containers, |wanted| Ok(lifecycle::restart(&engine, wanted, args.time)?))
 }

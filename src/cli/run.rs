@@ -4,14 +4,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use coracle_runtime::seal;
 use coracle_shim::attach::DetachKeys;
 
 use super::container::{ContainerArgs, options};
 use super::error::{CliError, line};
 use super::progress::Bars;
 use crate::engine::run::{Attaching, Ran};
-use crate::engine::{Engine, run as engine_run};
+use crate::engine::{Engine, run as engine_run, sharing};
 
 /// Run a command in a new container
 ///
@@ -56,7 +55,7 @@ pub fn run(root: Option<PathBuf>, args: RunArgs) -> Result<ExitCode, CliError> {
     let Rest::ImageAndCommand(command) = args.rest;
     let mut options = options(args.container, command)?;
     options.set_detached(args.detach);
-    seal::ensure_sealed()?;
+    sharing::protect(root.as_ref())?;
     let engine = Engine::open(root)?;
     let bars = Bars::new();
     let attaching = Attaching { keys: args.detach_keys, pass_signals: args.sig_proxy };

@@ -4,13 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use coracle_runtime::seal;
 use coracle_shim::attach::{AttachOptions, DetachKeys};
 use coracle_shim::client::Client;
 
 use super::error::CliError;
 use super::several;
-use crate::engine::{Engine, attach, containers, lifecycle, run};
+use crate::engine::{Engine, attach, containers, lifecycle, run, sharing};
 
 /// Start containers that were created or have ended
 #[derive(Args)]
@@ -31,7 +30,7 @@ pub struct StartArgs {
 
 /// Starts each; with -a or -i there is one, and its exit code is the command's.
 pub fn run(root: Option<PathBuf>, args: StartArgs) -> Result<ExitCode, CliError> {
-    seal::ensure_sealed()?;
+    sharing::protect(root.as_ref())?;
     let engine = Engine::open(root)?;
     if !args.attach && !args.interactive {
         return several::each(&args.containers, |wanted| Ok(lifecycle::start_and_leave(&engine, wanted)?));

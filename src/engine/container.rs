@@ -190,7 +190,7 @@ impl ContainerDir {
     /// Of a `--rm` container nothing is worth waiting for the disk: after a crash of the machine it is
     /// rubbish, whatever its record says.
     pub fn publish<T: Serialize>(&self, name: &str, value: &T) -> Result<(), ContainerError> {
-        self.publish_as(name, value, !self.auto_remove)
+        self.publish_as(name, value, true)
     }
 
     /// Publishes a JSON file that means nothing after a crash of the machine.
@@ -198,8 +198,20 @@ impl ContainerDir {
         self.publish_as(name, value, false)
     }
 
-    fn publish_as<T: Serialize>(&self, name: &str, value: &T, durable: bool) -> Result<(), ContainerError> {
-        publish_json(&self.path, name, value, durable)
+    /// Publishes a JSON file; `durable` waits until it is on the disk, which a `--rm` container does not need.
+    pub fn publish_as<T: Serialize>(&self, name: &str, value: &T, durable: bool) -> Result<(), ContainerError> {
+        publish_json(&self.path, name, value, durable && !self.auto_remove)
+    }
+
+    /// Brings published files to the disk, with their names.
+    pub fn sync(&self, names: &[&str]) {
+        if self.auto_remove {
+            return;
+        }
+        for name in names.iter().chain(&["."]) {
+            // What is lost after that was never promised: the container runs.
+            let _ = File::open(self.path.join(name)).and_then(|file| file.sync_all());
+        }
     }
 
     /// Removes a container that could not be started, with the volumes that were made for it.

@@ -6,7 +6,7 @@
 //! |---|---|---|---|
 //! | none | | | created |
 //! | there | there | | exited |
-//! | there | none | yes | starting, running, paused or restarting; exited when its process is gone |
+//! | there | none | yes | starting, running, paused or restarting; when its process is gone: exited, or restarting where its policy lets it |
 //! | there | none | no | exited, code unknown: the watcher was killed and the container with it (F02) |
 //!
 //! The last row is written down (`sweep`) by the next command that changes containers.
@@ -20,7 +20,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::de::DeserializeOwned;
 
 use super::container::{self, ContainerDir, ContainerError};
-use super::record::{ExitRecord, Health, Phase, Record, State, UNKNOWN_EXIT_CODE, VERSION};
+use super::record::{ExitRecord, Health, Phase, Record, RestartPolicy, State, UNKNOWN_EXIT_CODE, VERSION};
+use super::shim::STOPPED;
 use super::{Engine, EngineError, confinement};
 
 /// An id's beginning shorter than this is still looked for; docker has no limit either.
@@ -101,8 +102,11 @@ impl Container {
             let status = match (&exit, held, state.phase) {
                 (_, true, Phase::Restarting) => Status::Restarting,
                 (Some(exit), true, _) if exit.restarting => Status::Restarting,
-                // Its shim is stopped, or about to write the end down.
-                (None, true, Phase::Running) if state.init.as_ref().is_none_or(has_ended) => Status::Exited,
+                // Its shim is stopped, or about to write the end down and what follows.
+                (None, true, Phase::Running) if state.init.as_ref().is_none_or(has_ended) => {
+                    let again = record.restart != RestartPolicy::No && !path.join(STOPPED).exists();
+                    if again { Status::Restarting } else { Status::Exited }
+                }
                 (None, true, _) if is_paused(&state) => Status::Paused,
                 (None, true, _) => Status::Running,
                 _ => Status::Exited,
@@ -118,6 +122,12 @@ impl Container {
     /// Gives the status.
     pub fn status(&self) -> Status {
         self.status
+    }
+
+    /// Says whether its process is gone and nobody has written down yet what follows.
+    pub fn is_undecided(&self) -> bool {
+        let running = self.state.as_ref().is_some_and(|state| state.phase == Phase::Running);
+        running && self.exit.is_none() && matches!(self.status, Status::Restarting | Status::Exited)
     }
 
     /// Gives the whole id.

@@ -129,23 +129,31 @@ impl Engine {
         Ok(removed)
     }
 
-    /// Takes the images of an archive or layout in; gives what to call each.
+    /// Takes the images of an archive or layout in; gives what to call each, and what their names meant before (A46).
     pub fn load(
         &self,
         source: &Path,
         tag: Option<Reference>,
         idmap: &IdMap,
         progress: &dyn Progress,
-    ) -> Result<Vec<String>, EngineError> {
+    ) -> Result<Vec<Loaded>, EngineError> {
         let options = LoadOptions { tag, space: layer_space(idmap) };
-        let loaded: Vec<(String, String)> = elsewhere::call(idmap, || {
+        let before = self.store.list()?;
+        let loaded: Vec<Loaded> = elsewhere::call(idmap, || {
             let images = load(&self.store, source, &options, progress).map_err(ImageError::from)?;
-            Ok(images.iter().map(|image| (image.id.to_string(), called(image))).collect())
+            let moved = |image: &Image| {
+                let others = before.iter().filter(|old| old.id != image.id);
+                let pairs = others.flat_map(|old| old.names.iter().map(|name| (name, old.id.to_string())));
+                let taken = pairs.filter(|(name, _)| image.names.contains(name));
+                taken.map(|(name, id)| (name.familiar(), id)).collect()
+            };
+            let one = |image: &Image| Loaded { id: image.id.to_string(), name: called(image), moved: moved(image) };
+            Ok(images.iter().map(one).collect())
         })?;
-        for (id, name) in &loaded {
-            events::emit(&self.root, Kind::Image, "load", id, &[("name", name)]);
+        for image in &loaded {
+            events::emit(&self.root, Kind::Image, "load", &image.id, &[("name", &image.name)]);
         }
-        Ok(loaded.into_iter().map(|(_, name)| name).collect())
+        Ok(loaded)
     }
 
     /// Writes images into an archive or a layout directory.
@@ -158,6 +166,16 @@ impl Engine {
         }
         Ok(save(&self.store, &images, format, target).map_err(ImageError::from)?)
     }
+}
+
+/// Is an image that was loaded.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Loaded {
+    pub id: String,
+    /// What to call it.
+    pub name: String,
+    /// Names that meant another image before, with that image's id.
+    pub moved: Vec<(String, String)>,
 }
 
 fn called(image: &Image) -> String {

@@ -36,7 +36,7 @@ pub fn take(engine: &Engine, id: &str) -> Result<ContainerDir, EngineError> {
             containers::settle(&directory)?;
             return Ok(directory);
         }
-        if container.status().is_active() {
+        if container.status().is_active() && !container.is_undecided() {
             return Err(EngineError::ContainerRuns(container.record.called().to_owned()));
         }
         if Instant::now() >= end {
@@ -147,8 +147,7 @@ fn settle_down(engine: &Engine, container: &Container) -> Result<Option<Containe
     let end = Instant::now() + RECORD_LIMIT;
     let mut now = Container::read(engine.root(), container.id())?;
     while let Some(found) = &now
-        && found.status() == Status::Exited
-        && found.exit.is_none()
+        && found.is_undecided()
         && Instant::now() < end
     {
         std::thread::sleep(LOOK_PAUSE);

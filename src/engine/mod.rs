@@ -34,7 +34,8 @@ pub mod quota;
 pub mod record;
 pub mod registry;
 pub mod run;
-mod shim;
+pub mod sharing;
+pub mod shim;
 mod signals;
 pub mod size;
 mod spec;
@@ -220,12 +221,17 @@ pub fn layer_space(map: &IdMap) -> LayerSpace {
 
 /// Finds the state directory, making it when it is missing.
 pub fn state_directory(root: Option<PathBuf>) -> Result<PathBuf, EngineError> {
-    let root = match root.or_else(env::coracle_root) {
-        Some(root) => std::path::absolute(root).map_err(EngineError::State)?,
-        None => default_root().ok_or(EngineError::NoHome)?,
-    };
+    let root = default_state(root)?;
     open_state(&root)?;
     Ok(root)
+}
+
+/// Names the state directory, which may not be there.
+fn default_state(root: Option<PathBuf>) -> Result<PathBuf, EngineError> {
+    match root.or_else(env::coracle_root) {
+        Some(root) => std::path::absolute(root).map_err(EngineError::State),
+        None => default_root().ok_or(EngineError::NoHome),
+    }
 }
 
 fn default_root() -> Option<PathBuf> {

@@ -164,7 +164,9 @@ fn fill(
     let mounts = resolve_mounts(engine.root(), requests)?;
     let record = record(&decided, idmap, &mounts, (rootfs, plan.clone()));
     // Before the volumes are made: whoever removes one looks at the records.
-    directory.publish("container.json", &record)?;
+    // Of a container that is started at once the shim makes these durable, when nobody waits for it any more.
+    let durable = !options.detach;
+    directory.publish_as("container.json", &record, durable)?;
     make_volumes(engine.root(), directory, idmap, &decided.source.layers, &mounts)?;
     let spec = spec::build(&SpecInputs {
         options,
@@ -180,7 +182,7 @@ fn fill(
         seccomp: decided.seccomp,
         resources: decided.resources,
     })?;
-    directory.publish("config.json", &spec)?;
+    directory.publish_as("config.json", &spec, durable)?;
     failpoint::hit("state_written")?;
     if options.userns.0 == UserNs::KeepId && !idmap.is_single() {
         own_by_root(idmap, &record.rootfs)?;

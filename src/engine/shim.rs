@@ -20,7 +20,7 @@ use super::containers::{self, read_json};
 use super::launching::{Launched, Launching};
 use super::prepare::now_ns;
 use super::record::{ExitRecord, Health, HealthResult, LogDriver, Phase, Record, RestartPolicy, State, VERSION};
-use super::{EngineError, confinement, events, exec};
+use super::{EngineError, confinement, events, exec, sharing};
 use crate::report;
 
 /// The first pause before a restart; each further one is twice as long.
@@ -103,6 +103,7 @@ impl Watch {
             probes: probes.map(|check| Schedule { interval: check.interval, timeout: check.timeout }),
             first: Some((first, attached)),
         };
+        sharing::offer(&self.root);
         match Shim::new(options, self) {
             Ok(shim) => shim.run(),
             // The caller hears the end of the connection; there is nothing else to undo.
@@ -235,6 +236,12 @@ impl Owner for Watch {
             self.publish_health();
         }
         Ok(())
+    }
+
+    fn announced(&mut self) {
+        if self.run == 1 {
+            self.directory.sync(&["container.json", "config.json"]);
+        }
     }
 
     fn ended(&mut self, exit: Result<Exit, Vec<u8>>, running: Option<Running>) -> (i32, After) {

@@ -89,7 +89,7 @@ struct Order<'a> {
 pub fn create(context: &Context, args: &CreateArgs) -> Result<ExitCode, OciError> {
     let mut order = Order::read(context, &args.bundle)?;
     check_console(order.terminal(), false, args.bundle.console_socket.as_deref())?;
-    seal::ensure_sealed().map_err(OciError::Seal)?;
+    seal::ensure_sealed(std::iter::empty()).map_err(OciError::Seal)?;
     let root = context.place.make()?;
     let container = root.add(&order.id)?;
     let lock = container.lock()?;
@@ -148,7 +148,7 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<ExitCode, OciError> {
     let terminal = order.terminal();
     let watched = !args.detach && args.bundle.console_socket.is_none();
     check_console(terminal, watched, args.bundle.console_socket.as_deref())?;
-    seal::ensure_sealed().map_err(OciError::Seal)?;
+    seal::ensure_sealed(std::iter::empty()).map_err(OciError::Seal)?;
     let id = order.id.clone();
     let watch_failed = |source| OciError::Watch { id: id.clone(), source };
     // Before the container exists, so that no signal is lost.

@@ -2,6 +2,10 @@
 
 use std::ops::Range;
 
+use rustix::event::{PollFd, Timespec, poll};
+use rustix::io::Errno;
+use rustix::mm::{Advice, madvise};
+
 /// madvise(2) with MADV_DONTNEED on pages of a file that were never written.
 ///
 /// `pages` must come from a mapping without private copies: the next access reads the same bytes from
@@ -26,6 +30,29 @@ pub(crate) fn forget_unused_stack(low: usize) {
     // SAFETY: the stack grows downwards and this process has one thread and no signal handler, so nothing
     // below the frame of this function, and far below it, is in use; the next use reads zeroes first.
     unsafe { libc::madvise(start, length, libc::MADV_DONTNEED) };
+}
+
+/// madvise(2) as in [`forget`] and [`forget_unused_stack`], and poll(2) right after it.
+///
+/// One function, so that the instructions which the process sleeps in are on one page.
+#[inline(never)]
+pub(crate) fn forget_and_poll(
+    program: &[Range<usize>],
+    stack: Option<usize>,
+    fds: &mut [PollFd<'_>],
+    timeout: Option<&Timespec>,
+) -> Result<usize, Errno> {
+    /// More than the frame of this function, which calls no other.
+    const USED_BYTES: usize = 16 * 1024;
+    let here = 0_u8;
+    let used = std::ptr::from_ref(&here).addr().saturating_sub(USED_BYTES);
+    let stack = stack.map(|low| low..used.max(low));
+    for pages in program.iter().cloned().chain(stack) {
+        let start = std::ptr::without_provenance_mut(pages.start);
+        // SAFETY: as in `forget` for pages of the program, and as in `forget_unused_stack` for the stack.
+        let _ = unsafe { madvise(start, pages.len(), Advice::LinuxDontNeed) };
+    }
+    poll(fds, timeout)
 }
 
 /// malloc_trim(3): gives free memory of the allocator back to the kernel. A C library without it keeps it.

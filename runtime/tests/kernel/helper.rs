@@ -9,7 +9,7 @@ pub fn run(args: &[String]) -> ExitCode {
     match args.iter().map(String::as_str).collect::<Vec<&str>>().as_slice() {
         ["launch-and-wait", spec, bundle] => launch_and_wait(Path::new(spec), Path::new(bundle)),
         ["sealed"] => {
-            seal::ensure_sealed().expect("sealed");
+            seal::ensure_sealed(std::iter::empty()).expect("sealed");
             println!(
                 "sealed {}, argument {}, KEPT {}",
                 seal::is_sealed(),
@@ -19,7 +19,7 @@ pub fn run(args: &[String]) -> ExitCode {
             ExitCode::SUCCESS
         }
         ["sealed-launch", spec, bundle] => {
-            seal::ensure_sealed().expect("sealed");
+            seal::ensure_sealed(std::iter::empty()).expect("sealed");
             launch_and_wait(Path::new(spec), Path::new(bundle))
         }
         ["overwrite"] => {
