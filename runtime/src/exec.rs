@@ -99,24 +99,33 @@ pub fn exec(options: ExecOptions<'_>) -> Result<Running, LaunchFailure> {
     let state = || options.subject.map_or(serde_json::Value::Null, |subject| subject.state("running", options.pid));
     let listener = process.listener.as_ref().map(|plan| Listener::connect(plan, state())).transpose()?;
     let (ours, theirs) = channel::pair().fault(Stage::Prepare, "make", "channel")?;
+    // From inside the cgroup namespace nobody can be cloned into its cgroups: nsdelegate says ENOENT.
+    let late = separate & ThreadNameSpaceType::CONTROL_GROUP;
     let cloned = clone_inside(
         || {
             // Whoever lives there sees this process from the moment it joins (A03).
             program::hide()?;
             bind_first(&process.scheduling)?;
-            move_into_thread_name_spaces(options.pidfd, separate).fault(
-                Stage::Namespaces,
-                "join namespaces of process",
-                options.pid,
-            )
+            join(&options, separate - late)
         },
         &CloneOptions { flags: crate::sys::CloneFlags::default(), cgroup: options.cgroup },
         &ours,
         theirs,
-        |channel| run(&options, &process, idmap.as_ref(), listener.as_ref(), channel),
+        |channel| match join(&options, late) {
+            Ok(()) => run(&options, &process, idmap.as_ref(), listener.as_ref(), channel),
+            Err(failure) => program::report(&channel, failure),
+        },
     )?;
     let launched = Launched { cloned, channel: ours };
     launched.conclude(&Gate::Immediate, userns, None).inspect_err(|_| launched.abandon())
+}
+
+fn join(options: &ExecOptions<'_>, kinds: ThreadNameSpaceType) -> Result<(), LaunchFailure> {
+    if kinds.is_empty() {
+        return Ok(());
+    }
+    let joined = move_into_thread_name_spaces(options.pidfd, kinds);
+    joined.fault(Stage::Namespaces, "join namespaces of process", options.pid)
 }
 
 /// The kinds of namespace in which the container differs from us; joining an own one is an error.

@@ -75,6 +75,14 @@ pub fn emit_container(root: &Path, record: &Record, action: &str, more: &[(&str,
     tell(root, Kind::Container, action, &record.id, attributes);
 }
 
+/// Tells that a container has ended, and first that the kernel killed some of it for want of memory.
+pub fn emit_end(root: &Path, record: &Record, exit_code: i32, oom_killed: bool) {
+    if oom_killed {
+        emit_container(root, record, "oom", &[]);
+    }
+    emit_container(root, record, "die", &[("exitCode", &exit_code.to_string())]);
+}
+
 fn tell(root: &Path, kind: Kind, action: &str, id: &str, attributes: BTreeMap<String, String>) {
     let time_ns = super::prepare::now_ns();
     let mut event = Event { kind, action: action.to_owned(), id: id.to_owned(), attributes, time_ns };

@@ -231,7 +231,6 @@ fn foreground<P: Progress + Notes>(
     }
     events::emit_container(engine.root(), record, "start", &[]);
     let exit = watch.run(&mut running, interactive).map_err(EngineError::Supervise)?;
-    events::emit_container(engine.root(), record, "die", &[("exitCode", &exit.status().to_string())]);
     if let Some(keeper) = keeper {
         keeper.finish();
     }
@@ -239,6 +238,7 @@ fn foreground<P: Progress + Notes>(
         disk.finish();
     }
     let oom_killed = cgroup.as_ref().is_some_and(confinement::end);
+    events::emit_end(engine.root(), record, exit.status(), oom_killed);
     Ok((exit.status(), oom_killed, running.userns))
 }
 

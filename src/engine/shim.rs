@@ -271,7 +271,7 @@ impl Owner for Watch {
         };
         // Without it the run's end is reported as unknown, which is true then.
         let _ = self.directory.publish_exit(&record);
-        events::emit_container(&self.root, &self.record, "die", &[("exitCode", &exit_code.to_string())]);
+        events::emit_end(&self.root, &self.record, exit_code, oom_killed);
         if after == After::Gone {
             let _ = fs_err::remove_file(self.directory.path.join("shim.sock"));
             if self.record.auto_remove {

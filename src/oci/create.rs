@@ -281,7 +281,10 @@ impl<'a> Order<'a> {
         };
         options.on_namespaces = Some(&mut record);
         let mut running = launch(options).map_err(|source| self.failed(source))?;
-        if let (Some((socket, path)), Some(master)) = (socket, running.console.take()) {
+        // Without a socket we ourselves are at the other end.
+        if let Some((socket, path)) = socket
+            && let Some(master) = running.console.take()
+        {
             send_console(&socket, path, &master)?;
         }
         if let Some(path) = &self.args.pid_file {

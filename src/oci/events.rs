@@ -53,7 +53,14 @@ pub fn events(context: &Context, args: &EventsArgs) -> Result<ExitCode, OciError
     };
     let mut kills = cgroup.oom_kills().unwrap_or(0);
     loop {
-        if !report(&id, &cgroup, &mut kills)? || ends_within(&pidfd, interval, &id)? {
+        if !report(&id, &cgroup, &mut kills)? {
+            return Ok(ExitCode::SUCCESS);
+        }
+        if ends_within(&pidfd, interval, &id)? {
+            // What ended it; the cgroup is there until `delete`, but somebody may have been as fast as that.
+            if let Ok(now) = cgroup.oom_kills() {
+                report_kills(&id, now, &mut kills)?;
+            }
             return Ok(ExitCode::SUCCESS);
         }
     }
@@ -66,13 +73,17 @@ fn report(id: &Id, cgroup: &Cgroup, kills: &mut u64) -> Result<bool, OciError> {
         Err(_) if !cgroup.path().exists() => return Ok(false),
         Err(error) => return Err(error.into()),
     };
-    let now = stats.memory.as_ref().map_or(0, |memory| memory.oom_kills);
+    report_kills(id, stats.memory.as_ref().map_or(0, |memory| memory.oom_kills), kills)?;
+    say(id, "stats", shown(&stats))?;
+    Ok(true)
+}
+
+fn report_kills(id: &Id, now: u64, kills: &mut u64) -> Result<(), OciError> {
     if now > *kills {
         *kills = now;
         say(id, "oom", Value::Null)?;
     }
-    say(id, "stats", shown(&stats))?;
-    Ok(true)
+    Ok(())
 }
 
 fn ends_within(pidfd: &std::os::fd::OwnedFd, interval: Duration, id: &Id) -> Result<bool, OciError> {

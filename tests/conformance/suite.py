@@ -5,12 +5,13 @@
 
 crun's run_all_tests runs everything in one process and prints TAP. Here every test is a process of its
 own with a deadline, so that one that hangs or exits spoils only itself. The meaning of a result is
-theirs: 0 is ok, 77 is ok with a skip, everything else is not ok.
+theirs: 0 is ok, 77 is ok with a skip, everything else is not ok. Tests of terminals get one.
 
 Their helpers always ask for `--cgroup-manager cgroupfs`; the runtime is called through a small script
 that puts CGROUP_MANAGER there instead, for both runtimes alike.
 """
 
+import fcntl
 import importlib
 import json
 import os
@@ -18,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 # The slowest test that passes takes 4 s on an idle machine, and about 15 times that under emulation.
@@ -25,6 +27,8 @@ TEST_SECONDS_MAX = float(os.environ.get("CONFORMANCE_TEST_SECONDS", "60"))
 # A failure's explanation is in its last lines.
 OUTPUT_BYTES_MAX = 4000
 SKIPPED = 77
+# These skip themselves without a terminal. The fourth of them, test-detach-tty, is in differences.toml.
+TERMINAL = ("tty/test-stdin-tty", "tty/test-stdout-tty", "tty/test-stderr-tty")
 
 
 def write_wrapper(path, runtime, manager):
@@ -43,12 +47,16 @@ def write_wrapper(path, runtime, manager):
     os.chmod(path, 0o755)
 
 
-def run_child(function, output):
+def run_child(function, output, terminal):
     """The body of a test's process: ends with the test's result as exit status."""
     os.setsid()
-    null = os.open("/dev/null", os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(output, 1)
+    if terminal is None:
+        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        os.dup2(output, 1)
+    else:
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+        os.dup2(terminal, 0)
+        os.dup2(terminal, 1)
     os.dup2(output, 2)
     import tests_utils
 
@@ -86,17 +94,22 @@ def sweep(runtime, root):
     shutil.rmtree(root, ignore_errors=True)
 
 
-def run_test(function, runtime, log):
+def run_test(function, runtime, log, wants_terminal):
+    # The master's end is only held: what a test of terminals prints fits into the kernel's buffer.
+    master, terminal = os.openpty() if wants_terminal else (None, None)
     with open(log, "w+b") as output:
         started = time.monotonic()
         pid = os.fork()
         if pid == 0:
-            run_child(function, output.fileno())
+            run_child(function, output.fileno(), terminal)
         code = wait(pid, started + TEST_SECONDS_MAX)
         seconds = time.monotonic() - started
         size = output.seek(0, os.SEEK_END)
         output.seek(max(0, size - OUTPUT_BYTES_MAX))
         text = output.read().decode(errors="replace")
+    for end in (master, terminal):
+        if end is not None:
+            os.close(end)
     sweep(runtime, os.path.join(os.getcwd(), f".testsuite-run-{pid}"))
     result = {0: "ok", SKIPPED: "skip"}.get(code, "not ok")
     if code is None:
@@ -124,7 +137,7 @@ def main():
         for test, function in importlib.import_module(file[:-3]).all_tests.items():
             if wanted and not wanted & {name, f"{name}/{test}"}:
                 continue
-            outcome = run_test(function, wrapper, os.path.join(work, "log"))
+            outcome = run_test(function, wrapper, os.path.join(work, "log"), f"{name}/{test}" in TERMINAL)
             print(json.dumps({"test": f"{name}/{test}", **outcome}), flush=True)
 
 

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixListener;
 use serde_json::{Value, json};
 
 use super::{Oci, unique};
+use crate::env::terminal::Terminal;
 use crate::env::{TestEnv, Who};
 
 const KINDS: [&str; 6] = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
@@ -265,4 +266,21 @@ fn oci_ps_and_what_needs_a_cgroup() {
     command(&["delete", "--force", "--regex", "("]).outcome().refused(1).says("invalid regular expression");
     command(&["delete", "--force", "--regex", "^coracle-test-ps"]).ok();
     oci.is_empty();
+}
+
+#[test]
+fn c18_terminal_of_run_is_the_callers() {
+    let env = TestEnv::new();
+    let oci = Oci::new(&env, &["sh", "-c", "read line; echo got $line on $(readlink /proc/self/fd/0); exit 3"]);
+    let id = &unique("terminal");
+    oci.change(|config| config["process"]["terminal"] = json!(true));
+    let root = format!("--root={}", oci.state_root().display());
+    let args = [root.as_str(), "run", "--bundle", oci.bundle.to_str().unwrap(), id];
+    let mut terminal = Terminal::start(&env, 80, 24, oci.program.to_str().unwrap(), &args);
+    terminal.wait_raw();
+    terminal.type_in("hello\n");
+    terminal.expect("got hello on /dev/pts/0");
+    assert_eq!(terminal.exit_code(), 3);
+    assert!(terminal.is_cooked());
+    assert_eq!(oci.run(&[&root, "list", "-q"]).ok(), "");
 }

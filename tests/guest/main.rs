@@ -6,5 +6,10 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test that panics is a test that failed")]
 
 mod bed;
+mod changes;
+mod container;
+mod devices;
 mod host;
 mod limits;
+mod oci;
+mod watch;

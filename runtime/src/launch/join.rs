@@ -45,21 +45,31 @@ fn open_one(kind: CloneFlags, path: &Path) -> Result<Joined, LaunchFailure> {
     Ok(Joined { namespace, kind, path: path.to_owned() })
 }
 
-/// Enters all of them; the kernel checks that each is of its kind.
-pub(crate) fn enter_all(list: &[Joined], creates_user: bool) -> Result<(), LaunchFailure> {
+/// Whether a namespace is entered by the child itself: from inside a cgroup namespace that does not contain
+/// us, nobody can be cloned into its cgroups (ENOENT where cgroup2 has nsdelegate). Below a user namespace of
+/// its own the child could not enter it any more.
+fn is_late(joined: &Joined, creates_user: bool) -> bool {
+    joined.kind == CloneFlags::CGROUP && !creates_user
+}
+
+/// Enters what is left for the child.
+pub(crate) fn enter_late(list: &[Joined], creates_user: bool) -> Result<(), LaunchFailure> {
+    list.iter().filter(|joined| is_late(joined, creates_user)).try_for_each(enter)
+}
+
+/// Enters what is not left for the child; the kernel checks that each is of its kind.
+pub(crate) fn enter_early(list: &[Joined], creates_user: bool) -> Result<(), LaunchFailure> {
     // Whoever lives in a joined pid namespace sees the child from its birth (A03). One with a new
     // user namespace cannot hide before its ids are mapped, and is of no use to them until then.
     if !creates_user && list.iter().any(|joined| joined.kind == CloneFlags::PID) {
         hide()?;
     }
-    for joined in list {
-        move_into_link_name_space(joined.namespace.as_fd(), link_type(joined.kind)).fault(
-            STAGE,
-            "join namespace",
-            joined.path.display(),
-        )?;
-    }
-    Ok(())
+    list.iter().filter(|joined| !is_late(joined, creates_user)).try_for_each(enter)
+}
+
+fn enter(joined: &Joined) -> Result<(), LaunchFailure> {
+    let link = link_type(joined.kind);
+    move_into_link_name_space(joined.namespace.as_fd(), link).fault(STAGE, "join namespace", joined.path.display())
 }
 
 fn link_type(kind: CloneFlags) -> Option<LinkNameSpaceType> {

@@ -134,12 +134,16 @@ fn create(
         });
         return cloned.fault(Stage::Namespaces, "create", "namespaces");
     }
+    let creates_user = plan.namespaces.creates_user();
     join::clone_inside(
-        || join::enter_all(joined, plan.namespaces.creates_user()),
+        || join::enter_early(joined, creates_user),
         &options,
         ours,
         theirs,
-        |channel| child::run(child, channel),
+        |channel| match join::enter_late(joined, creates_user) {
+            Ok(()) => child::run(child, channel),
+            Err(failure) => program::report(&channel, failure),
+        },
     )
 }
 

@@ -1,0 +1,154 @@
+//! `coracle-oci` where there are real cgroups, devices and filesystems: what crun's suite does not show.
+
+use serde_json::{Value, json};
+
+use crate::host::{Guest, Output, User};
+
+const OCI: &str = "/payload/coracle-oci";
+
+/// A bundle in the guest, of the busybox that is there.
+struct Bundle<'a> {
+    guest: &'a Guest,
+    user: User,
+    directory: String,
+}
+
+impl<'a> Bundle<'a> {
+    fn new(guest: &'a Guest, user: User, name: &str, edit: impl FnOnce(&mut Value)) -> Self {
+        let directory = format!("/tmp/bundle-{user:?}-{name}");
+        let rootless = if user == User::Root { "" } else { "--rootless" };
+        let make = format!(
+            "rm -rf {directory} && mkdir -p {directory}/rootfs && cd {directory}/rootfs && mkdir bin dev etc proc sys tmp &&
+             cp /bin/busybox bin && for i in sh cat sleep dd stat mknod touch; do ln -s busybox bin/$i; done &&
+             cd .. && {OCI} spec {rootless} && cat config.json"
+        );
+        let mut config: Value = serde_json::from_str(guest.sh(user, &make).ok()).unwrap();
+        config["root"]["readonly"] = json!(false);
+        config["process"]["terminal"] = json!(false);
+        edit(&mut config);
+        let write = format!("cat >{directory}/config.json <<'END'\n{config}\nEND");
+        guest.sh(user, &write).ok();
+        Self { guest, user, directory }
+    }
+
+    /// A command of the runtime, with the manager of cgroups that the user has.
+    fn oci(&self, command: &str) -> Output {
+        let manager = if self.user == User::Root { "cgroupfs" } else { "systemd" };
+        self.guest.sh(self.user, &format!("cd {} && {OCI} --cgroup-manager {manager} {command}", self.directory))
+    }
+}
+
+/// Without detaching, because the container would keep the agent's pipes.
+const QUIETLY: &str = "</dev/null >/dev/null 2>&1";
+
+#[test]
+fn pause_update_events_and_stats_of_a_bundle() {
+    let Some(guest) = Guest::find("pause_update_events_and_stats_of_a_bundle") else { return };
+    for user in [User::Root, User::Alice] {
+        let bundle = Bundle::new(&guest, user, "events", |config| {
+            config["process"]["args"] = json!(["sh", "-c", "sleep 1000; true"]);
+            config["linux"]["resources"] = json!({ "memory": { "limit": 64 << 20 }, "pids": { "limit": 20 } });
+        });
+        bundle.oci("delete -f events");
+        bundle.oci(&format!("run -d events {QUIETLY}")).ok();
+        let stats = |field: &str| {
+            let line: Value = serde_json::from_str(bundle.oci("events --stats events").ok()).unwrap();
+            line.pointer(&format!("/data/{field}")).unwrap().clone()
+        };
+        assert_eq!(stats("memory/usage/limit"), json!(64 << 20));
+        assert_eq!(stats("pids"), json!({ "current": 2, "limit": 20 }));
+        bundle.oci("update --memory 32m --memory-swap 32m --pids-limit 10 events").ok();
+        assert_eq!(stats("memory/usage/limit"), json!(32 << 20));
+        assert_eq!(bundle.oci("exec events cat /sys/fs/cgroup/pids.max").ok(), "10");
+
+        let state = || {
+            let state: Value = serde_json::from_str(bundle.oci("state events").ok()).unwrap();
+            state["status"].as_str().unwrap().to_owned()
+        };
+        bundle.oci("pause events").ok();
+        assert_eq!(state(), "paused");
+        let pid: Value = serde_json::from_str(bundle.oci("state events").ok()).unwrap();
+        let frozen =
+            format!("grep 'frozen 1' /sys/fs/cgroup$(sed 's/^0:://' /proc/{}/cgroup)/cgroup.events", pid["pid"]);
+        guest.sh(User::Root, &frozen).ok();
+        bundle.oci("resume events").ok();
+        assert_eq!(state(), "running");
+
+        // The watcher tells of memory that ran out, and ends with the container.
+        let directory = &bundle.directory;
+        let watch = format!("cd {directory} && {OCI} events --interval 1h events");
+        let watcher = guest.start(user, &["sh", "-c", &watch]);
+        assert_ne!(bundle.oci("exec events dd if=/dev/zero of=/dev/null bs=100M count=1").status, 0);
+        bundle.oci("kill events KILL");
+        let seen = watcher.wait();
+        let kinds: Vec<Value> =
+            seen.ok().lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["type"].clone()).collect();
+        assert_eq!(kinds, [json!("stats"), json!("oom")], "{user:?}: {seen:?}");
+        bundle.oci("delete -f events").ok();
+    }
+}
+
+/// The rules of `linux.resources.devices` are a BPF program on the cgroup, which real root may put there.
+#[test]
+fn root_gets_its_device_rules_as_a_program() {
+    let Some(guest) = Guest::find("root_gets_its_device_rules_as_a_program") else { return };
+    let run = |rules: Value| {
+        let bundle = Bundle::new(&guest, User::Root, "rules", |config| {
+            // 1:5 is /dev/zero, which is always allowed; 1:11 is /dev/kmsg, which is not.
+            let script = "mknod /kmsg c 1 11 && for i in /dev/zero /kmsg; do
+                          dd if=/dev/null of=$i 2>/dev/null && echo yes || echo no; done";
+            config["process"]["args"] = json!(["sh", "-c", script]);
+            for set in ["bounding", "effective", "permitted"] {
+                config["process"]["capabilities"][set] = json!(["CAP_MKNOD", "CAP_DAC_OVERRIDE"]);
+            }
+            config["linux"]["resources"] = json!({ "devices": rules });
+        });
+        bundle.oci("delete -f rules");
+        bundle.oci("run rules").ok().to_owned()
+    };
+    assert_eq!(run(json!([{ "allow": false, "access": "rwm" }])), "yes\nno");
+    let allowed = json!([
+        { "allow": false, "access": "rwm" },
+        { "allow": true, "type": "c", "major": 1, "minor": 11, "access": "rw" },
+    ]);
+    assert_eq!(run(allowed), "yes\nyes");
+}
+
+/// A mount whose owners are shown through a map: on ext4, which Linux 6.1 lets root map.
+#[test]
+fn root_maps_the_owners_of_a_mount() {
+    let Some(guest) = Guest::find("root_maps_the_owners_of_a_mount") else { return };
+    guest
+        .sh(User::Root, "mkdir -p /var/tmp/mapped && touch /var/tmp/mapped/file && chown 5:6 /var/tmp/mapped/file")
+        .ok();
+    let run = |mount: Value, userns: bool| {
+        let bundle = Bundle::new(&guest, User::Root, "mapped", |config| {
+            config["process"]["args"] = json!(["stat", "-c", "%u:%g", "/mapped/file"]);
+            config["mounts"].as_array_mut().unwrap().push(mount);
+            if userns {
+                config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
+                let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+                (config["linux"]["uidMappings"], config["linux"]["gidMappings"]) = (map.clone(), map);
+            }
+        });
+        if userns {
+            guest.sh(User::Root, &format!("chown -R 100000:100000 {}/rootfs", bundle.directory)).ok();
+        }
+        bundle.oci("delete -f mapped");
+        bundle.oci("run mapped").ok().to_owned()
+    };
+    let mount = |more: Value| {
+        let mut mount =
+            json!({ "destination": "/mapped", "source": "/var/tmp/mapped", "type": "bind", "options": ["bind"] });
+        mount.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        mount
+    };
+    assert_eq!(run(mount(json!({})), false), "5:6");
+    let one = |container: u32, host: u32| json!([{ "containerID": container, "hostID": host, "size": 10 }]);
+    // Owner 5 of the disk is 1005 of the mount, and so on.
+    let mapped = json!({ "uidMappings": one(0, 1000), "gidMappings": one(0, 2000) });
+    assert_eq!(run(mount(mapped), false), "1005:2006");
+    // The container's own map: what the disk calls 5 is the container's 5.
+    assert_eq!(run(mount(json!({})), true), "65534:65534");
+    assert_eq!(run(mount(json!({ "options": ["bind", "idmap"] })), true), "5:6");
+}
