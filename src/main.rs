@@ -29,11 +29,13 @@ fn main() -> ExitCode {
         return hello::main();
     }
     if first == Some(OsStr::new(coracle_shim::KEEPER_ARGUMENT)) {
-        return if coracle_shim::keep(args.get(2..).unwrap_or_default()).is_ok() {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        };
+        return ended(coracle_shim::keep(args.get(2..).unwrap_or_default()).is_ok());
+    }
+    if first == Some(OsStr::new(engine::networks::holder::HOLDER_ARGUMENT)) {
+        return ended(engine::networks::holder::main().is_ok());
+    }
+    if first == Some(OsStr::new(engine::networks::link::LINK_ARGUMENT)) {
+        return ended(engine::networks::link::main().is_ok());
     }
     if first == Some(OsStr::new(coracle_shim::disk::GUARD_ARGUMENT)) {
         return match coracle_shim::disk::guard(args.get(2..).unwrap_or_default()) {
@@ -46,4 +48,8 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     cli::main(args)
+}
+
+fn ended(well: bool) -> ExitCode {
+    if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

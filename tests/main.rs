@@ -26,6 +26,7 @@ mod limits;
 mod model;
 mod named_volumes;
 mod network;
+mod networks;
 mod options;
 mod probe;
 mod provider;

@@ -101,13 +101,14 @@ pub fn exec(options: ExecOptions<'_>) -> Result<Running, LaunchFailure> {
     let (ours, theirs) = channel::pair().fault(Stage::Prepare, "make", "channel")?;
     // From inside the cgroup namespace nobody can be cloned into its cgroups: nsdelegate says ENOENT.
     let late = separate & ThreadNameSpaceType::CONTROL_GROUP;
+    let enter = || {
+        // Whoever lives there sees this process from the moment it joins (A03).
+        program::hide()?;
+        bind_first(&process.scheduling)?;
+        join(&options, separate - late)
+    };
     let cloned = clone_inside(
-        || {
-            // Whoever lives there sees this process from the moment it joins (A03).
-            program::hide()?;
-            bind_first(&process.scheduling)?;
-            join(&options, separate - late)
-        },
+        (enter, |_| Ok(())),
         &CloneOptions { flags: crate::sys::CloneFlags::default(), cgroup: options.cgroup },
         &ours,
         theirs,

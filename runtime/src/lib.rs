@@ -31,5 +31,7 @@ pub mod userns;
 pub use exec::{ExecOptions, exec};
 pub use failure::{LaunchFailure, Stage};
 pub use idmap::{HostIds, IdMap, IdMapError, IdRange, UserNs};
-pub use launch::{Exit, Gate, LaunchOptions, Namespaces, Rootfs, Running, Stdio, launch, open_gate, signal_process};
+pub use launch::{
+    Exit, Gate, LaunchOptions, Namespaces, Nest, Rootfs, Running, Stdio, launch, open_gate, signal_process,
+};
 pub use sys::SysError;

@@ -1,7 +1,7 @@
 //! Work inside a user namespace without a container: unpacking layers and removing what they own.
 
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, WaitId, WaitIdOptions, set_dumpable_behavior, waitid};
@@ -13,6 +13,7 @@ use crate::launch::Exit;
 use crate::launch::channel::{self, Message};
 use crate::launch::close_in_child;
 use crate::launch::fault::Fault;
+use crate::launch::open_namespace;
 use crate::launch::program::follow_parent;
 use crate::sys::{self, CloneFlags, CloneOptions, Cloned, SignalSet, clone_process, default_child_signal, send_signal};
 
@@ -135,6 +136,28 @@ fn ended(cloned: &Cloned, options: WaitIdOptions) -> Result<Option<Exit>, Launch
     let wait = || waitid(WaitId::PidFd(cloned.pidfd.as_fd()), options);
     let status = rustix::io::retry_on_intr(wait).fault(Stage::Ids, "wait for", "child")?;
     Ok(status.map(|status| Exit { code: status.exit_status().unwrap_or(0), signal: status.terminating_signal() }))
+}
+
+/// Makes a user namespace with this map, in which nobody lives yet.
+///
+/// It exists as long as the descriptor, a process or a namespace in it does. The caller is
+/// single-threaded.
+pub fn create(map: &IdMap) -> Result<OwnedFd, LaunchFailure> {
+    default_child_signal();
+    let (ours, theirs) = channel::pair().fault(Stage::Prepare, "make", "channel")?;
+    let cloned = clone_process(&CloneOptions { flags: CloneFlags::USER, cgroup: None }, || {
+        close_in_child(&ours);
+        // It lives until its parent has what it wants, or is gone.
+        let _ = channel::receive(&theirs);
+        0
+    })
+    .fault(Stage::Namespaces, "create", "user namespace")?;
+    drop(theirs);
+    let made = idmap::write(cloned.pid, map).and_then(|()| open_namespace(cloned.pid, "user"));
+    drop(ours);
+    // It ends by itself; all that matters is that no zombie stays.
+    let _ = ended(&cloned, WaitIdOptions::EXITED);
+    made
 }
 
 /// Gives the calling process every capability in a user namespace that it owns. There is no way back.

@@ -11,9 +11,10 @@ use coracle_runtime::UserNs;
 use super::error::CliError;
 use super::limits::LimitArgs;
 use super::moment;
+use super::network::NetworkArgs;
 use crate::engine::mounts::MountRequest;
 use crate::engine::options::{
-    EnvEntry, HealthOptions, Network, PullPolicy, RunOptions, SecurityOptions, Terminal, UserNsChoice, VolumesFrom,
+    EnvEntry, HealthOptions, PullPolicy, RunOptions, SecurityOptions, Terminal, UserNsChoice, VolumesFrom,
 };
 use crate::engine::ports::parse_publish;
 use crate::engine::quota::DiskSize;
@@ -80,9 +81,8 @@ pub struct ContainerArgs {
     /// Run an init that reaps processes and forwards signals
     #[arg(long)]
     init: bool,
-    /// Network: none, host or pasta [default: pasta where it is installed, else host]
-    #[arg(long, alias = "net", value_enum)]
-    network: Option<NetworkArg>,
+    #[command(flatten)]
+    networking: NetworkArgs,
     /// Publish a port
     #[arg(short, long, value_name = "[IP:]HOST:CONTAINER[/PROTOCOL]")]
     publish: Vec<String>,
@@ -181,13 +181,6 @@ enum LogDriverArg {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum NetworkArg {
-    None,
-    Host,
-    Pasta,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
 enum UserNsArg {
     Auto,
     KeepId,
@@ -242,12 +235,7 @@ pub fn options(args: ContainerArgs, mut command: Vec<String>) -> Result<RunOptio
         entrypoint: args.entrypoint,
         read_only: args.read_only,
         init: args.init,
-        network: match args.network {
-            None => Network::Auto,
-            Some(NetworkArg::None) => Network::None,
-            Some(NetworkArg::Host) => Network::Host,
-            Some(NetworkArg::Pasta) => Network::Pasta,
-        },
+        network: args.networking.network()?,
         publish,
         publish_all: args.publish_all,
         dns: args.dns.iter().map(ToString::to_string).collect(),

@@ -6,6 +6,7 @@ mod df;
 pub mod diff;
 pub mod export;
 pub mod import;
+mod network;
 pub mod prune;
 mod reset;
 mod unshare;
@@ -22,6 +23,7 @@ use super::error::CliError;
 #[derive(Subcommand)]
 pub enum DataCommand {
     Volume(volume::VolumeArgs),
+    Network(network::NetworkCommandArgs),
     Cp(cp::CpArgs),
     Diff(diff::DiffArgs),
     Export(export::ExportArgs),
@@ -57,6 +59,7 @@ pub fn keep_house(root: Option<PathBuf>, command: HousekeepingCommand) -> Result
 pub fn run(root: Option<PathBuf>, command: DataCommand) -> Result<ExitCode, CliError> {
     match command {
         DataCommand::Volume(args) => volume::run(root, args),
+        DataCommand::Network(args) => network::run(root, args),
         DataCommand::Cp(args) => cp::run(root, args),
         DataCommand::Diff(args) => diff::run(root, args),
         DataCommand::Export(args) => export::run(root, args),

@@ -23,6 +23,7 @@ mod login;
 mod logs;
 mod man;
 mod moment;
+mod network;
 mod nouns;
 mod pause;
 mod pool;

@@ -29,11 +29,16 @@ pub fn ports(mappings: &[PortMapping]) -> String {
 }
 
 /// Names a network.
-pub fn network(plan: &Plan) -> &'static str {
+pub fn network(plan: &Plan) -> String {
     match plan {
-        Plan::None => "none",
-        Plan::Host => "host",
-        Plan::Pasta(_) => "pasta",
+        Plan::None => "none".to_owned(),
+        Plan::Host => "host".to_owned(),
+        Plan::Pasta(_) => "pasta".to_owned(),
+        Plan::Container(id) => format!("container:{id}"),
+        Plan::Networks(plan) => {
+            let names: Vec<&str> = plan.attachments.iter().map(|one| one.network.as_str()).collect();
+            names.join(",")
+        }
     }
 }
 

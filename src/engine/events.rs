@@ -36,6 +36,7 @@ pub enum Kind {
     Container,
     Image,
     Volume,
+    Network,
 }
 
 impl Kind {
@@ -45,6 +46,7 @@ impl Kind {
             Self::Container => "container",
             Self::Image => "image",
             Self::Volume => "volume",
+            Self::Network => "network",
         }
     }
 }

@@ -59,6 +59,19 @@ pub fn resolver(inputs: &ResolverInputs) -> (String, bool) {
     (text, forwarded)
 }
 
+/// Leaves the servers out of a resolv.conf: the container's networks name theirs when it is connected.
+///
+/// A name without a dot is asked for as it is, because names of containers have none.
+pub fn networked(text: &str) -> String {
+    let kept = text.lines().filter(|line| !line.starts_with("nameserver ") && !line.contains("ndots:"));
+    kept.chain(["options ndots:0"]).map(|line| format!("{line}\n")).collect()
+}
+
+/// Gives the servers that a resolv.conf names.
+pub fn nameservers(text: &str) -> Vec<IpAddr> {
+    values(text, "nameserver").filter_map(|text| text.parse().ok()).take(NAMESERVERS_MAX).collect()
+}
+
 /// Gives what follows a keyword of resolv.conf(5).
 fn values<'a>(text: &'a str, keyword: &'a str) -> impl Iterator<Item = &'a str> {
     text.lines().filter_map(move |line| {

@@ -1,5 +1,7 @@
 //! From a container's directory to its running first process, in the foreground and under a shim alike.
 
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -10,12 +12,13 @@ use coracle_runtime::{
 };
 use coracle_shim::Keeper;
 use coracle_shim::disk::Disk;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::container::{ContainerDir, short_id};
 use super::network::Plan;
+use super::networks::watch::{self, LinkProcess, Ready};
 use super::record::Record;
-use super::{EngineError, confinement, elsewhere, quota};
+use super::{EngineError, confinement, elsewhere, networks, quota};
 
 /// Is everything a launch needs.
 pub struct Launching<'a> {
@@ -25,26 +28,30 @@ pub struct Launching<'a> {
     pub spec: &'a Spec,
 }
 
-/// Is a launched container; the keeper ends its network helper, the disk ends with its mount.
+/// Is a launched container.
 pub struct Launched {
     pub running: Running,
-    pub keeper: Option<Keeper>,
-    pub disk: Option<Disk>,
+    pub helpers: Helpers,
     pub cgroup: Option<Cgroup>,
 }
 
-/// Are the processes beside a container.
+/// Are the processes beside a container: one ends its network helper, one plugs it into its networks,
+/// one serves its limited disk.
 #[derive(Default)]
-struct Helpers {
+pub struct Helpers {
     keeper: Option<Keeper>,
+    link: Option<LinkProcess>,
     disk: Option<Disk>,
 }
 
 impl Helpers {
     /// Ends them; the container is gone.
-    fn finish(self) {
+    pub fn finish(self) {
         if let Some(keeper) = self.keeper {
             keeper.finish();
+        }
+        if let Some(link) = self.link {
+            link.finish();
         }
         if let Some(disk) = self.disk {
             disk.finish();
@@ -70,7 +77,7 @@ impl Launching<'_> {
             outcome = self.copy_rootfs().and_then(|()| self.launch_once(stdio, cgroup.as_ref()));
         }
         match outcome {
-            Ok((running, helpers)) => Ok(Launched { running, keeper: helpers.keeper, disk: helpers.disk, cgroup }),
+            Ok((running, helpers)) => Ok(Launched { running, helpers, cgroup }),
             Err(error) => {
                 if let Some(cgroup) = &cgroup {
                     // Nothing is in it; the failure that is reported is the launch's.
@@ -83,21 +90,27 @@ impl Launching<'_> {
 
     fn launch_once(&self, stdio: Stdio<'_>, cgroup: Option<&Cgroup>) -> Result<(Running, Helpers), EngineError> {
         let cgroup = cgroup.map(Cgroup::fd).transpose()?;
+        let mut spec = Cow::Borrowed(self.spec);
+        if let Plan::Container(id) = &self.record.network {
+            share_network(self.root, id, self.record, spec.to_mut())?;
+        }
+        let ready = match &self.record.network {
+            Plan::Networks(plan) => Some(watch::prepare(self.root, plan)?),
+            _ => None,
+        };
         let rootfs = match &self.record.disk {
             Some(_) => quota::moved(&self.directory.path, &self.record.rootfs)?,
             None => self.record.rootfs.clone(),
         };
-        let mut helpers = Helpers::default();
-        let mut failure: Option<EngineError> = None;
+        let helpers = RefCell::new(Helpers::default());
+        let failure: RefCell<Option<EngineError>> = RefCell::new(None);
         let running = {
-            let (disk, keeper) = (&mut helpers.disk, &mut helpers.keeper);
-            let failure = std::cell::RefCell::new(&mut failure);
             let mut serve = |pid: i32| {
                 let Some(limit) = &self.record.disk else { return Ok(()) };
                 match quota::start(&self.directory.path, limit, pid) {
-                    Ok(started) => *disk = Some(started),
+                    Ok(started) => helpers.borrow_mut().disk = Some(started),
                     Err(error) => {
-                        **failure.borrow_mut() = Some(error.into());
+                        failure.replace(Some(error.into()));
                         return Err(LaunchFailure::rule(Stage::Rootfs, "disk limit", "cannot be set"));
                     }
                 }
@@ -105,19 +118,11 @@ impl Launching<'_> {
             };
             let mut connect = |namespaces: &Namespaces<'_>| {
                 failpoint::hit("netns_made").map_err(|_| failed("netns_made"))?;
-                let Plan::Pasta(pasta) = &self.record.network else {
-                    return Ok(());
-                };
-                match pasta.start(namespaces.pid, &self.directory.path) {
-                    Ok(started) => {
-                        *keeper = Some(started);
-                        failpoint::hit("helper_started").map_err(|_| failed("helper_started"))
-                    }
-                    Err(error) => {
-                        **failure.borrow_mut() = Some(error.into());
-                        Err(LaunchFailure::rule(Stage::Network, "pasta", "cannot connect the container"))
-                    }
+                if let Err(error) = self.connect(ready.as_ref(), namespaces, &mut helpers.borrow_mut()) {
+                    failure.replace(Some(error));
+                    return Err(LaunchFailure::rule(Stage::Network, "network", "cannot be connected"));
                 }
+                failpoint::hit("helper_started").map_err(|_| failed("helper_started"))
             };
             launch(LaunchOptions {
                 idmap: Some(self.record.idmap.clone()),
@@ -125,12 +130,14 @@ impl Launching<'_> {
                 die_with_parent: true,
                 init_reaper: self.record.init,
                 cgroup: cgroup.as_ref().map(AsFd::as_fd),
+                nest: ready.as_ref().map(Ready::nest),
                 on_mapped: Some(&mut serve),
                 on_namespaces: Some(&mut connect),
-                ..LaunchOptions::new(&self.directory.id, self.spec, &self.directory.path, rootfs)
+                ..LaunchOptions::new(&self.directory.id, &spec, &self.directory.path, rootfs)
             })
         };
-        match (running, failure) {
+        let helpers = helpers.into_inner();
+        match (running, failure.into_inner()) {
             (Ok(running), None) => Ok((running, helpers)),
             (result, failure) => {
                 helpers.finish();
@@ -143,6 +150,26 @@ impl Launching<'_> {
                 }
             }
         }
+    }
+
+    /// Connects the container while it waits.
+    fn connect(
+        &self,
+        ready: Option<&Ready>,
+        namespaces: &Namespaces<'_>,
+        helpers: &mut Helpers,
+    ) -> Result<(), EngineError> {
+        if let (Some(ready), Plan::Networks(plan)) = (ready, &self.record.network) {
+            helpers.link = Some(ready.connect(self.root, self.record, plan, namespaces)?);
+        }
+        if let Some(pasta) = self.record.network.outside() {
+            helpers.keeper = Some(pasta.start(namespaces.pid, &self.directory.path)?);
+        }
+        // Both work at the same time.
+        if let Some(link) = &helpers.link {
+            link.wait()?;
+        }
+        Ok(())
     }
 
     /// Says why overlayfs is refused, if a launch failed at its root filesystem and a trial fails too.
@@ -164,6 +191,28 @@ impl Launching<'_> {
         self.record.rootfs = Rootfs::Directory(path);
         Ok(self.directory.publish("container.json", &*self.record)?)
     }
+}
+
+/// Puts the namespaces of another container, as it runs now, into a specification.
+///
+/// The user namespace too: it owns the network, and without it neither could be joined.
+fn share_network(root: &Path, id: &str, record: &Record, spec: &mut Spec) -> Result<(), EngineError> {
+    let other = networks::plan::shared(root, id)?;
+    if other.record.idmap != record.idmap {
+        return Err(networks::NetworksError::OtherIds(other.record.called().to_owned()).into());
+    }
+    let Some(linux) = spec.linux_mut() else { return Ok(()) };
+    let mut list = linux.namespaces().clone().unwrap_or_default();
+    for namespace in &mut list {
+        let name = match namespace.typ() {
+            LinuxNamespaceType::User => "user",
+            LinuxNamespaceType::Network => "net",
+            _ => continue,
+        };
+        namespace.set_path(Some(format!("/proc/{}/ns/{name}", other.pid()).into()));
+    }
+    linux.set_namespaces(Some(list)).set_uid_mappings(None).set_gid_mappings(None);
+    Ok(())
 }
 
 fn failed(name: &str) -> LaunchFailure {

@@ -24,6 +24,7 @@ pub mod limits;
 pub mod logs;
 pub mod mounts;
 pub mod network;
+pub mod networks;
 pub mod options;
 pub mod ports;
 mod prepare;
@@ -150,6 +151,8 @@ pub enum EngineError {
     Limit(#[from] limits::LimitError),
     #[error(transparent)]
     Network(#[from] network::NetworkError),
+    #[error(transparent)]
+    Networks(#[from] networks::NetworksError),
     #[error(transparent)]
     Spec(#[from] spec::SpecError),
     #[error(transparent)]

@@ -12,6 +12,7 @@ use coracle_shim::Keeper;
 use serde::{Deserialize, Serialize};
 
 use super::files::FORWARDED_DNS;
+use super::networks::{Attachment, NetworksPlan};
 use super::options::Network;
 use super::ports::{PortMapping, Protocol};
 
@@ -42,29 +43,66 @@ pub enum Plan {
     None,
     Host,
     Pasta(PastaPlan),
+    /// User-defined ones.
+    Networks(NetworksPlan),
+    /// Another container's, by its id.
+    Container(String),
+}
+
+impl Plan {
+    /// Gives the user-defined networks.
+    pub fn attachments(&self) -> &[Attachment] {
+        match self {
+            Self::Networks(plan) => &plan.attachments,
+            _ => &[],
+        }
+    }
+
+    /// Gives what connects it to the outside.
+    pub fn outside(&self) -> Option<&PastaPlan> {
+        match self {
+            Self::Pasta(pasta) => Some(pasta),
+            Self::Networks(plan) => plan.outside.as_ref(),
+            _ => None,
+        }
+    }
 }
 
 /// Is everything pasta has to be told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PastaPlan {
-    program: PathBuf,
+    pub program: PathBuf,
     pub ports: Vec<PortMapping>,
     pub forward_dns: bool,
+    /// What the device inside is called; pasta's own choice else, which is the host's name for it.
+    #[serde(default)]
+    pub device: Option<String>,
 }
+
+/// The device that leads outside, beside those of user-defined networks.
+pub const OUTSIDE_DEVICE: &str = "out0";
 
 /// Decides; the note says what a person should know about a decision they did not make.
 pub fn plan(
-    asked: Network,
+    asked: &Network,
     publish: &[PortMapping],
     find: &dyn Fn(&str) -> Option<PathBuf>,
 ) -> Result<(Plan, Option<&'static str>), NetworkError> {
     match asked {
+        Network::Container(_) if !publish.is_empty() => Err(NetworkError::PublishNeedsPasta),
+        Network::Container(id) => Ok((Plan::Container(id.clone()), None)),
+        Network::Named(attachments) => {
+            let outside = pasta_plan(publish, find)?;
+            let outside = Some(PastaPlan { device: Some(OUTSIDE_DEVICE.to_owned()), ..outside });
+            let plan = NetworksPlan { attachments: attachments.clone(), outside, servers: Vec::new() };
+            Ok((Plan::Networks(plan), None))
+        }
         Network::None | Network::Host if !publish.is_empty() => Err(NetworkError::PublishNeedsPasta),
         Network::None => Ok((Plan::None, None)),
         Network::Host => Ok((Plan::Host, None)),
         Network::Pasta | Network::Auto => match pasta_plan(publish, find) {
             Ok(plan) => Ok((Plan::Pasta(plan), None)),
-            Err(NetworkError::NoPasta | NetworkError::NoTun(_)) if asked == Network::Auto && publish.is_empty() => {
+            Err(NetworkError::NoPasta | NetworkError::NoTun(_)) if *asked == Network::Auto && publish.is_empty() => {
                 Ok((
                     Plan::Host,
                     Some("this host gives no own network (see coracle info); the container shares the host's"),
@@ -79,7 +117,7 @@ fn pasta_plan(publish: &[PortMapping], find: &dyn Fn(&str) -> Option<PathBuf>) -
     let program = find("pasta").ok_or(NetworkError::NoPasta)?;
     fs_err::OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(NetworkError::NoTun)?;
     let ports = publish.iter().map(|mapping| free_port(*mapping)).collect::<Result<_, _>>()?;
-    Ok(PastaPlan { program, ports, forward_dns: false })
+    Ok(PastaPlan { program, ports, forward_dns: false, device: None })
 }
 
 /// Checks that the host port is free, or picks one for port 0, before anything is made.
@@ -117,6 +155,9 @@ impl PastaPlan {
         if self.forward_dns {
             arguments.extend(["--dns-forward".to_owned(), FORWARDED_DNS.to_owned()]);
         }
+        if let Some(device) = &self.device {
+            arguments.extend(["--ns-ifname".to_owned(), device.clone()]);
+        }
         arguments.extend(["--pid".to_owned(), pid_file.display().to_string()]);
         arguments.extend(["--userns".to_owned(), user.to_owned(), "--netns".to_owned(), net.to_owned()]);
         arguments
@@ -152,7 +193,7 @@ mod tests {
 
     fn arguments(publish: &[&str]) -> String {
         let ports = publish.iter().flat_map(|text| parse_publish(text).unwrap()).collect();
-        let plan = PastaPlan { program: "/usr/bin/pasta".into(), ports, forward_dns: false };
+        let plan = PastaPlan { program: "/usr/bin/pasta".into(), ports, forward_dns: false, device: None };
         plan.arguments("U", "N", Path::new("/p")).join(" ")
     }
 
@@ -184,11 +225,11 @@ mod tests {
     #[test]
     fn without_pasta_auto_shares_and_publish_fails() {
         let nowhere = &|_: &str| None;
-        let (shared, note) = plan(Network::Auto, &[], nowhere).unwrap();
+        let (shared, note) = plan(&Network::Auto, &[], nowhere).unwrap();
         assert_eq!(shared, Plan::Host);
         assert!(note.is_some());
         let publish = parse_publish("8080:80").unwrap();
-        assert!(matches!(plan(Network::Auto, &publish, nowhere), Err(NetworkError::NoPasta)));
-        assert!(matches!(plan(Network::Host, &publish, nowhere), Err(NetworkError::PublishNeedsPasta)));
+        assert!(matches!(plan(&Network::Auto, &publish, nowhere), Err(NetworkError::NoPasta)));
+        assert!(matches!(plan(&Network::Host, &publish, nowhere), Err(NetworkError::PublishNeedsPasta)));
     }
 }

@@ -9,6 +9,7 @@ use coracle_runtime::UserNs;
 
 use super::limits::LimitOptions;
 use super::mounts::MountRequest;
+use super::networks::Attachment;
 use super::ports::PortMapping;
 use super::quota::DiskSize;
 use super::record::{LogOptions, RestartPolicy};
@@ -138,8 +139,7 @@ pub enum EnvEntry {
 }
 
 /// Names the network a container gets.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Network {
     /// pasta where it is installed, the host's network where not, said aloud.
     #[default]
@@ -147,6 +147,10 @@ pub enum Network {
     None,
     Host,
     Pasta,
+    /// The network of another container.
+    Container(String),
+    /// User-defined ones.
+    Named(Vec<Attachment>),
 }
 
 /// When the registry is asked.

@@ -17,6 +17,7 @@ use super::health::{self, ImageHealth};
 use super::limits;
 use super::mounts::{MountRequest, MountSource, checked_destination};
 use super::network::Plan;
+use super::networks::NetworksPlan;
 use super::options::{RunOptions, SeccompChoice, VolumesFrom};
 use super::ports::{PortMapping, parse_publish};
 use super::process::{self, EnvironmentInputs};
@@ -177,6 +178,7 @@ fn fill(
         idmap,
         hostname: &decided.hostname,
         own_network: *plan != Plan::Host,
+        ping: plan.outside().is_some() || !plan.attachments().is_empty(),
         files,
         mounts,
         seccomp: decided.seccomp,
@@ -396,6 +398,13 @@ fn shared_files(
     hostname: &str,
     plan: &mut Plan,
 ) -> Result<Vec<(&'static str, PathBuf)>, EngineError> {
+    if let Plan::Container(id) = plan {
+        // One network, one set of names.
+        let other = directory.path.with_file_name(&*id);
+        let hostname = directory.write_shared("hostname", &format!("{hostname}\n"))?;
+        let shared = [("/etc/hosts", other.join("hosts")), ("/etc/resolv.conf", other.join("resolv.conf"))];
+        return Ok([("/etc/hostname", hostname)].into_iter().chain(shared).collect());
+    }
     let mut list = vec![
         ("/etc/hosts", directory.write_shared("hosts", &files::hosts(hostname, &options.add_hosts))?),
         ("/etc/hostname", directory.write_shared("hostname", &format!("{hostname}\n"))?),
@@ -407,9 +416,14 @@ fn shared_files(
         search: &options.dns_search,
         host_network: *plan == Plan::Host,
     });
-    if let Plan::Pasta(pasta) = plan {
-        pasta.forward_dns = forward;
-    }
+    let text = match plan {
+        Plan::Networks(plan) if !plan.attachments.is_empty() => files::networked(&text),
+        Plan::Networks(NetworksPlan { outside: Some(pasta), .. }) | Plan::Pasta(pasta) => {
+            pasta.forward_dns = forward;
+            text
+        }
+        _ => text,
+    };
     list.push(("/etc/resolv.conf", directory.write_shared("resolv.conf", &text)?));
     Ok(list)
 }

@@ -83,10 +83,7 @@ fn default_stop_timeout_s() -> u64 {
 impl Record {
     /// Gives the published ports.
     pub fn ports(&self) -> &[PortMapping] {
-        match &self.network {
-            Plan::Pasta(pasta) => &pasta.ports,
-            Plan::None | Plan::Host => &[],
-        }
+        self.network.outside().map_or(&[], |pasta| &pasta.ports)
     }
 
     /// Gives the name, or the short id where there is none.

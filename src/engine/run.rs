@@ -20,7 +20,7 @@ use super::launching::{Launched, Launching};
 use super::options::RunOptions;
 use super::prepare::{self, Prepared, Source};
 use super::record::{ExitRecord, Phase, RestartPolicy, State, VERSION};
-use super::{Engine, EngineError, attach, confinement, elsewhere, events, hello, lifecycle, network, shim};
+use super::{Engine, EngineError, attach, confinement, elsewhere, events, hello, lifecycle, networks, shim};
 
 /// What a person hears of a container that ran into its memory limit.
 const OOM_NOTE: &str = "the container ran out of memory: the kernel killed a process of it";
@@ -133,7 +133,7 @@ fn make<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress: &P
     if options.publish_all {
         publish.extend(prepare::exposed_ports(&source.config));
     }
-    let (plan, note) = network::plan(options.network, &publish, &programs::find)?;
+    let (plan, note) = networks::plan::decide(engine.root(), options, &publish, &programs::find)?;
     if let Some(note) = note {
         progress.note(note);
     }
@@ -222,8 +222,7 @@ fn foreground<P: Progress + Notes>(
     let stdio = if made.record.tty { Stdio::Console } else { Stdio::Fds([stdin, output.as_fd(), errors.as_fd()]) };
     let Prepared { directory, spec, record } = made;
     let mut launching = Launching { root: engine.root(), directory, record, spec };
-    let Launched { mut running, keeper, disk, cgroup } =
-        launching.launch(stdio, false, &mut |text| progress.note(text))?;
+    let Launched { mut running, helpers, cgroup } = launching.launch(stdio, false, &mut |text| progress.note(text))?;
     if let Err(error) = publish_state(directory, running.pid, cgroup.as_ref().and_then(shim::copy)) {
         let _ = running.signal(Signal::KILL);
         let _ = running.wait();
@@ -231,12 +230,7 @@ fn foreground<P: Progress + Notes>(
     }
     events::emit_container(engine.root(), record, "start", &[]);
     let exit = watch.run(&mut running, interactive).map_err(EngineError::Supervise)?;
-    if let Some(keeper) = keeper {
-        keeper.finish();
-    }
-    if let Some(disk) = disk {
-        disk.finish();
-    }
+    helpers.finish();
     let oom_killed = cgroup.as_ref().is_some_and(confinement::end);
     events::emit_end(engine.root(), record, exit.status(), oom_killed);
     Ok((exit.status(), oom_killed, running.userns))

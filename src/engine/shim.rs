@@ -9,15 +9,14 @@ use coracle_runtime::cgroup::Cgroup;
 use coracle_runtime::container::Identity;
 use coracle_runtime::detach::detach;
 use coracle_runtime::{Exit, Running, Stdio, failpoint, memory, signal_process, userns};
-use coracle_shim::disk::Disk;
-use coracle_shim::{After, Keeper, LogLimits, Owner, ProbeResult, Schedule, Shim, ShimOptions, parse_signal};
+use coracle_shim::{After, LogLimits, Owner, ProbeResult, Schedule, Shim, ShimOptions, parse_signal};
 use oci_spec::runtime::Spec;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Signal;
 
 use super::container::ContainerDir;
 use super::containers::{self, read_json};
-use super::launching::{Launched, Launching};
+use super::launching::{Helpers, Launched, Launching};
 use super::prepare::now_ns;
 use super::record::{ExitRecord, Health, HealthResult, LogDriver, Phase, Record, RestartPolicy, State, VERSION};
 use super::{EngineError, confinement, events, exec, sharing};
@@ -77,8 +76,7 @@ struct Watch {
 
 /// Is what belongs to one run.
 struct Live {
-    keeper: Option<Keeper>,
-    disk: Option<Disk>,
+    helpers: Helpers,
     cgroup: Option<Cgroup>,
     init: Option<Identity>,
     since: Instant,
@@ -120,8 +118,8 @@ impl Watch {
             .ok_or_else(|| EngineError::NoBundle(self.record.called().to_owned()))?;
         let mut launching =
             Launching { root: &self.root, directory: &self.directory, record: &mut self.record, spec: &spec };
-        let Launched { running, keeper, disk, cgroup } = launching.launch(stdio, true, &mut |_| {})?;
-        let live = Live { keeper, disk, cgroup, init: None, since: Instant::now(), started_ns: now_ns() };
+        let Launched { running, helpers, cgroup } = launching.launch(stdio, true, &mut |_| {})?;
+        let live = Live { helpers, cgroup, init: None, since: Instant::now(), started_ns: now_ns() };
         self.live = Some(live);
         match failpoint::hit("execed") {
             Ok(()) => Ok(running),
@@ -185,12 +183,7 @@ impl Watch {
     /// Frees what one run had.
     fn clean_up(&mut self) -> (Duration, bool) {
         let Some(live) = self.live.take() else { return (Duration::ZERO, false) };
-        if let Some(keeper) = live.keeper {
-            keeper.finish();
-        }
-        if let Some(disk) = live.disk {
-            disk.finish();
-        }
+        live.helpers.finish();
         // The mounts went with their namespace.
         let _ = failpoint::hit("umounted");
         let oom_killed = live.cgroup.as_ref().is_some_and(confinement::end);

@@ -36,6 +36,10 @@ pub enum SpecError {
 
 /// The kernel's __NEW_UTS_LEN, uname(2).
 const HOSTNAME_BYTES_MAX: usize = 64;
+/// Which groups may open sockets for ICMP echo; nobody in a new network namespace.
+const PING_GROUPS: &str = "net.ipv4.ping_group_range";
+/// The kernel takes no higher one there.
+const GROUP_MAX: u32 = i32::MAX.unsigned_abs();
 /// Debian's tty group, the owner of terminals where the id map has it.
 const TTY_GID: u32 = 5;
 
@@ -49,6 +53,8 @@ pub struct SpecInputs<'a> {
     pub idmap: &'a IdMap,
     pub hostname: &'a str,
     pub own_network: bool,
+    /// Everybody inside may ping, which costs a program with rights elsewhere.
+    pub ping: bool,
     /// Files that coracle puts over the image's: destination and source.
     pub files: Vec<(&'static str, PathBuf)>,
     /// Every mount, sources absolute; anonymous ones already have a directory.
@@ -121,6 +127,9 @@ pub fn build(inputs: &SpecInputs) -> Result<Spec, SpecError> {
         process.set_rlimits(Some(rlimits));
     }
     if let Some(linux) = spec.linux_mut() {
+        if inputs.ping {
+            linux.set_sysctl(ping_groups(inputs.idmap).map(|range| [(PING_GROUPS.to_owned(), range)].into()));
+        }
         linux
             .set_uid_mappings(Some(mappings(&inputs.idmap.uids)))
             .set_gid_mappings(Some(mappings(&inputs.idmap.gids)))
@@ -134,6 +143,13 @@ pub fn build(inputs: &SpecInputs) -> Result<Spec, SpecError> {
             });
     }
     Ok(spec)
+}
+
+/// Gives the first and the last group of a map, as the sysctl wants them (icmp(7)).
+fn ping_groups(idmap: &IdMap) -> Option<String> {
+    let first = idmap.gids.iter().map(|range| range.container).min()?;
+    let last = idmap.gids.iter().map(|range| range.container.saturating_add(range.size - 1)).max()?;
+    Some(format!("{first} {}", last.min(GROUP_MAX)))
 }
 
 fn check_hostname(name: &str) -> Result<(), SpecError> {
@@ -279,6 +295,7 @@ mod tests {
             idmap: &idmap(),
             hostname: "box",
             own_network: true,
+            ping: false,
             files: vec![("/etc/hosts", "/state/hosts".into())],
             mounts,
             seccomp: Some(SeccompInput::Default),

@@ -86,9 +86,9 @@ fn link_type(kind: CloneFlags) -> Option<LinkNameSpaceType> {
     kinds.into_iter().find(|(flag, _)| *flag == kind).map(|(_, link)| link)
 }
 
-/// Clones `child` from a process that has run `enter`.
+/// Clones `child` from a process that has run `enter`, and runs `settle` there with the child's number.
 pub(crate) fn clone_inside(
-    enter: impl FnOnce() -> Result<(), LaunchFailure>,
+    (enter, settle): (impl FnOnce() -> Result<(), LaunchFailure>, impl FnOnce(i32) -> Result<(), LaunchFailure>),
     options: &CloneOptions<'_>,
     ours: &OwnedFd,
     theirs: OwnedFd,
@@ -105,7 +105,14 @@ pub(crate) fn clone_inside(
         let flags = options.flags.with(CloneFlags::PARENT);
         let cloned = clone_process(&CloneOptions { flags, cgroup: options.cgroup }, || child(theirs));
         match cloned.fault(STAGE, "create", "namespaces") {
-            Ok(cloned) => i32::from(channel::send(&tell, &Message::Process(cloned.pidfd)).is_err()),
+            Ok(cloned) => match settle(cloned.pid) {
+                Ok(()) => i32::from(channel::send(&tell, &Message::Process(cloned.pidfd)).is_err()),
+                Err(failure) => {
+                    // It waits for its parent, and nobody else knows of it yet.
+                    let _ = pidfd_send_signal(&cloned.pidfd, Signal::KILL);
+                    report(&tell, failure)
+                }
+            },
             Err(failure) => report(&tell, failure),
         }
     })

@@ -16,6 +16,7 @@ pub(crate) mod inside;
 pub(crate) mod join;
 pub(crate) mod listener;
 pub(crate) mod mounting;
+mod nest;
 mod nodes;
 mod options;
 pub(crate) mod program;
@@ -25,6 +26,7 @@ mod running;
 pub(crate) mod scheduling;
 mod sources;
 
+pub use nest::Nest;
 pub use options::{Gate, LaunchOptions, Namespaces, OnMapped, OnNamespaces, Rootfs, Stdio};
 pub use running::{Exit, Running, open_gate, signal_process};
 
@@ -89,10 +91,11 @@ pub fn launch(options: LaunchOptions<'_>) -> Result<Running, LaunchFailure> {
         no_pivot: options.no_pivot,
     };
     let joined = join::open_all(&plan.namespaces.join)?;
-    let cloned = create(&plan, &joined, options.cgroup, child, &ours, theirs)?;
+    let cloned = create(&plan, &joined, (options.cgroup, options.nest.as_ref()), child, &ours, theirs)?;
+    let nested = options.nest.is_some();
     let launched = Launched { cloned, channel: ours };
     let callbacks = (options.on_mapped.take(), options.on_namespaces.take());
-    let finished = launched.accompany(&plan, &joined, callbacks, |pid| {
+    let finished = launched.accompany(&plan, &joined, (nested, callbacks), |pid| {
         hooks::run(hooks, Moment::Prestart, &subject, pid)?;
         hooks::run(hooks, Moment::CreateRuntime, &subject, pid)
     });
@@ -120,14 +123,14 @@ fn check_terminal(plan: &Plan, options: &LaunchOptions<'_>) -> Result<(), Launch
 fn create(
     plan: &Plan,
     joined: &[Joined],
-    cgroup: Option<std::os::fd::BorrowedFd<'_>>,
+    (cgroup, nest): (Option<std::os::fd::BorrowedFd<'_>>, Option<&Nest<'_>>),
     child: Child<'_>,
     ours: &OwnedFd,
     theirs: OwnedFd,
 ) -> Result<Cloned, LaunchFailure> {
     // The time namespace is made by the child itself, because its clocks are set first.
     let options = CloneOptions { flags: plan.namespaces.create.without(CloneFlags::TIME), cgroup };
-    if joined.is_empty() {
+    if joined.is_empty() && nest.is_none() {
         let cloned = clone_process(&options, || {
             close_in_child(ours);
             child::run(child, theirs)
@@ -135,8 +138,14 @@ fn create(
         return cloned.fault(Stage::Namespaces, "create", "namespaces");
     }
     let creates_user = plan.namespaces.creates_user();
+    let translated = |nest: &Nest<'_>| plan.idmap.as_ref().map(|map| nest.translate(map)).transpose();
+    let map = nest.map(translated).transpose()?.flatten();
+    let enter = || {
+        nest.map_or(Ok(()), Nest::enter)?;
+        join::enter_early(joined, creates_user)
+    };
     join::clone_inside(
-        || join::enter_early(joined, creates_user),
+        (enter, |pid| map.as_ref().map_or(Ok(()), |map| idmap::write(pid, map))),
         &options,
         ours,
         theirs,
@@ -189,13 +198,15 @@ impl Launched {
         &self,
         plan: &Plan,
         joined: &[Joined],
-        (on_mapped, on_namespaces): (Option<OnMapped<'_>>, Option<OnNamespaces<'_>>),
+        (nested, (on_mapped, on_namespaces)): (bool, (Option<OnMapped<'_>>, Option<OnNamespaces<'_>>)),
         run_hooks: impl FnOnce(i32) -> Result<(), LaunchFailure>,
     ) -> Result<(OwnedFd, Option<OwnedFd>), LaunchFailure> {
         let pid = self.cloned.pid;
         if let Some(map) = &plan.idmap {
             failpoint::pass(Stage::Ids, "cloned")?;
-            idmap::write(pid, map)?;
+            if !nested {
+                idmap::write(pid, map)?;
+            }
             failpoint::pass(Stage::Ids, "uidmap_done")?;
         }
         // Before the child goes on: it hides then, and its /proc entries with it.

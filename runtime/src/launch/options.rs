@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
+use super::Nest;
 use crate::failure::LaunchFailure;
 use crate::idmap::IdMap;
 
@@ -101,6 +102,8 @@ pub struct LaunchOptions<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
     /// The caller's set-up of what init will mount from, in init's own namespaces.
     pub on_mapped: Option<OnMapped<'a>>,
+    /// The user namespace in which the container's own is made, instead of the caller's.
+    pub nest: Option<Nest<'a>>,
     /// The caller's set-up of the namespaces.
     pub on_namespaces: Option<OnNamespaces<'a>>,
 }
@@ -122,6 +125,7 @@ impl<'a> LaunchOptions<'a> {
             no_pivot: false,
             cgroup: None,
             on_mapped: None,
+            nest: None,
             on_namespaces: None,
         }
     }

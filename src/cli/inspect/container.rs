@@ -9,6 +9,7 @@ use super::image;
 use crate::cli::words;
 use crate::engine::confinement::LIMITS_FILE;
 use crate::engine::containers::{Container, Status, read_json};
+use crate::engine::networks::{self, Attachment};
 use crate::engine::record::{HealthCheck, LogDriver, MountRecord, Record, RestartPolicy};
 use crate::engine::{Engine, EngineError, quota, usage};
 
@@ -43,7 +44,7 @@ pub fn describe(engine: &Engine, container: &Container, size: bool) -> Result<Va
         "GraphDriver": {"Name": "overlay", "Data": layers(record)},
         "Mounts": record.mounts.iter().map(mount).collect::<Vec<_>>(),
         "Config": config(record, &spec, &image_config),
-        "NetworkSettings": network(record),
+        "NetworkSettings": network(container),
         // Ours: what was asked of the cgroup, and whether the kernel enforces it.
         // Ours: what may be written, who enforces that, and what is used.
         "Disk": record.disk.as_ref().map(|limit| quota::usage(&container.path, limit)),
@@ -235,8 +236,43 @@ fn ports(record: &Record) -> Map<String, Value> {
     ports
 }
 
-fn network(record: &Record) -> Value {
-    let name = words::network(&record.network);
-    let endpoint = json!({"IPAddress": "", "Gateway": "", "MacAddress": ""});
-    json!({"Ports": ports(record), "IPAddress": "", "Gateway": "", "MacAddress": "", "Networks": {name: endpoint}})
+fn network(container: &Container) -> Value {
+    let record = &container.record;
+    let attachments = record.network.attachments();
+    let mut networks = Map::new();
+    for attachment in attachments {
+        networks.insert(attachment.network.clone(), endpoint(container, attachment));
+    }
+    let first = attachments.first().map(|first| networks[&first.network].clone());
+    let first = first.unwrap_or_else(|| json!({"IPAddress": "", "Gateway": "", "MacAddress": ""}));
+    if attachments.is_empty() {
+        networks.insert(words::network(&record.network), first.clone());
+    }
+    json!({
+        "Ports": ports(record),
+        "IPAddress": first["IPAddress"],
+        "Gateway": first["Gateway"],
+        "MacAddress": first["MacAddress"],
+        "Networks": networks,
+    })
+}
+
+/// Gives a container's place in a network; addresses only while it runs.
+fn endpoint(container: &Container, attachment: &Attachment) -> Value {
+    let root = container.path.ancestors().nth(2).unwrap_or(&container.path);
+    let network = networks::record::find(root, &attachment.network).ok();
+    let members = networks::connect::members(root, &attachment.network);
+    let ips = members.into_iter().find(|(id, _)| id == container.id()).map(|(_, ips)| ips).unwrap_or_default();
+    let of = |v6: bool| ips.iter().find(|ip| ip.is_ipv6() == v6).map(ToString::to_string).unwrap_or_default();
+    let range = network.as_ref().map(|network| network.v4).filter(|_| !ips.is_empty());
+    let mac = if ips.is_empty() { Vec::new() } else { networks::link::mac(&ips).to_vec() };
+    json!({
+        "NetworkID": network.as_ref().map(|network| network.id.clone()).unwrap_or_default(),
+        "Aliases": attachment.aliases,
+        "IPAddress": of(false),
+        "IPPrefixLen": range.map_or(0, |range| range.subnet.prefix()),
+        "Gateway": range.map(|range| range.gateway.to_string()).unwrap_or_default(),
+        "GlobalIPv6Address": of(true),
+        "MacAddress": mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"),
+    })
 }

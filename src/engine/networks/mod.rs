@@ -1,0 +1,41 @@
+//! User-defined networks without root: containers that find each other by name.
+//!
+//! ```text
+//! shim of a container ──> init, in a user namespace inside the outer one
+//!    |── keeper ── pasta: outside and published ports, a device out0 of the container's own
+//!    '── link: plugs eth0, eth1 … into networks ─── holder, one per network: bridge, members, names
+//! ```
+//! A pair of devices joins two network namespaces only by a process with CAP_NET_ADMIN over both, and
+//! two user namespaces of one caller have no common ancestor in which an ordinary user has it. So the
+//! user namespaces of such containers are made inside an *outer* one, one per state directory, with the
+//! caller's whole id map; links and holders live in it, pasta does not. Nobody keeps it but those
+//! processes; whoever comes next finds it through a holder's socket or a link's /proc.
+//!
+//! Rejected: networks that the outer namespace owns and containers join (no fresh sysfs, no NET_ADMIN
+//! inside, low ports closed); one namespace for all networks with rules between them (rules can be
+//! forgotten, namespaces cannot); one pasta for a whole network (its old versions know one address
+//! inside, so it takes NAT, which loses the caller's address).
+//!
+//! A holder's namespace outlives it, because links have it open. A link that hears the end of its holder
+//! starts another one there and takes its old place: addresses and connections stay, names are back in
+//! milliseconds. The name server forwards what no network knows from the host's own network, never for
+//! a container whose networks are all internal.
+//!
+//! On disk: `networks/<name>/{network.json, members.json, holder.sock}`,
+//! `containers/<id>/{link.json, link.sock}`.
+
+pub mod connect;
+mod error;
+pub mod holder;
+pub mod link;
+mod names;
+mod netlink;
+pub mod plan;
+pub mod record;
+mod resolver;
+pub mod subnet;
+pub mod watch;
+mod wire;
+
+pub use error::NetworksError;
+pub use plan::{Attachment, NetworksPlan};

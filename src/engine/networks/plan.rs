@@ -1,0 +1,93 @@
+//! What a container's record says about its networks.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::NetworksError;
+use super::record;
+use crate::engine::EngineError;
+use crate::engine::containers::{self, Container};
+use crate::engine::network::{self, NetworkError, PastaPlan, Plan};
+use crate::engine::options::{Network, RunOptions};
+use crate::engine::ports::PortMapping;
+
+/// Is the networks of one container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworksPlan {
+    pub attachments: Vec<Attachment>,
+    /// How it reaches the outside and is reached; None where every network is internal.
+    pub outside: Option<PastaPlan>,
+    /// Who is asked about names that no network knows, instead of the host's servers.
+    #[serde(default)]
+    pub servers: Vec<IpAddr>,
+}
+
+/// Is a container's place in one network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    pub network: String,
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Addresses that were asked for.
+    #[serde(default)]
+    pub ips: Vec<IpAddr>,
+}
+
+/// Decides about the network of a new container; the note is for the person.
+pub fn decide(
+    root: &Path,
+    options: &RunOptions,
+    publish: &[PortMapping],
+    find: &dyn Fn(&str) -> Option<PathBuf>,
+) -> Result<(Plan, Option<&'static str>), EngineError> {
+    match &options.network {
+        Network::Container(wanted) => {
+            let other = shared(root, wanted)?;
+            Ok(network::plan(&Network::Container(other.record.id), publish, find)?)
+        }
+        Network::Named(attachments) => {
+            let all_internal = check(root, attachments)?;
+            let mut plan = if all_internal {
+                if !publish.is_empty() {
+                    return Err(NetworkError::PublishNeedsPasta.into());
+                }
+                NetworksPlan { attachments: attachments.clone(), outside: None, servers: Vec::new() }
+            } else {
+                match network::plan(&options.network, publish, find)? {
+                    (Plan::Networks(plan), _) => plan,
+                    other => return Ok(other),
+                }
+            };
+            plan.servers = options.dns.iter().filter_map(|ip| ip.parse().ok()).collect();
+            Ok((Plan::Networks(plan), None))
+        }
+        plain => Ok(network::plan(plain, publish, find)?),
+    }
+}
+
+/// Finds every network and its addresses good; says whether nothing leads out of them.
+fn check(root: &Path, attachments: &[Attachment]) -> Result<bool, NetworksError> {
+    let mut all_internal = true;
+    for (place, attachment) in attachments.iter().enumerate() {
+        let network = record::find(root, &attachment.network)?;
+        if attachments[..place].iter().any(|other| other.network == attachment.network) {
+            return Err(NetworksError::Twice(attachment.network.clone()));
+        }
+        for ip in &attachment.ips {
+            record::check_address(&network, *ip)?;
+        }
+        all_internal &= network.internal;
+    }
+    Ok(all_internal)
+}
+
+/// Finds the running container whose network is to be shared.
+pub fn shared(root: &Path, wanted: &str) -> Result<Container, EngineError> {
+    let other = containers::find(root, wanted)?;
+    if other.init().is_none() {
+        return Err(EngineError::NotRunning(other.record.called().to_owned()));
+    }
+    Ok(other)
+}
