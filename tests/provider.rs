@@ -82,6 +82,17 @@ fn what_is_lent_runs_and_survives_its_agent_and_its_scheduler() {
     let container = lent.containers();
     assert_eq!(container.lines().count(), 1);
 
+    // What it writes comes through the scheduler, also while it writes.
+    lent.run("talker", &["sh", "-c", "echo hello; while [ ! -e /go ]; do sleep 0.1; done; echo bye"]).ok();
+    assert_eq!(lent.pool(&["logs", "talker"]).ok(), "hello");
+    let mut follow = lent.pool(&["logs", "-f", "talker"]).spawn();
+    follow.wait_for("hello");
+    let talker = lent.env.coracle(&["ps", "-q", "--filter", "status=running", "-n", "1"]).ok();
+    lent.env.coracle(&["exec", &talker, "touch", "/go"]).ok();
+    assert_eq!(follow.wait().ok(), "hello\nbye");
+    wait_until("its end is known", || lent.state("talker") != "running");
+    lent.pool(&["logs", "talker"]).outcome().error(1, "error: the scheduler refuses: the instance does not run");
+
     // Nothing happens to an instance when its agent is killed, nor when the scheduler is away meanwhile.
     agent.signal(Signal::SIGKILL);
     assert_eq!(agent.wait().signal, Some(9));

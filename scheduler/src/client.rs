@@ -4,13 +4,17 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
+use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Runtime;
 
 use crate::dial::{self, DialError};
 use crate::server::Problem;
+use crate::server::streams::PROTOCOL;
 
 /// An answer takes no longer; a leader that is being replaced needs some seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A stream lasts as long as it lasts.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// A call that nobody answered is made again this often, with the same idempotency key.
 const RETRIES: u32 = 5;
 /// Wait before the first repetition; it doubles.
@@ -33,6 +37,9 @@ pub enum PoolError {
         /// Why.
         source: reqwest::Error,
     },
+    /// No answer in time.
+    #[error("the scheduler {0} does not answer")]
+    Silent(String),
     /// A refusal.
     #[error("the scheduler refuses: {detail}")]
     Refused {
@@ -111,9 +118,44 @@ impl Pool {
         if status.is_success() {
             return response.json().await.map_err(send);
         }
-        let problem: Option<Problem> = response.json().await.ok();
-        let detail = problem.map_or_else(|| status.to_string(), |problem| problem.detail);
-        Err(PoolError::Refused { status: status.as_u16(), detail })
+        Err(refusal(response).await)
+    }
+
+    /// Leaves HTTP by a route that allows it and carries bytes between it and this process's standard input and output,
+    /// until the far side ends. With `quiet` the input is not read.
+    pub fn stream(&self, path: &str, body: &Value, quiet: bool) -> Result<(), PoolError> {
+        self.runtime.block_on(async {
+            let send = |source| PoolError::Send { scheduler: self.base.clone(), source };
+            let request = self.http.post(format!("{}{path}", self.base)).bearer_auth(&self.token).json(body);
+            let request = request.header("connection", "upgrade").header("upgrade", PROTOCOL).timeout(FOREVER);
+            let response = tokio::time::timeout(PATIENCE, request.send()).await;
+            let response = response.map_err(|_| PoolError::Silent(self.base.clone()))?.map_err(send)?;
+            if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                return Err(refusal(response).await);
+            }
+            let (mut from, mut to) = tokio::io::split(response.upgrade().await.map_err(send)?);
+            let sent = async {
+                if quiet {
+                    std::future::pending::<()>().await;
+                }
+                let _ = tokio::io::copy(&mut tokio::io::stdin(), &mut to).await;
+                let _ = to.shutdown().await;
+                // The far side ends the conversation, not the end of the input.
+                std::future::pending::<()>().await;
+            };
+            let mut output = tokio::io::stdout();
+            tokio::select! {
+                () = sent => {}
+                _ = tokio::io::copy(&mut from, &mut output) => {}
+            }
+            let _ = output.flush().await;
+            Ok(())
+        })
+    }
+
+    /// Ends without waiting for a read of the standard input that nobody will answer.
+    pub fn end(self) {
+        self.runtime.shutdown_background();
     }
 
     /// Reads a route.
@@ -140,6 +182,13 @@ impl Pool {
         let found = self.list(path)?.into_iter().rfind(|item| item["id"] == wanted || item["name"] == wanted);
         found.ok_or_else(|| PoolError::Unknown { kind, name: wanted.to_owned() })
     }
+}
+
+async fn refusal(response: reqwest::Response) -> PoolError {
+    let status = response.status();
+    let problem: Option<Problem> = response.json().await.ok();
+    let detail = problem.map_or_else(|| status.to_string(), |problem| problem.detail);
+    PoolError::Refused { status: status.as_u16(), detail }
 }
 
 /// Makes a key that nobody else has; without random bytes the time must do.

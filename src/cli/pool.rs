@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use coracle_scheduler::client::Pool;
-use coracle_scheduler::model::{Name, Role};
+use coracle_scheduler::model::{Name, Role, StreamKind};
 use fs_err::os::unix::fs::OpenOptionsExt;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -58,6 +58,7 @@ enum PoolCommand {
     Logout,
     Run(Box<ask::RunArgs>),
     Stop(ask::StopArgs),
+    Logs(LogsArgs),
     Ps(show::PsArgs),
     Inspect(show::InspectArgs),
     Providers(show::ProvidersArgs),
@@ -91,6 +92,21 @@ struct DrainArgs {
     /// Let new work in again
     #[arg(long, conflicts_with = "within")]
     undo: bool,
+}
+
+/// Show what an instance that runs has written
+#[derive(Args)]
+struct LogsArgs {
+    /// Name or id
+    instance: String,
+
+    /// Go on until it ends
+    #[arg(short, long)]
+    follow: bool,
+
+    /// Only so many of the last lines
+    #[arg(short = 'n', long, value_name = "LINES")]
+    tail: Option<u64>,
 }
 
 /// Make an API token; it is printed once
@@ -153,6 +169,7 @@ pub fn run(args: PoolArgs) -> Result<ExitCode, CliError> {
         PoolCommand::Logout => fs_err::remove_file(file()?)?,
         PoolCommand::Run(args) => return ask::run(&open()?, *args),
         PoolCommand::Stop(args) => ask::stop(&open()?, &args)?,
+        PoolCommand::Logs(args) => logs(open()?, &args)?,
         PoolCommand::Ps(args) => show::ps(&open()?, &args)?,
         PoolCommand::Inspect(args) => show::inspect(&open()?, &args)?,
         PoolCommand::Providers(args) => show::providers(&open()?, &args)?,
@@ -197,6 +214,15 @@ fn login(args: &LoginArgs) -> Result<(), CliError> {
     fs_err::rename(&draft, &file)?;
     note(&format!("note: {} as {}", kept.scheduler, who["role"].as_str().unwrap_or("somebody")));
     Ok(())
+}
+
+fn logs(pool: Pool, args: &LogsArgs) -> Result<(), CliError> {
+    let found = pool.find("/v1/instances", "instance", &args.instance)?;
+    let kind = StreamKind::Logs { follow: args.follow, tail: args.tail };
+    let path = format!("/v1/instances/{}/streams", found["id"].as_str().unwrap_or_default());
+    let done = pool.stream(&path, &json!({ "kind": kind }), true);
+    pool.end();
+    Ok(done?)
 }
 
 fn drain(pool: &Pool, args: &DrainArgs) -> Result<(), CliError> {

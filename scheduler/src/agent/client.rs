@@ -9,10 +9,12 @@ use serde::de::DeserializeOwned;
 use super::engine::Engine;
 use super::identity::{Identity, IdentityError};
 use super::machine::{Machine, REPLY_MAX_MS};
+use super::stream::{self, Streams};
 use crate::model::*;
 use crate::server::Problem;
 use crate::server::agents::WAIT_MAX_MS;
 use crate::server::shapes::{Certificate, CertificateNew, JoinBody, Joined};
+use crate::server::streams::PROTOCOL;
 
 /// First wait after a call that failed.
 const RETRY: Duration = Duration::from_millis(200);
@@ -124,9 +126,19 @@ impl Client {
         if status.is_success() {
             return response.json().await.map_err(send);
         }
-        let problem: Option<Problem> = response.json().await.ok();
-        let (kind, detail) = problem.map(|problem| (problem.kind, problem.detail)).unwrap_or_default();
-        Err(ClientError::Refused { op, status: status.as_u16(), kind, detail })
+        Err(refusal(op, response).await)
+    }
+
+    /// Leaves HTTP by a route that allows it; what follows are the stream's own bytes.
+    pub(super) async fn leave_http(&self, op: &'static str, path: &str) -> Result<reqwest::Upgraded, ClientError> {
+        let send = |source| ClientError::Send { op, source };
+        let request = self.http.post(format!("{}{path}", self.base)).bearer_auth(&self.token);
+        let request = request.header("connection", "upgrade").header("upgrade", PROTOCOL);
+        let response = request.send().await.map_err(send)?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refusal(op, response).await);
+        }
+        response.upgrade().await.map_err(send)
     }
 
     /// Joins with a join token as this client's token, has the identity's key signed and keeps the certificate.
@@ -145,6 +157,13 @@ impl Client {
     }
 }
 
+async fn refusal(op: &'static str, response: reqwest::Response) -> ClientError {
+    let status = response.status().as_u16();
+    let problem: Option<Problem> = response.json().await.ok();
+    let (kind, detail) = problem.map(|problem| (problem.kind, problem.detail)).unwrap_or_default();
+    ClientError::Refused { op, status, kind, detail }
+}
+
 fn is_hello_needed(error: &ClientError) -> bool {
     matches!(error, ClientError::Refused { status, kind, .. }
         if *status == StatusCode::CONFLICT.as_u16() && kind.ends_with("#hello-needed"))
@@ -161,6 +180,7 @@ pub struct Agent<E: Engine, K: Keeper> {
     enrolled: Option<Enrolled>,
     /// When the facts were told; a hello tells them all.
     measured: Instant,
+    streams: Streams,
 }
 
 impl<E: Engine, K: Keeper> Agent<E, K> {
@@ -175,6 +195,7 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
             failures: 0,
             enrolled: None,
             measured: Instant::now(),
+            streams: Streams::default(),
         }
     }
 
@@ -287,7 +308,11 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
             }
         };
         match outcome {
-            Ok(reply) => {
+            Ok(mut reply) => {
+                for order in self.streams.fresh(std::mem::take(&mut reply.streams)) {
+                    let opened = self.with(|_, engine| engine.stream(&order));
+                    tokio::spawn(stream::carry(self.client.clone(), order, opened));
+                }
                 let now = self.now_ms();
                 self.with(|machine, engine| machine.on_sync(engine, now, sent, reply));
                 Ok(())

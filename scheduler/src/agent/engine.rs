@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use std::os::unix::net::UnixStream;
+use std::process::Child;
+
 use crate::model::*;
 
 /// Says why an engine could not do something.
@@ -14,6 +17,15 @@ pub struct EngineError {
     pub instance: InstanceId,
     /// Why it failed.
     pub reason: String,
+}
+
+/// The engine's end of a stream: a process that speaks by a socket, and ends with the stream.
+#[derive(Debug)]
+pub struct EngineStream {
+    /// What it reads and writes.
+    pub socket: UnixStream,
+    /// The process.
+    pub child: Child,
 }
 
 /// Runs containers. Every call returns at once; progress shows in `report`.
@@ -40,6 +52,10 @@ pub trait Engine: Send {
     fn forget(&mut self, instance: InstanceId, epoch: u64);
     /// Tells how long an allocation may run without the scheduler; `None` means for ever.
     fn alone_ms(&self, instance: InstanceId, epoch: u64) -> Option<u64>;
+    /// Opens a stream to an allocation that runs.
+    fn stream(&mut self, order: &StreamOrder) -> Result<EngineStream, EngineError> {
+        Err(EngineError { op: "open a stream to", instance: order.instance, reason: "it has none".to_owned() })
+    }
 }
 
 /// An engine that runs nothing and believes everything: for the simulator, the tests and the benchmarks.

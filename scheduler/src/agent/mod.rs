@@ -8,9 +8,10 @@ mod engine;
 mod identity;
 mod machine;
 mod membership;
+mod stream;
 
 pub use client::{Agent, Client, ClientError, FileKeeper, Keeper};
-pub use engine::{Engine, EngineError, SimulatedEngine};
+pub use engine::{Engine, EngineError, EngineStream, SimulatedEngine};
 pub use identity::{Identity, IdentityError};
 pub use machine::{Machine, REPLY_MAX_MS};
 pub use membership::{Membership, MembershipError};

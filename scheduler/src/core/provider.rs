@@ -280,6 +280,7 @@ pub(super) fn sync(state: &mut State, now: u64, id: ProviderId, sync: Sync) -> R
         acked: seq.max(sync.seq),
         interval_ms: interval_ms(state),
         commands: commands_after(state, id, sync.applied),
+        streams: Vec::new(),
     }))
 }
 

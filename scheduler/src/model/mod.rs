@@ -20,7 +20,8 @@ pub use life::InstanceState;
 pub use name::{Name, NameError};
 pub use plan::{Explanation, ScoreLine};
 pub use protocol::{
-    AllocStatus, Command, Hello, HelloReply, NumberedCommand, PROTOCOL_MAX, PROTOCOL_MIN, Phase, Sync, SyncReply,
+    AllocStatus, Command, Hello, HelloReply, NumberedCommand, PROTOCOL_MAX, PROTOCOL_MIN, Phase, StreamKind,
+    StreamOrder, Sync, SyncReply,
 };
 pub use record::{
     Allocation, Audit, Drain, Exit, Gang, Instance, Job, JobState, Key, Meta, Notice, OldAllocation, Owner, Provider,

@@ -131,6 +131,41 @@ pub struct SyncReply {
     pub interval_ms: u64,
     /// Commands after `applied`.
     pub commands: Vec<NumberedCommand>,
+    /// Streams that wait for the agent to dial back; each is named until it did.
+    #[serde(default)]
+    pub streams: Vec<StreamOrder>,
+}
+
+/// What flows in a stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", tag = "of", deny_unknown_fields)]
+pub enum StreamKind {
+    /// What the instance has written, as it was written.
+    Logs {
+        /// Goes on until the instance ends.
+        #[serde(default)]
+        follow: bool,
+        /// Only so many of the last lines.
+        #[serde(default)]
+        tail: Option<u64>,
+    },
+    /// SSH, of which the provider is the server.
+    Ssh,
+}
+
+/// A stream that somebody waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StreamOrder {
+    /// Names the stream; known to the scheduler and the agent only.
+    pub id: String,
+    /// Which instance.
+    pub instance: InstanceId,
+    /// Which allocation of it.
+    pub epoch: u64,
+    /// What flows.
+    pub kind: StreamKind,
+    /// The SSH keys of who asked, in OpenSSH's one-line form.
+    pub keys: Vec<String>,
 }
 
 /// A command with its place in the session.

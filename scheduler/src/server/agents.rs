@@ -108,8 +108,12 @@ pub async fn sync(call: Call) -> Result<Response, Problem> {
     let wake = call.site.desk.shared.wake(provider);
     let event = move |ticket| Event::Sync { ticket, provider, sync: Box::new(sync) };
     let Answer::Sync(mut reply) = call.site.desk.submit(event).await? else { return Err(unauthorized()) };
+    reply.streams = call.site.streams.orders(provider);
     let until = tokio::time::Instant::now() + Duration::from_millis(wait);
-    while reply.commands.is_empty() && tokio::time::timeout_at(until, wake.notified()).await.is_ok() {
+    while reply.commands.is_empty()
+        && reply.streams.is_empty()
+        && tokio::time::timeout_at(until, wake.notified()).await.is_ok()
+    {
         // A token that was revoked meanwhile gets no command any more (S03).
         let token = call.actor.map(|actor| actor.token).ok_or_else(unauthorized)?;
         let commands = call.site.desk.look(move |state, _, _| {
@@ -117,6 +121,7 @@ pub async fn sync(call: Call) -> Result<Response, Problem> {
             valid.then(|| core::commands_after(state, provider, applied))
         });
         reply.commands = commands.await?.ok_or_else(unauthorized)?;
+        reply.streams = call.site.streams.orders(provider);
     }
     json(StatusCode::OK, &reply)
 }

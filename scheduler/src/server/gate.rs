@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, Limited};
+use hyper::upgrade::OnUpgrade;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
@@ -48,6 +49,8 @@ pub struct Call {
     pub query: Vec<(String, String)>,
     /// The headers.
     pub headers: HeaderMap,
+    /// The connection itself, for a request that asks to leave HTTP.
+    pub upgrade: Option<OnUpgrade>,
     /// The body.
     pub body: Vec<u8>,
     /// Names the request in the audit log.
@@ -184,7 +187,8 @@ async fn admit(
     } else {
         site.peer_limit.take(peer, now)
     })?;
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let upgrade = parts.extensions.remove::<OnUpgrade>();
     let query = parse_query(&parts.uri)?;
     if parts.headers.contains_key(header::CONTENT_ENCODING) {
         let detail = "compressed bodies are not taken";
@@ -217,7 +221,7 @@ async fn admit(
         .chain_update([0])
         .chain_update(&body);
     let digest = hex(&digest.finalize());
-    Ok(Call { site, actor, enrolled, id, query, headers: parts.headers, body, request: name, digest })
+    Ok(Call { site, actor, enrolled, id, query, headers: parts.headers, upgrade, body, request: name, digest })
 }
 
 fn parse_query(uri: &axum::http::Uri) -> Result<Vec<(String, String)>, Problem> {

@@ -20,6 +20,7 @@ mod peer;
 mod problem;
 mod secret;
 pub mod shapes;
+pub mod streams;
 mod table;
 mod writes;
 
@@ -146,6 +147,8 @@ pub struct Site {
     pub clock: Clock,
     /// What the server was started with.
     pub options: Options,
+    /// What flows between people and instances.
+    pub streams: Arc<streams::Streams>,
     authority: Option<Authority>,
     openapi: utoipa::openapi::OpenApi,
     token_limit: Limiter,
@@ -234,6 +237,7 @@ pub async fn start(options: Options) -> Result<Running, ServerError> {
     let site = Arc::new(Site {
         desk,
         clock,
+        streams: Arc::default(),
         authority,
         openapi: openapi::document(&routes()),
         token_limit: Limiter::new(options.token_rate),

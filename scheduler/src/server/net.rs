@@ -233,5 +233,6 @@ async fn speak(
         .header_read_timeout(limits.header_time)
         .max_buf_size(2 * HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
         .await;
 }

@@ -141,6 +141,11 @@ bodies! {
         /// The certificate, PEM.
         certificate: String,
     }
+    /// A stream to an instance.
+    StreamNew {
+        /// What flows.
+        kind: StreamKind,
+    }
     /// Who a token stands for.
     Whoami {
         /// The group.
@@ -181,6 +186,6 @@ shapes! {
     token_new TokenNew; join_new JoinNew; secret SecretShown; provider Provider; tier TierChange; drain DrainNew;
     instance_new InstanceNew; instance Instance; explanation Explanation; service_new ServiceNew; service Service;
     service_spec ServiceSpec; job_new JobNew; job Job; volume_new VolumeNew; volume Volume; join_body JoinBody;
-    joined Joined; certificate_new CertificateNew; certificate Certificate; hello Hello; hello_reply HelloReply; sync Sync; sync_reply SyncReply; page Page; whoami Whoami;
+    joined Joined; certificate_new CertificateNew; certificate Certificate; hello Hello; hello_reply HelloReply; sync Sync; sync_reply SyncReply; page Page; stream_new StreamNew; whoami Whoami;
     problem super::problem::Problem;
 }

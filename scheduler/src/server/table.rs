@@ -12,7 +12,7 @@ use utoipa::openapi::{RefOr, schema::Schema};
 
 use super::gate::Call;
 use super::problem::Problem;
-use super::{agents, events, objects, pages, shapes, writes};
+use super::{agents, events, objects, pages, shapes, streams, writes};
 use crate::model::Role;
 
 /// Who may call a route.
@@ -118,6 +118,8 @@ routes! {
     GET "/v1/instances/{id}" User(Reader), "Returns an instance", [], None, 200 Some(s::instance), objects::instance;
     DELETE "/v1/instances/{id}" User(Member), "Stops an instance", [], None, 200 Some(s::instance), writes::delete_instance;
 
+    POST "/v1/instances/{id}/streams" User(Member), "Leaves HTTP for a stream to an instance that runs", [], Some(s::stream_new), 101 None, streams::open;
+
     GET "/v1/services" User(Reader), "Lists services", ["after" "limit" "group"], None, 200 Some(s::page), objects::services;
     POST "/v1/services" User(Member), "Makes a service", [], Some(s::service_new), 201 Some(s::service), writes::create_service;
     GET "/v1/services/{id}" User(Reader), "Returns a service", [], None, 200 Some(s::service), objects::service;
@@ -142,4 +144,5 @@ routes! {
     POST "/v1/agent/certificate" Renew, "Signs the agent's key for another day", [], Some(s::certificate_new), 200 Some(s::certificate), agents::certificate;
     POST "/v1/agent/hello" Agent, "Opens a session with a full report", [], Some(s::hello), 200 Some(s::hello_reply), agents::hello;
     POST "/v1/agent/sync" Agent, "Reports changes and fetches commands", ["wait_ms"], Some(s::sync), 200 Some(s::sync_reply), agents::sync;
+    POST "/v1/agent/streams/{id}" Agent, "Leaves HTTP for the agent's end of a stream", [], None, 101 None, streams::dial;
 }

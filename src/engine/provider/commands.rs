@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use coracle_scheduler::model::InstanceSpec;
+use coracle_scheduler::agent::EngineStream;
+use coracle_scheduler::model::{InstanceSpec, StreamKind};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Key, Shares, container_name};
@@ -93,13 +96,36 @@ impl Children {
 
     fn try_spawn(&self, arguments: &[String]) -> std::io::Result<(Child, std::fs::File)> {
         let stderr = std::fs::File::from(rustix::fs::memfd_create("stderr", rustix::fs::MemfdFlags::CLOEXEC)?);
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr.try_clone()?);
+        Ok((command.spawn()?, stderr))
+    }
+
+    fn command(&self, arguments: &[String]) -> Command {
         // By this path the very program that runs, also after its file was replaced by a newer one.
         let mut command = Command::new("/proc/self/exe");
         command.arg0("coracle").arg("--root").arg(&self.root).args(arguments);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr.try_clone()?);
         // A signal that a terminal sends to the agent is not for it.
         command.process_group(0);
-        Ok((command.spawn()?, stderr))
+        command
+    }
+
+    /// Starts what speaks to an allocation by a socket.
+    pub fn stream(&self, key: Key, kind: &StreamKind) -> std::io::Result<EngineStream> {
+        let mut words = vec!["logs".to_owned()];
+        match kind {
+            StreamKind::Logs { follow, tail } => {
+                words.extend(follow.then(|| "--follow".to_owned()));
+                words.extend(tail.map(|lines| format!("--tail={lines}")));
+                words.push(container_name(key));
+            }
+            StreamKind::Ssh => return Err(std::io::ErrorKind::Unsupported.into()),
+        }
+        let (socket, far) = UnixStream::pair()?;
+        let mut command = self.command(&words);
+        command.stdin(Stdio::from(OwnedFd::from(far.try_clone()?)));
+        command.stderr(Stdio::from(OwnedFd::from(far.try_clone()?))).stdout(Stdio::from(OwnedFd::from(far)));
+        Ok(EngineStream { socket, child: command.spawn()? })
     }
 
     /// Gives the children that have ended since the last call.

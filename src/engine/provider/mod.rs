@@ -15,8 +15,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use coracle_scheduler::agent;
-use coracle_scheduler::model::{AllocStatus, FactReport, InstanceId, InstanceSpec, OnLoss, Phase, Resources, Usage};
+use coracle_scheduler::agent::{self, EngineStream};
+use coracle_scheduler::model::{
+    AllocStatus, FactReport, InstanceId, InstanceSpec, OnLoss, Phase, Resources, StreamOrder, Usage,
+};
 
 use super::consumption;
 use super::containers::{self, Container, Status};
@@ -234,6 +236,14 @@ impl agent::Engine for Provider {
         self.used.remove(&key);
         self.ledger.change(key, |entry| entry.forgotten = true);
         self.reported = None;
+    }
+
+    fn stream(&mut self, order: &StreamOrder) -> Result<EngineStream, agent::EngineError> {
+        let key = (order.instance, order.epoch);
+        if self.ledger.get(key).is_none_or(|entry| entry.forgotten) {
+            return Err(refuse("open a stream to", key, "it is not here"));
+        }
+        self.children.stream(key, &order.kind).map_err(|error| refuse("open a stream to", key, error))
     }
 
     fn alone_ms(&self, instance: InstanceId, epoch: u64) -> Option<u64> {

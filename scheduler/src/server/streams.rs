@@ -1,0 +1,177 @@
+//! Streams between a person and an instance: bytes both ways, through a connection that the agent dials.
+//!
+//! A person's request is held, the provider's next sync names the stream, the agent dials back, and both connections
+//! become one pipe. What flows is not looked at; an SSH session is ciphertext from end to end. Nothing of it is
+//! stored, and a stream ends with its scheduler.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{StatusCode, header};
+use axum::response::Response;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::sync::oneshot;
+
+use super::gate::Call;
+use super::objects::{self, actor};
+use super::problem::Problem;
+use super::secret::hex;
+use super::shapes::StreamNew;
+use crate::model::{InstanceId, InstanceState, Key, ProviderId, StreamOrder, UserId};
+
+/// What both sides ask to switch to.
+pub const PROTOCOL: &str = "coracle-stream";
+/// How long a person waits for the agent: a sync is answered at once, so only a dead connection takes longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Streams of one person at once: some terminals, copies and forwarded ports.
+const PER_USER: usize = 64;
+/// Streams of all at once: each is two connections and two buffers.
+const ALL: usize = 4096;
+
+/// The streams that wait or flow.
+#[derive(Debug, Default)]
+pub struct Streams(Mutex<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    waiting: BTreeMap<String, Waiting>,
+    open: BTreeMap<UserId, usize>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    provider: ProviderId,
+    order: StreamOrder,
+    agent: oneshot::Sender<OnUpgrade>,
+}
+
+/// One stream's place in the counts; given back when it is dropped.
+struct Place {
+    streams: Arc<Streams>,
+    user: UserId,
+    id: String,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut table = self.streams.table();
+        table.waiting.remove(&self.id);
+        if let Some(count) = table.open.get_mut(&self.user) {
+            *count -= 1;
+            if *count == 0 {
+                table.open.remove(&self.user);
+            }
+        }
+    }
+}
+
+impl Streams {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lists what a provider's agent should dial back for. One that was named before is named again until it did.
+    pub fn orders(&self, provider: ProviderId) -> Vec<StreamOrder> {
+        let table = self.table();
+        let own = table.waiting.values().filter(|waiting| waiting.provider == provider);
+        own.map(|waiting| waiting.order.clone()).collect()
+    }
+
+    fn wait(
+        self: &Arc<Self>,
+        user: UserId,
+        provider: ProviderId,
+        order: StreamOrder,
+    ) -> Option<(Place, oneshot::Receiver<OnUpgrade>)> {
+        let mut table = self.table();
+        let all: usize = table.open.values().sum();
+        let count = table.open.entry(user).or_default();
+        if *count >= PER_USER || all >= ALL {
+            return None;
+        }
+        *count += 1;
+        let place = Place { streams: Arc::clone(self), user, id: order.id.clone() };
+        let (agent, dialled) = oneshot::channel();
+        table.waiting.insert(order.id.clone(), Waiting { provider, order, agent });
+        Some((place, dialled))
+    }
+}
+
+fn switching() -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, header::HeaderValue::from_static(PROTOCOL));
+    response
+}
+
+fn upgrade(call: &mut Call) -> Result<OnUpgrade, Problem> {
+    let asked = call.headers.get(header::UPGRADE).is_some_and(|value| value == PROTOCOL);
+    call.upgrade.take().filter(|_| asked).ok_or_else(|| {
+        let detail = format!("this route is left for the protocol {PROTOCOL} by an Upgrade header");
+        Problem::new(StatusCode::UPGRADE_REQUIRED, "upgrade", detail)
+    })
+}
+
+/// Opens a stream to an instance that runs.
+pub async fn open(mut call: Call) -> Result<Response, Problem> {
+    let instance: InstanceId = call.id("instance")?;
+    let body: StreamNew = call.json()?;
+    let actor = actor(&call)?;
+    let user = actor.user.ok_or_else(|| Problem::not_found("instance"))?;
+    let found = call.site.desk.look(move |state, _, _| {
+        objects::seen(state, actor, &Key::Instance(instance))?;
+        let found = state.instances.get(&instance)?;
+        let keys = state.users.get(&user).map(|user| user.ssh_keys.clone()).unwrap_or_default();
+        let running = found.state == InstanceState::Running;
+        Some((found.alloc.as_ref().filter(|_| running).map(|alloc| (alloc.provider, alloc.epoch)), keys))
+    });
+    let (place, keys) = found.await?.ok_or_else(|| Problem::not_found("instance"))?;
+    let (provider, epoch) =
+        place.ok_or_else(|| Problem::new(StatusCode::CONFLICT, "state", "the instance does not run"))?;
+    let person = upgrade(&mut call)?;
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "entropy", "the kernel gives no random bytes"))?;
+    let order = StreamOrder { id: hex(&bytes), instance, epoch, kind: body.kind, keys };
+    let Some((place, dialled)) = call.site.streams.wait(user, provider, order) else {
+        let detail = format!("more than {PER_USER} streams of one user, or {ALL} of all");
+        return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "streams", detail).retry(1));
+    };
+    call.site.desk.shared.wake(provider).notify_one();
+    let Ok(Ok(agent)) = tokio::time::timeout(PATIENCE, dialled).await else {
+        return Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "provider", "the provider does not answer"));
+    };
+    tokio::spawn(async move {
+        let _place = place;
+        if let (Ok(person), Ok(agent)) = (person.await, agent.await) {
+            pipe(person, agent).await;
+        }
+    });
+    Ok(switching())
+}
+
+async fn pipe(person: Upgraded, agent: Upgraded) {
+    let (mut person, mut agent) = (TokioIo::new(person), TokioIo::new(agent));
+    // Either side's end is passed on; an error ends both.
+    let _ = tokio::io::copy_bidirectional(&mut person, &mut agent).await;
+}
+
+/// Takes the agent's end of a stream.
+pub async fn dial(mut call: Call) -> Result<Response, Problem> {
+    let provider = call.actor.and_then(|actor| actor.provider);
+    let id = call.id.clone();
+    let unknown = || Problem::not_found("stream");
+    let own = call.site.streams.table().waiting.get(&id).is_some_and(|waiting| Some(waiting.provider) == provider);
+    if !own {
+        return Err(unknown());
+    }
+    let agent = upgrade(&mut call)?;
+    let waiting = call.site.streams.table().waiting.remove(&id).ok_or_else(unknown)?;
+    waiting.agent.send(agent).map_err(|_| unknown())?;
+    Ok(switching())
+}
