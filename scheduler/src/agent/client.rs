@@ -20,8 +20,6 @@ use crate::server::streams::PROTOCOL;
 const RETRY: Duration = Duration::from_millis(200);
 /// Longest wait after calls that failed.
 const RETRY_MAX: Duration = Duration::from_secs(20);
-/// How often facts are measured anew: half of the time for which the quickest are believed.
-const FACTS: Duration = Duration::from_secs(30);
 /// How often the engine is looked at while a sync is held: a change must not wait for the next one.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -178,8 +176,6 @@ pub struct Agent<E: Engine, K: Keeper> {
     start: Instant,
     failures: u32,
     enrolled: Option<Enrolled>,
-    /// When the facts were told; a hello tells them all.
-    measured: Instant,
     streams: Streams,
 }
 
@@ -194,7 +190,6 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
             start: Instant::now(),
             failures: 0,
             enrolled: None,
-            measured: Instant::now(),
             streams: Streams::default(),
         }
     }
@@ -269,7 +264,6 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
     async fn hello(&mut self) -> Result<(), ClientError> {
         let sent = self.now_ms();
         let hello = self.with(|machine, engine| machine.hello(engine));
-        self.measured = Instant::now();
         self.keeper.keep(hello.incarnation).map_err(ClientError::Incarnation)?;
         let reply: HelloReply = self.client.post("hello", "/v1/agent/hello", &hello).await?;
         let now = self.now_ms();
@@ -279,11 +273,7 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
 
     async fn sync(&mut self) -> Result<(), ClientError> {
         let sent = self.now_ms();
-        let Some(mut sync) = self.with(|machine, engine| machine.sync(engine)) else { return Ok(()) };
-        if self.measured.elapsed() >= FACTS {
-            self.measured = Instant::now();
-            sync.facts = self.with(|_, engine| engine.facts());
-        }
+        let Some(sync) = self.with(|machine, engine| machine.sync(engine)) else { return Ok(()) };
         let session = sync.session;
         let wait = self.machine.interval_ms.min(WAIT_MAX_MS);
         let path = format!("/v1/agent/sync?wait_ms={wait}");

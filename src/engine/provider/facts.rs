@@ -33,7 +33,7 @@ pub fn disk_free_bytes(path: &Path) -> u64 {
 }
 
 /// Measures everything.
-pub fn measure(root: &Path, _folder: &Path) -> BTreeMap<String, FactReport> {
+pub fn measure(root: &Path) -> BTreeMap<String, FactReport> {
     let mut facts = Facts(BTreeMap::new());
     let uname = rustix::system::uname();
     facts.put("kernel", FactValue::Text(uname.release().to_string_lossy().into_owned()), None);

@@ -32,6 +32,9 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How often what is used is measured; it is told when an allocation ends.
 const MEASURE: Duration = Duration::from_secs(10);
 
+/// How often facts are measured: a sixth of the time for which the quickest are believed.
+const FACTS: Duration = Duration::from_secs(10);
+
 /// What an allocation is called in the ledger, in lists and as a container.
 type Key = (InstanceId, u64);
 
@@ -50,6 +53,7 @@ pub struct Provider {
     measured: Option<Instant>,
     report: Vec<AllocStatus>,
     reported: Option<Instant>,
+    facts: Option<(Instant, BTreeMap<String, FactReport>)>,
 }
 
 impl Provider {
@@ -64,6 +68,7 @@ impl Provider {
             measured: None,
             report: Vec::new(),
             reported: None,
+            facts: None,
         })
     }
 
@@ -187,7 +192,11 @@ impl agent::Engine for Provider {
     }
 
     fn facts(&mut self) -> BTreeMap<String, FactReport> {
-        facts::measure(&self.root, &self.folder)
+        let due = self.facts.as_ref().is_none_or(|(at, _)| at.elapsed() >= FACTS);
+        if due {
+            self.facts = Some((Instant::now(), facts::measure(&self.root)));
+        }
+        self.facts.as_ref().map(|(_, facts)| facts.clone()).unwrap_or_default()
     }
 
     fn start(&mut self, instance: InstanceId, epoch: u64, spec: &InstanceSpec) -> Result<(), agent::EngineError> {
