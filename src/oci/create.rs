@@ -4,7 +4,6 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Args;
 use coracle_runtime::bundle::{self, Config, Limits};
 use coracle_runtime::cgroup::{Cgroup, Request};
 use coracle_runtime::container::{Beginning, Container, Id, Identity, Lock, State, Status};
@@ -15,6 +14,7 @@ use coracle_runtime::{
 use coracle_shim::Foreground;
 use oci_spec::runtime::Spec;
 
+use super::arguments::{Flag, Given, Grammar, Words, switch, valued};
 use super::error::OciError;
 use super::notify::Notify;
 use super::streams::{check_console, connect_console, preserved, send_console, write_pid};
@@ -22,58 +22,67 @@ use super::{Context, delete, rootless};
 use crate::{env, report};
 
 /// What `create` and `run` have in common.
-#[derive(Args)]
 pub struct BundleArgs {
     /// The bundle's directory [default: .]
-    #[arg(short, long, value_name = "DIR")]
     bundle: Option<PathBuf>,
     /// Read this file of the bundle in place of config.json, as crun does
-    #[arg(short = 'f', long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Send the terminal to the program that listens at SOCKET
-    #[arg(long, value_name = "SOCKET")]
     console_socket: Option<PathBuf>,
     /// Write the pid of the first process to FILE
-    #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
     /// Change the root without pivot_root, for an initramfs
-    #[arg(long)]
     no_pivot: bool,
-    /// Accepted for runc's sake: no container gets a session keyring
-    #[arg(long)]
-    no_new_keyring: bool,
     /// Give the container N more descriptors, from 3
-    #[arg(long, value_name = "N", default_value_t = 0)]
     preserve_fds: u32,
     /// The new container's id
     id: String,
 }
 
-/// Make a container; `start` runs its program
-#[derive(Args)]
-pub struct CreateArgs {
-    #[command(flatten)]
-    bundle: BundleArgs,
-}
+const BUNDLE: &[Flag] = &[
+    valued("bundle", "DIR", "The bundle's directory [default: .]").short('b'),
+    valued("config", "FILE", "Read this file of the bundle in place of config.json, as crun does").short('f'),
+    valued("console-socket", "SOCKET", "Send the terminal to the program that listens at SOCKET"),
+    valued("pid-file", "FILE", "Write the pid of the first process to FILE"),
+    switch("no-pivot", "Change the root without pivot_root, for an initramfs"),
+    switch("no-new-keyring", "Accepted for runc's sake: no container gets a session keyring"),
+    valued("preserve-fds", "N", "Give the container N more descriptors, from 3 [default: 0]"),
+];
 
-/// Make a container and run its program
-#[derive(Args)]
-pub struct RunArgs {
-    /// Return as soon as the program runs
-    #[arg(short, long)]
-    detach: bool,
-    /// Keep the container's state after its end
-    #[arg(long)]
-    keep: bool,
-    #[command(flatten)]
-    bundle: BundleArgs,
-}
+/// `create`.
+pub const CREATE: Grammar =
+    Grammar { name: "create", about: "Make a container; `start` runs its program", flags: &[BUNDLE], words: Words::Id };
 
-/// Run the program of a container that was created
-#[derive(Args)]
-pub struct StartArgs {
-    /// The container's id
-    id: String,
+/// `run`.
+pub const RUN: Grammar = Grammar {
+    name: "run",
+    about: "Make a container and run its program",
+    flags: &[
+        &[
+            switch("detach", "Return as soon as the program runs").short('d'),
+            switch("keep", "Keep the container's state after its end"),
+        ],
+        BUNDLE,
+    ],
+    words: Words::Id,
+};
+
+/// `start`.
+pub const START: Grammar =
+    Grammar { name: "start", about: "Run the program of a container that was created", flags: &[], words: Words::Id };
+
+impl BundleArgs {
+    fn take(given: &Given) -> Result<Self, OciError> {
+        Ok(Self {
+            bundle: given.path("bundle"),
+            config: given.path("config"),
+            console_socket: given.path("console-socket"),
+            pid_file: given.path("pid-file"),
+            no_pivot: given.has("no-pivot"),
+            preserve_fds: given.number("preserve-fds")?.unwrap_or(0),
+            id: given.id()?,
+        })
+    }
 }
 
 /// Is a bundle that was read, with everything checked that needs no container.
@@ -86,9 +95,10 @@ struct Order<'a> {
 }
 
 /// Runs `create`.
-pub fn create(context: &Context, args: &CreateArgs) -> Result<ExitCode, OciError> {
-    let mut order = Order::read(context, &args.bundle)?;
-    check_console(order.terminal(), false, args.bundle.console_socket.as_deref())?;
+pub fn create(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
+    let args = BundleArgs::take(given)?;
+    let mut order = Order::read(context, &args)?;
+    check_console(order.terminal(), false, args.console_socket.as_deref())?;
     seal::ensure_sealed(std::iter::empty()).map_err(OciError::Seal)?;
     let root = context.place.make()?;
     let container = root.add(&order.id)?;
@@ -101,8 +111,8 @@ pub fn create(context: &Context, args: &CreateArgs) -> Result<ExitCode, OciError
 }
 
 /// Runs `start`.
-pub fn start(context: &Context, args: &StartArgs) -> Result<ExitCode, OciError> {
-    let id: Id = args.id.parse()?;
+pub fn start(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
+    let id: Id = given.id()?.parse()?;
     let container = context.place.container(&id)?;
     let lock = container.lock()?;
     let state = container.state()?;
@@ -143,16 +153,18 @@ pub fn subject(state: &State) -> Subject {
 }
 
 /// Runs `run`.
-pub fn run(context: &Context, args: &RunArgs) -> Result<ExitCode, OciError> {
-    let mut order = Order::read(context, &args.bundle)?;
+pub fn run(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
+    let args = BundleArgs::take(given)?;
+    let (detach, keep) = (given.has("detach"), given.has("keep"));
+    let mut order = Order::read(context, &args)?;
     let terminal = order.terminal();
-    let watched = !args.detach && args.bundle.console_socket.is_none();
-    check_console(terminal, watched, args.bundle.console_socket.as_deref())?;
+    let watched = !detach && args.console_socket.is_none();
+    check_console(terminal, watched, args.console_socket.as_deref())?;
     seal::ensure_sealed(std::iter::empty()).map_err(OciError::Seal)?;
     let id = order.id.clone();
     let watch_failed = |source| OciError::Watch { id: id.clone(), source };
     // Before the container exists, so that no signal is lost.
-    let watch = if args.detach { None } else { Some(Foreground::prepare().map_err(watch_failed)?) };
+    let watch = if detach { None } else { Some(Foreground::prepare().map_err(watch_failed)?) };
     let root = context.place.make()?;
     let container = root.add(&order.id)?;
     let (lock, notify) = order.offer_notify(container.lock()?)?;
@@ -179,7 +191,7 @@ pub fn run(context: &Context, args: &RunArgs) -> Result<ExitCode, OciError> {
         // Its container is gone, so it ends; it has nothing to say of its own.
         let _ = notified.join();
     }
-    if !args.keep {
+    if !keep {
         delete::remove(context, container.lock()?)?;
     }
     Ok(ExitCode::from(u8::try_from(exit.status()).unwrap_or(u8::MAX)))
@@ -329,7 +341,7 @@ impl<'a> Order<'a> {
 
 /// How many descriptors systemd's socket activation hands on (sd_listen_fds(3)).
 fn listeners() -> u32 {
-    env::named(LISTEN_FDS).and_then(|number| number.parse().ok()).unwrap_or(0)
+    env::value(LISTEN_FDS).and_then(|number| number.to_str()?.parse().ok()).unwrap_or(0)
 }
 
 const LISTEN_FDS: &str = "LISTEN_FDS";

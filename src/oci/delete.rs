@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::Args;
 use coracle_runtime::container::{ContainerError, Id, Lock, State, Status};
 use coracle_runtime::hooks::{self, Moment};
 use oci_spec::runtime::Hooks;
@@ -12,37 +11,37 @@ use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::Context;
+use super::arguments::{Given, Grammar, Words, switch};
 use super::create::subject;
 use super::error::OciError;
 
 /// How long a killed process may take to go away: uninterruptible I/O ends at some time, or never.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Remove the state of a container that has ended
-#[derive(Args)]
-pub struct DeleteArgs {
-    /// Kill what still runs; a missing container is no error
-    #[arg(short, long)]
-    force: bool,
-    /// Remove every container whose id fits the regular expression
-    #[arg(long)]
-    regex: bool,
-    /// The container's id
-    id: String,
-}
+/// `delete`.
+pub const DELETE: Grammar = Grammar {
+    name: "delete",
+    about: "Remove the state of a container that has ended",
+    flags: &[&[
+        switch("force", "Kill what still runs; a missing container is no error").short('f'),
+        switch("regex", "Remove every container whose id fits the regular expression"),
+    ]],
+    words: Words::Id,
+};
 
 /// Runs `delete`.
-pub fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode, OciError> {
-    if args.regex {
-        let fits = regex::RegexBuilder::new(&args.id).size_limit(PATTERN_BYTES_MAX).build();
-        let fits = fits.map_err(|_| OciError::Pattern(args.id.clone()))?;
+pub fn delete(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
+    let (pattern, force) = (given.id()?, given.has("force"));
+    if given.has("regex") {
+        let fits = regex::RegexBuilder::new(&pattern).size_limit(PATTERN_BYTES_MAX).build();
+        let fits = fits.map_err(|_| OciError::Pattern(pattern.clone()))?;
         let ids = context.place.open()?.map(|root| root.ids()).transpose()?.unwrap_or_default();
         for id in ids.into_iter().filter(|id| fits.is_match(id.as_str())) {
-            delete_one(context, id, args.force)?;
+            delete_one(context, id, force)?;
         }
         return Ok(ExitCode::SUCCESS);
     }
-    delete_one(context, args.id.parse()?, args.force)
+    delete_one(context, pattern.parse()?, force)
 }
 
 /// A compiled pattern for names of 64 letters is small.

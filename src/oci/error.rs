@@ -20,8 +20,6 @@ const EXIT_EXEC_FAILED: u8 = 255;
 #[derive(Debug, thiserror::Error)]
 pub enum OciError {
     #[error("flag {0} is not implemented")]
-    Flag(&'static str),
-    #[error("flag {0} is not implemented")]
     UnknownFlag(String),
     #[error("command {0} is not implemented")]
     UnknownCommand(String),

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::Args;
 use coracle_runtime::cgroup::{Cgroup, IoStats, Stats};
 use coracle_runtime::container::{Id, Status};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,6 +11,7 @@ use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use super::Context;
+use super::arguments::{Given, Grammar, Words, switch, valued};
 use super::error::OciError;
 use super::list::print;
 
@@ -20,23 +20,21 @@ const NS_PER_US: u64 = 1000;
 /// The longest interval: a day.
 const INTERVAL_S_MAX: u64 = 24 * 3600;
 
-/// Print what a container uses as JSON, one line at a time
-#[derive(Args)]
-pub struct EventsArgs {
-    /// Print once and end
-    #[arg(long)]
-    stats: bool,
-    /// Time between two lines
-    #[arg(long, value_name = "TIME", default_value = "5s")]
-    interval: String,
-    /// The container's id
-    id: String,
-}
+/// `events`.
+pub const EVENTS: Grammar = Grammar {
+    name: "events",
+    about: "Print what a container uses as JSON, one line at a time",
+    flags: &[&[
+        switch("stats", "Print once and end"),
+        valued("interval", "TIME", "Time between two lines [default: 5s]"),
+    ]],
+    words: Words::Id,
+};
 
 /// Runs `events`.
-pub fn events(context: &Context, args: &EventsArgs) -> Result<ExitCode, OciError> {
-    let id: Id = args.id.parse()?;
-    let interval = interval(&args.interval)?;
+pub fn events(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
+    let id: Id = given.id()?.parse()?;
+    let interval = interval(given.text("interval")?.as_deref().unwrap_or("5s"))?;
     let container = context.place.container(&id)?;
     let state = container.state()?;
     let status = container.status(state.as_ref())?;
@@ -44,7 +42,7 @@ pub fn events(context: &Context, args: &EventsArgs) -> Result<ExitCode, OciError
         return Err(OciError::Status { verb: "watch", id, status });
     };
     let cgroup = state.cgroup()?.ok_or_else(|| OciError::NoCgroup { verb: "watch", id: id.clone() })?;
-    if args.stats {
+    if given.has("stats") {
         say(&id, "stats", shown(&cgroup.stats()?))?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Args;
 use coracle_runtime::bundle;
 use coracle_runtime::caps::{self, CapSet, CapabilitySets};
 use coracle_runtime::container::{Id, State, Status};
@@ -14,64 +13,56 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::Context;
+use super::arguments::{Given, Grammar, Words, switch, valued};
 use super::create::{config_of, subject};
 use super::error::OciError;
 use super::streams::{check_console, connect_console, preserved, send_console, write_pid};
 
-/// Run a process in a container
-#[derive(Args)]
-pub struct ExecArgs {
-    /// Read the process from FILE, in the form of config.json's "process"
-    #[arg(short, long, value_name = "FILE")]
+/// `exec`.
+pub const EXEC: Grammar = Grammar {
+    name: "exec",
+    about: "Run a process in a container",
+    flags: &[&[
+        valued("process", "FILE", "Read the process from FILE, in the form of config.json's \"process\"").short('p'),
+        switch("tty", "Give it a terminal").short('t'),
+        switch("detach", "Return as soon as it runs").short('d'),
+        valued("cwd", "DIR", "Start in DIR"),
+        valued("env", "NAME=VALUE", "Set a variable").short('e').repeats(),
+        valued("user", "UID[:GID]", "Run as this user, by numbers").short('u'),
+        valued("additional-gids", "GID", "Add a supplementary group").short('g').repeats(),
+        valued("cap", "NAME", "Add a capability").short('c').repeats(),
+        valued("pid-file", "FILE", "Write its pid to FILE"),
+        valued("console-socket", "SOCKET", "Send the terminal to the program that listens at SOCKET"),
+        valued("preserve-fds", "N", "Give it N more descriptors, from 3 [default: 0]"),
+        switch("no-new-privs", "Forbid gaining privileges by executing files; without it they may be, as with crun"),
+        valued("cgroup", "PATH", "Start it in this cgroup below the container's"),
+        switch("ignore-paused", "Start it although the container is paused; it stands still too"),
+    ]],
+    words: Words::IdAndProgram,
+};
+
+struct ExecArgs {
     process: Option<PathBuf>,
-    /// Give it a terminal
-    #[arg(short, long)]
     tty: bool,
-    /// Return as soon as it runs
-    #[arg(short, long)]
     detach: bool,
-    /// Start in DIR
-    #[arg(long, value_name = "DIR")]
     cwd: Option<PathBuf>,
-    /// Set a variable
-    #[arg(short, long, value_name = "NAME=VALUE")]
     env: Vec<String>,
-    /// Run as this user, by numbers
-    #[arg(short, long, value_name = "UID[:GID]")]
     user: Option<String>,
-    /// Add a supplementary group
-    #[arg(short = 'g', long, value_name = "GID")]
     additional_gids: Vec<u32>,
-    /// Add a capability
-    #[arg(short, long, value_name = "NAME")]
     cap: Vec<String>,
-    /// Write its pid to FILE
-    #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
-    /// Send the terminal to the program that listens at SOCKET
-    #[arg(long, value_name = "SOCKET")]
     console_socket: Option<PathBuf>,
-    /// Give it N more descriptors, from 3
-    #[arg(long, value_name = "N", default_value_t = 0)]
     preserve_fds: u32,
-    /// Forbid gaining privileges by executing files; without it they may be gained, as with crun
-    #[arg(long)]
     no_new_privs: bool,
-    /// Start it in this cgroup below the container's
-    #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
-    /// Start it although the container is paused; it stands still too
-    #[arg(long)]
     ignore_paused: bool,
-    /// The container's id
     id: String,
-    /// The program and its arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
 }
 
 /// Runs `exec`.
-pub fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, OciError> {
+pub fn exec(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
+    let args = ExecArgs::take(given)?;
     let id: Id = args.id.parse()?;
     seal::ensure_sealed(std::iter::empty()).map_err(OciError::Seal)?;
     let container = context.place.container(&id)?;
@@ -142,6 +133,27 @@ fn place(state: &State, below: Option<&Path>) -> Result<Option<OwnedFd>, OciErro
 }
 
 impl ExecArgs {
+    fn take(given: &Given) -> Result<Self, OciError> {
+        Ok(Self {
+            process: given.path("process"),
+            tty: given.has("tty"),
+            detach: given.has("detach"),
+            cwd: given.path("cwd"),
+            env: given.texts("env")?,
+            user: given.text("user")?,
+            additional_gids: given.numbers("additional-gids")?,
+            cap: given.texts("cap")?,
+            pid_file: given.path("pid-file"),
+            console_socket: given.path("console-socket"),
+            preserve_fds: given.number("preserve-fds")?.unwrap_or(0),
+            no_new_privs: given.has("no-new-privs"),
+            cgroup: given.path("cgroup"),
+            ignore_paused: given.has("ignore-paused"),
+            id: given.id()?,
+            command: given.words(1)?,
+        })
+    }
+
     /// The process of the container's own specification with what the flags change.
     fn to_process(&self, context: &Context, spec: &Spec) -> Result<Process, OciError> {
         if let Some(path) = &self.process {

@@ -2,20 +2,20 @@
 
 use std::process::ExitCode;
 
-use clap::Args;
 use coracle_runtime::caps::CapSet;
 use coracle_runtime::defaults::OCI_VERSION;
 use serde_json::json;
 
+use super::arguments::{Grammar, Words};
 use super::error::OciError;
 use super::list::print;
 
 /// The oldest version of the specification that is understood.
 const OCI_VERSION_MIN: &str = "1.0.0";
 
-/// Print what this runtime supports as JSON
-#[derive(Args)]
-pub struct FeaturesArgs {}
+/// `features`.
+pub const FEATURES: Grammar =
+    Grammar { name: "features", about: "Print what this runtime supports as JSON", flags: &[], words: Words::None };
 
 /// Runs `features`.
 pub fn features() -> Result<ExitCode, OciError> {

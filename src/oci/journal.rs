@@ -8,14 +8,13 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use clap::ValueEnum;
 use coracle_runtime::container::timestamp;
 
 use super::error::OciError;
 use crate::report;
 
 /// The form of the log file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     #[default]
     Text,

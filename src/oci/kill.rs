@@ -2,34 +2,31 @@
 
 use std::process::ExitCode;
 
-use clap::Args;
 use coracle_runtime::container::{Id, Identity, IdentityError, State, Status};
 use coracle_shim::parse_signal;
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
+use super::arguments::{Given, Grammar, Words, switch};
 use super::error::OciError;
 use super::{Context, processes};
 
-/// Send a signal to a container
-#[derive(Args)]
-pub struct KillArgs {
-    /// To all processes, not only the first
-    #[arg(short, long)]
-    all: bool,
-    /// The container's id
-    id: String,
-    /// By name or number
-    #[arg(default_value = "SIGTERM")]
-    signal: String,
-}
+/// `kill`.
+pub const KILL: Grammar = Grammar {
+    name: "kill",
+    about: "Send a signal to a container, by name or number",
+    flags: &[&[switch("all", "To all processes, not only the first").short('a')]],
+    words: Words::IdAnd(" ID [SIGNAL]"),
+};
+
+const SIGNAL_DEFAULT: &str = "SIGTERM";
 
 /// Runs `kill`.
-pub fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode, OciError> {
-    let id: Id = args.id.parse()?;
-    let signal = parse_signal(&args.signal)
-        .and_then(Signal::from_named_raw)
-        .ok_or_else(|| OciError::Signal(args.signal.clone()))?;
+pub fn kill(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
+    let id: Id = given.id()?.parse()?;
+    let all = given.has("all");
+    let name = given.word(1)?.unwrap_or_else(|| SIGNAL_DEFAULT.to_owned());
+    let signal = parse_signal(&name).and_then(Signal::from_named_raw).ok_or_else(|| OciError::Signal(name.clone()))?;
     let container = context.place.container(&id)?;
     let state = container.state()?;
     let status = container.status(state.as_ref())?;
@@ -37,7 +34,7 @@ pub fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode, OciError> {
         return Err(OciError::Status { verb: "signal", id, status });
     };
     // The first process last: while it lives, the namespace keeps its number.
-    if args.all {
+    if all {
         signal_others(&state, signal)?;
     }
     let sent = match state.init.open()? {
@@ -47,7 +44,7 @@ pub fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode, OciError> {
     match sent {
         Ok(()) => Ok(ExitCode::SUCCESS),
         // It may end because the others did.
-        Err(Errno::SRCH) if args.all => Ok(ExitCode::SUCCESS),
+        Err(Errno::SRCH) if all => Ok(ExitCode::SUCCESS),
         Err(Errno::SRCH) => Err(OciError::Status { verb: "signal", id, status: Status::Stopped }),
         Err(source) => Err(OciError::Kill { id, source }),
     }

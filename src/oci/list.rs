@@ -5,36 +5,35 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
 use coracle_runtime::container::{Container, Id, State, Status};
 use coracle_runtime::defaults::OCI_VERSION;
 use serde::Serialize;
 
 use super::Context;
+use super::arguments::{Given, Grammar, Words, switch, valued};
 use super::error::OciError;
 
-/// Print the state of a container as JSON
-#[derive(Args)]
-pub struct StateArgs {
-    /// The container's id
-    id: String,
-}
+/// `state`.
+pub const STATE: Grammar =
+    Grammar { name: "state", about: "Print the state of a container as JSON", flags: &[], words: Words::Id };
 
-/// List the containers
-#[derive(Args)]
-pub struct ListArgs {
-    /// Print ids alone
-    #[arg(short, long)]
-    quiet: bool,
-    /// Print a table or JSON
-    #[arg(short, long, value_enum, default_value = "table")]
-    format: Format,
-}
+/// `list`.
+pub const LIST: Grammar = Grammar {
+    name: "list",
+    about: "List the containers",
+    flags: &[&[
+        switch("quiet", "Print ids alone").short('q'),
+        valued("format", "FORMAT", "Print a table or json [default: table]").short('f'),
+    ]],
+    words: Words::None,
+};
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Table,
-    Json,
+/// The values of `--format`.
+const FORMATS: [&str; 2] = ["table", "json"];
+
+/// Says whether `--format` asks for JSON.
+pub fn wants_json(given: &Given) -> Result<bool, OciError> {
+    Ok(given.choice("format", &FORMATS)? == Some(1))
 }
 
 /// The state as the runtime specification defines it, and what runc adds.
@@ -58,8 +57,8 @@ struct Shown {
 }
 
 /// Runs `state`.
-pub fn state(context: &Context, args: &StateArgs) -> Result<ExitCode, OciError> {
-    let id: Id = args.id.parse()?;
+pub fn state(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
+    let id: Id = given.id()?.parse()?;
     let container = context.place.container(&id)?;
     let shown = Shown::of(&container)?;
     print(&serde_json::to_string_pretty(&shown).map_err(OciError::Json)?);
@@ -67,10 +66,11 @@ pub fn state(context: &Context, args: &StateArgs) -> Result<ExitCode, OciError> 
 }
 
 /// Runs `list`.
-pub fn list(context: &Context, args: &ListArgs) -> Result<ExitCode, OciError> {
+pub fn list(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
+    let json = wants_json(given)?;
     let root = context.place.open()?;
     let ids = root.as_ref().map(|root| root.ids()).transpose()?.unwrap_or_default();
-    if args.quiet {
+    if given.has("quiet") {
         ids.iter().for_each(|id| print(id.as_str()));
         return Ok(ExitCode::SUCCESS);
     }
@@ -83,10 +83,7 @@ pub fn list(context: &Context, args: &ListArgs) -> Result<ExitCode, OciError> {
             None => {}
         }
     }
-    match args.format {
-        Format::Json => print(&serde_json::to_string(&rows).map_err(OciError::Json)?),
-        Format::Table => print(&table(&rows)),
-    }
+    print(&if json { serde_json::to_string(&rows).map_err(OciError::Json)? } else { table(&rows) });
     Ok(ExitCode::SUCCESS)
 }
 

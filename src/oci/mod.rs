@@ -3,6 +3,7 @@
 //! It keeps containers in directories of its own (`runtime::container`) and starts them with exactly
 //! the code that `coracle run` uses. Errors are one line on stderr, and in `--log` in runc's form.
 
+mod arguments;
 mod create;
 mod delete;
 mod error;
@@ -22,76 +23,52 @@ mod streams;
 mod update;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ErrorKind};
-use clap::{Parser, Subcommand, ValueEnum};
 use coracle_runtime::cgroup::Kind;
 use coracle_runtime::defaults::OCI_VERSION;
 
-use error::OciError;
+use arguments::{Given, Grammar, Words, switch, valued};
+pub use error::OciError;
 use journal::Journal;
 use place::Place;
 
-/// Start and control containers from OCI bundles.
-#[derive(Parser)]
-#[command(name = "coracle-oci", disable_version_flag = true, disable_help_subcommand = true)]
-struct Cli {
-    /// Keep the containers' state in DIR
-    #[arg(long, value_name = "DIR")]
-    root: Option<PathBuf>,
-    /// Append errors to FILE
-    #[arg(long, value_name = "FILE")]
-    log: Option<PathBuf>,
-    /// Write the log as text or json
-    #[arg(long, value_enum, default_value = "text")]
-    log_format: journal::Format,
-    /// Log more than errors
-    #[arg(long)]
-    debug: bool,
-    /// Who makes cgroups [default: us, in whatever place is ours]; "disabled" ignores limits
-    #[arg(long, value_enum)]
-    cgroup_manager: Option<CgroupManager>,
-    /// The same as --cgroup-manager=systemd
-    #[arg(long)]
-    systemd_cgroup: bool,
-    /// Accepted for runc's sake: whether we are rootless is seen, not told
-    #[arg(long, value_name = "true|false|auto")]
-    rootless: Option<String>,
-    /// Print the version
-    #[arg(short = 'v', long)]
-    version: bool,
+/// What stands before the command.
+const GLOBALS: Grammar = Grammar {
+    name: "coracle-oci",
+    about: "Start and control containers from OCI bundles.",
+    flags: &[&[
+        valued("root", "DIR", "Keep the containers' state in DIR"),
+        valued("log", "FILE", "Append errors to FILE"),
+        valued("log-format", "FORMAT", "Write the log as text or json [default: text]"),
+        switch("debug", "Log more than errors"),
+        valued("cgroup-manager", "WHO", "Who makes cgroups: cgroupfs, systemd, or disabled, which ignores limits"),
+        switch("systemd-cgroup", "The same as --cgroup-manager=systemd"),
+        valued("rootless", "true|false|auto", "Accepted for runc's sake: whether we are rootless is seen, not told"),
+        switch("version", "Print the version").short('v'),
+    ]],
+    words: Words::Command,
+};
 
-    #[command(subcommand)]
-    command: Option<Command>,
-}
+type Command = fn(&Context, &Given) -> Result<ExitCode, OciError>;
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum CgroupManager {
-    Disabled,
-    Cgroupfs,
-    Systemd,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    Create(create::CreateArgs),
-    Run(create::RunArgs),
-    Start(create::StartArgs),
-    State(list::StateArgs),
-    Kill(kill::KillArgs),
-    Delete(delete::DeleteArgs),
-    List(list::ListArgs),
-    Exec(Box<exec::ExecArgs>),
-    Ps(processes::PsArgs),
-    Pause(pause::PauseArgs),
-    Resume(pause::ResumeArgs),
-    Update(Box<update::UpdateArgs>),
-    Events(events::EventsArgs),
-    Spec(spec::SpecArgs),
-    Features(features::FeaturesArgs),
-}
+const COMMANDS: [(Grammar, Command); 15] = [
+    (create::CREATE, create::create),
+    (create::RUN, create::run),
+    (create::START, create::start),
+    (list::STATE, list::state),
+    (kill::KILL, kill::kill),
+    (delete::DELETE, delete::delete),
+    (list::LIST, list::list),
+    (exec::EXEC, exec::exec),
+    (processes::PS, processes::ps),
+    (pause::PAUSE, pause::pause),
+    (pause::RESUME, pause::resume),
+    (update::UPDATE, update::update),
+    (events::EVENTS, events::events),
+    (spec::SPEC, |_, given| spec::spec(given)),
+    (features::FEATURES, |_, _| features::features()),
+];
 
 /// What this runtime can do, in crun's form; programs that drive crun look for the words.
 const FEATURES: &str = "+SYSTEMD +CAP +SECCOMP";
@@ -103,73 +80,64 @@ struct Context {
     cgroups: Kind,
 }
 
-/// Parses the arguments and runs one command.
+/// Parses the arguments, of which the first is the program's name, and runs one command.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
-        Err(error) => return usage(&error),
+    let journal = Journal::default();
+    let (globals, command) = match words(args) {
+        Ok(Some(words)) => words,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => return journal.fail(&error),
     };
-    if cli.version {
-        list::print(&format!("coracle-oci version {}\nspec: {OCI_VERSION}\n{FEATURES}", env!("CARGO_PKG_VERSION")));
-        return ExitCode::SUCCESS;
-    }
-    let journal = match Journal::open(cli.log.as_deref(), cli.log_format, cli.debug) {
+    let format = match globals.choice("log-format", &["text", "json"]) {
+        Ok(format) => {
+            if format == Some(1) {
+                journal::Format::Json
+            } else {
+                journal::Format::Text
+            }
+        }
+        Err(error) => return journal.fail(&error),
+    };
+    let journal = match Journal::open(globals.path("log").as_deref(), format, globals.has("debug")) {
         Ok(journal) => journal,
-        Err(error) => return Journal::default().fail(&error),
+        Err(error) => return journal.fail(&error),
     };
-    match dispatch(cli, &journal) {
-        Ok(code) => code,
-        Err(error) => journal.fail(&error),
-    }
+    dispatch(&globals, command, &journal).unwrap_or_else(|error| journal.fail(&error))
 }
 
-fn dispatch(cli: Cli, journal: &Journal) -> Result<ExitCode, OciError> {
-    let cgroups = match (cli.cgroup_manager, cli.systemd_cgroup) {
-        (Some(CgroupManager::Disabled), _) => Kind::Disabled,
-        (Some(CgroupManager::Systemd), _) | (_, true) => Kind::Systemd,
-        (Some(CgroupManager::Cgroupfs), _) => Kind::Cgroupfs,
+/// Sorts what stands before the command from what stands behind it; `None` after a version or a help.
+fn words(args: Vec<OsString>) -> Result<Option<(Given, Vec<OsString>)>, OciError> {
+    let mut globals = GLOBALS.parse(args.into_iter().skip(1))?;
+    if globals.help {
+        let commands: Vec<&Grammar> = COMMANDS.iter().map(|(grammar, _)| grammar).collect();
+        list::print(&GLOBALS.help(&commands));
+        return Ok(None);
+    }
+    if globals.has("version") {
+        list::print(&format!("coracle-oci version {}\nspec: {OCI_VERSION}\n{FEATURES}", env!("CARGO_PKG_VERSION")));
+        return Ok(None);
+    }
+    let command = globals.take_words();
+    Ok(Some((globals, command)))
+}
+
+fn dispatch(globals: &Given, words: Vec<OsString>, journal: &Journal) -> Result<ExitCode, OciError> {
+    let manager = globals.choice("cgroup-manager", &["disabled", "cgroupfs", "systemd"])?;
+    let cgroups = match (manager, globals.has("systemd-cgroup")) {
+        (Some(0), _) => Kind::Disabled,
+        (Some(2), _) | (_, true) => Kind::Systemd,
+        (Some(_), _) => Kind::Cgroupfs,
         (None, false) => Kind::Auto,
     };
-    let Some(command) = cli.command else {
-        return Err(OciError::NoCommand);
-    };
-    let context = Context { place: Place::new(cli.root), journal: journal.clone(), cgroups };
-    match command {
-        Command::Create(args) => create::create(&context, &args),
-        Command::Run(args) => create::run(&context, &args),
-        Command::Start(args) => create::start(&context, &args),
-        Command::State(args) => list::state(&context, &args),
-        Command::Kill(args) => kill::kill(&context, &args),
-        Command::Delete(args) => delete::delete(&context, &args),
-        Command::List(args) => list::list(&context, &args),
-        Command::Exec(args) => exec::exec(&context, &args),
-        Command::Ps(args) => processes::ps(&context, &args),
-        Command::Pause(args) => pause::pause(&context, &args),
-        Command::Resume(args) => pause::resume(&context, &args),
-        Command::Update(args) => update::update(&context, &args),
-        Command::Events(args) => events::events(&context, &args),
-        Command::Spec(args) => spec::spec(&args),
-        Command::Features(_) => features::features(),
+    let mut words = words.into_iter();
+    let name = words.next().ok_or(OciError::NoCommand)?;
+    let found = COMMANDS.iter().find(|(grammar, _)| name == grammar.name);
+    let (grammar, command) = found.ok_or_else(|| OciError::UnknownCommand(name.display().to_string()))?;
+    let given = grammar.parse(words)?;
+    if given.help {
+        list::print(&grammar.help(&[]));
+        return Ok(ExitCode::SUCCESS);
     }
-}
-
-/// Prints help where it was asked for; refuses what we have not by its name.
-fn usage(error: &clap::Error) -> ExitCode {
-    let what = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
-    let journal = Journal::default();
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let _ = error.print();
-            ExitCode::SUCCESS
-        }
-        ErrorKind::UnknownArgument => journal.fail(&OciError::UnknownFlag(what(ContextKind::InvalidArg))),
-        ErrorKind::InvalidSubcommand => journal.fail(&OciError::UnknownCommand(what(ContextKind::InvalidSubcommand))),
-        ErrorKind::MissingRequiredArgument => journal.fail(&OciError::MissingArgument(what(ContextKind::InvalidArg))),
-        _ => {
-            // The first line says it all; the rest is usage, which --help prints.
-            let text = error.to_string();
-            let line = text.lines().next().unwrap_or_default();
-            journal.fail(&OciError::Usage(line.trim_start_matches("error: ").to_owned()))
-        }
-    }
+    let context = Context { place: Place::new(globals.path("root")), journal: journal.clone(), cgroups };
+    command(&context, &given)
 }

@@ -2,34 +2,28 @@
 
 use std::process::ExitCode;
 
-use clap::Args;
 use coracle_runtime::container::{Id, Status};
 
 use super::Context;
+use super::arguments::{Given, Grammar, Words};
 use super::error::OciError;
 
-/// Stop all processes of a container where they are
-#[derive(Args)]
-pub struct PauseArgs {
-    /// The container's id
-    id: String,
-}
+/// `pause`.
+pub const PAUSE: Grammar =
+    Grammar { name: "pause", about: "Stop all processes of a container where they are", flags: &[], words: Words::Id };
 
-/// Let the processes of a paused container go on
-#[derive(Args)]
-pub struct ResumeArgs {
-    /// The container's id
-    id: String,
-}
+/// `resume`.
+pub const RESUME: Grammar =
+    Grammar { name: "resume", about: "Let the processes of a paused container go on", flags: &[], words: Words::Id };
 
 /// Runs `pause`.
-pub fn pause(context: &Context, args: &PauseArgs) -> Result<ExitCode, OciError> {
-    set_frozen(context, &args.id, true)
+pub fn pause(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
+    set_frozen(context, &given.id()?, true)
 }
 
 /// Runs `resume`.
-pub fn resume(context: &Context, args: &ResumeArgs) -> Result<ExitCode, OciError> {
-    set_frozen(context, &args.id, false)
+pub fn resume(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
+    set_frozen(context, &given.id()?, false)
 }
 
 fn set_frozen(context: &Context, id: &str, frozen: bool) -> Result<ExitCode, OciError> {

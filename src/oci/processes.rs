@@ -2,35 +2,28 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
 use coracle_runtime::container::{Id, Identity, State, Status};
 
 use super::Context;
+use super::arguments::{Given, Grammar, Words, valued};
 use super::error::OciError;
-use super::list::print;
+use super::list::{print, wants_json};
 
 /// The most entries of /proc that are looked at: the kernel's largest pid_max.
 const PROCESSES_MAX: usize = 1 << 22;
 
-/// List the processes of a container, by their numbers on the host
-#[derive(Args)]
-pub struct PsArgs {
-    /// Print a table or JSON
-    #[arg(short, long, value_enum, default_value = "table")]
-    format: Format,
-    /// The container's id
-    id: String,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Table,
-    Json,
-}
+/// `ps`.
+pub const PS: Grammar = Grammar {
+    name: "ps",
+    about: "List the processes of a container, by their numbers on the host",
+    flags: &[&[valued("format", "FORMAT", "Print a table or json [default: table]").short('f')]],
+    words: Words::Id,
+};
 
 /// Runs `ps`.
-pub fn ps(context: &Context, args: &PsArgs) -> Result<ExitCode, OciError> {
-    let id: Id = args.id.parse()?;
+pub fn ps(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
+    let id: Id = given.id()?.parse()?;
+    let json = wants_json(given)?;
     let container = context.place.container(&id)?;
     let state = container.state()?;
     let status = container.status(state.as_ref())?;
@@ -38,12 +31,11 @@ pub fn ps(context: &Context, args: &PsArgs) -> Result<ExitCode, OciError> {
         return Err(OciError::Status { verb: "list the processes of", id, status });
     };
     let numbers = of(&state)?;
-    match args.format {
-        Format::Json => print(&serde_json::to_string(&numbers).map_err(OciError::Json)?),
-        Format::Table => {
-            let lines = numbers.iter().map(i32::to_string);
-            print(&std::iter::once("PID".to_owned()).chain(lines).collect::<Vec<String>>().join("\n"));
-        }
+    if json {
+        print(&serde_json::to_string(&numbers).map_err(OciError::Json)?);
+    } else {
+        let lines = numbers.iter().map(i32::to_string);
+        print(&std::iter::once("PID".to_owned()).chain(lines).collect::<Vec<String>>().join("\n"));
     }
     Ok(ExitCode::SUCCESS)
 }

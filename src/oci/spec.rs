@@ -1,31 +1,30 @@
 //! `spec`: a configuration to start from.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
 use coracle_runtime::bundle::CONFIG;
 use coracle_runtime::defaults::{self, MountOptions, SpecOptions};
 
+use super::arguments::{Given, Grammar, Words, switch, valued};
 use super::error::OciError;
 
-/// Write a config.json with the defaults
-#[derive(Args)]
-pub struct SpecArgs {
-    /// The bundle's directory [default: .]
-    #[arg(short, long, value_name = "DIR")]
-    bundle: Option<PathBuf>,
-    /// For a user without root: root inside is the caller, and the network is the host's
-    #[arg(long)]
-    rootless: bool,
-}
+/// `spec`.
+pub const SPEC: Grammar = Grammar {
+    name: "spec",
+    about: "Write a config.json with the defaults",
+    flags: &[&[
+        valued("bundle", "DIR", "The bundle's directory [default: .]").short('b'),
+        switch("rootless", "For a user without root: root inside is the caller, and the network is the host's"),
+    ]],
+    words: Words::None,
+};
 
 /// Runs `spec`.
-pub fn spec(args: &SpecArgs) -> Result<ExitCode, OciError> {
-    let path = args.bundle.clone().unwrap_or_default().join(CONFIG);
+pub fn spec(given: &Given) -> Result<ExitCode, OciError> {
+    let path = given.path("bundle").unwrap_or_default().join(CONFIG);
     let mut options = SpecOptions::default();
-    if args.rootless {
+    if given.has("rootless") {
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         options.map_root_to = Some((uid, gid));
         options.mounts = MountOptions { own_network: false, tty_group_mapped: false, ..MountOptions::default() };

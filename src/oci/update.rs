@@ -1,88 +1,64 @@
 //! `update`: other limits for a running container.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Args;
 use coracle_runtime::container::{Id, Status};
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value, json};
 
 use super::Context;
+use super::arguments::{Given, Grammar, Words, valued};
 use super::error::OciError;
 
 /// Limits have a few lines; a file without an end must not fill our memory.
 const RESOURCES_BYTES_MAX: u64 = 1 << 20;
 
-/// Change the limits of a container
-#[derive(Args)]
-pub struct UpdateArgs {
-    /// Read limits from FILE, in the form of config.json's "linux.resources"; - is the standard input
-    #[arg(short, long, value_name = "FILE")]
-    resources: Option<PathBuf>,
-    /// Weight of block I/O, 10 to 1000
-    #[arg(long, value_name = "N")]
-    blkio_weight: Option<u64>,
-    /// Length of a period in microseconds
-    #[arg(long, value_name = "US")]
-    cpu_period: Option<u64>,
-    /// CPU time in a period in microseconds, -1 for no limit
-    #[arg(long, value_name = "US", allow_hyphen_values = true)]
-    cpu_quota: Option<i64>,
-    /// CPU time that may be saved up, in microseconds
-    #[arg(long, value_name = "US")]
-    cpu_burst: Option<u64>,
-    /// Relative weight against other containers
-    #[arg(long, value_name = "N", alias = "cpu-shares")]
-    cpu_share: Option<u64>,
-    /// Not possible with cgroup v2
-    #[arg(long, value_name = "US")]
-    cpu_rt_period: Option<u64>,
-    /// Not possible with cgroup v2
-    #[arg(long, value_name = "US")]
-    cpu_rt_runtime: Option<i64>,
-    /// The processors, as 0-3,7
-    #[arg(long, value_name = "LIST")]
-    cpuset_cpus: Option<String>,
-    /// The memory nodes
-    #[arg(long, value_name = "LIST")]
-    cpuset_mems: Option<String>,
-    /// 1: only CPU time that nobody else wants
-    #[arg(long, value_name = "0|1", allow_hyphen_values = true)]
-    cpu_idle: Option<i64>,
-    /// Not possible with cgroup v2
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    kernel_memory: Option<String>,
-    /// Not possible with cgroup v2
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    kernel_memory_tcp: Option<String>,
-    /// Memory in bytes, or with k, m, g; -1 for no limit
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    memory: Option<String>,
-    /// Memory that is left alone when memory is scarce
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    memory_reservation: Option<String>,
-    /// Memory and swap together; -1 for no limit
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
-    memory_swap: Option<String>,
-    /// Number of processes; -1 for no limit
-    #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pids_limit: Option<i64>,
-    /// Not supported
-    #[arg(long, value_name = "SCHEMA")]
-    l3_cache_schema: Option<String>,
-    /// Not supported
-    #[arg(long, value_name = "SCHEMA")]
-    mem_bw_schema: Option<String>,
-    /// The container's id
-    id: String,
-}
+/// `update`.
+pub const UPDATE: Grammar = Grammar {
+    name: "update",
+    about: "Change the limits of a container",
+    flags: &[&[
+        valued(
+            "resources",
+            "FILE",
+            "Read limits from FILE, in the form of \"linux.resources\"; - is the standard input",
+        )
+        .short('r'),
+        valued("blkio-weight", "N", "Weight of block I/O, 10 to 1000"),
+        valued("cpu-period", "US", "Length of a period in microseconds"),
+        valued("cpu-quota", "US", "CPU time in a period in microseconds, -1 for no limit"),
+        valued("cpu-burst", "US", "CPU time that may be saved up, in microseconds"),
+        valued("cpu-share", "N", "Relative weight against other containers"),
+        valued("cpu-shares", "N", ""),
+        valued("cpu-rt-period", "US", NOT_IN_V2),
+        valued("cpu-rt-runtime", "US", NOT_IN_V2),
+        valued("cpuset-cpus", "LIST", "The processors, as 0-3,7"),
+        valued("cpuset-mems", "LIST", "The memory nodes"),
+        valued("cpu-idle", "0|1", "1: only CPU time that nobody else wants"),
+        valued("kernel-memory", "BYTES", NOT_IN_V2),
+        valued("kernel-memory-tcp", "BYTES", NOT_IN_V2),
+        valued("memory", "BYTES", "Memory in bytes, or with k, m, g; -1 for no limit"),
+        valued("memory-reservation", "BYTES", "Memory that is left alone when memory is scarce"),
+        valued("memory-swap", "BYTES", "Memory and swap together; -1 for no limit"),
+        valued("pids-limit", "N", "Number of processes; -1 for no limit"),
+        valued("l3-cache-schema", "SCHEMA", "Not supported"),
+        valued("mem-bw-schema", "SCHEMA", "Not supported"),
+    ]],
+    words: Words::Id,
+};
+
+const NOT_IN_V2: &str = "Not possible with cgroup v2";
+
+/// The flags that nothing can be done about.
+const REFUSED: [&str; 6] =
+    ["cpu-rt-period", "cpu-rt-runtime", "kernel-memory", "kernel-memory-tcp", "l3-cache-schema", "mem-bw-schema"];
 
 /// Runs `update`.
-pub fn update(context: &Context, args: &UpdateArgs) -> Result<ExitCode, OciError> {
-    let id: Id = args.id.parse()?;
-    let resources = args.resources()?;
+pub fn update(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
+    let id: Id = given.id()?.parse()?;
+    let resources = resources(given)?;
     let container = context.place.container(&id)?;
     let lock = container.lock()?;
     let state = container.state()?;
@@ -97,50 +73,48 @@ pub fn update(context: &Context, args: &UpdateArgs) -> Result<ExitCode, OciError
     Ok(ExitCode::SUCCESS)
 }
 
-impl UpdateArgs {
-    /// The file's limits with what the flags change.
-    fn resources(&self) -> Result<LinuxResources, OciError> {
-        let refused = [
-            ("--cpu-rt-period", self.cpu_rt_period.is_some()),
-            ("--cpu-rt-runtime", self.cpu_rt_runtime.is_some()),
-            ("--kernel-memory", self.kernel_memory.is_some()),
-            ("--kernel-memory-tcp", self.kernel_memory_tcp.is_some()),
-            ("--l3-cache-schema", self.l3_cache_schema.is_some()),
-            ("--mem-bw-schema", self.mem_bw_schema.is_some()),
-        ];
-        if let Some((flag, _)) = refused.into_iter().find(|(_, given)| *given) {
-            return Err(OciError::Flag(flag));
-        }
-        let mut value = match &self.resources {
-            Some(path) => read(path)?,
-            None => json!({}),
-        };
-        put(&mut value, "blockIO", [("weight", self.blkio_weight.map(Value::from))])?;
-        put(
-            &mut value,
-            "cpu",
-            [
-                ("period", self.cpu_period.map(Value::from)),
-                ("quota", self.cpu_quota.map(Value::from)),
-                ("burst", self.cpu_burst.map(Value::from)),
-                ("shares", self.cpu_share.map(Value::from)),
-                ("cpus", self.cpuset_cpus.clone().map(Value::from)),
-                ("mems", self.cpuset_mems.clone().map(Value::from)),
-                ("idle", self.cpu_idle.map(Value::from)),
-            ],
-        )?;
-        put(
-            &mut value,
-            "memory",
-            [
-                ("limit", bytes("--memory", self.memory.as_deref())?),
-                ("reservation", bytes("--memory-reservation", self.memory_reservation.as_deref())?),
-                ("swap", bytes("--memory-swap", self.memory_swap.as_deref())?),
-            ],
-        )?;
-        put(&mut value, "pids", [("limit", self.pids_limit.map(Value::from))])?;
-        serde_json::from_value(value).map_err(OciError::Resources)
+/// The file's limits with what the flags change.
+fn resources(given: &Given) -> Result<LinuxResources, OciError> {
+    if let Some(flag) = REFUSED.into_iter().find(|flag| given.has(flag)) {
+        return Err(OciError::UnknownFlag(format!("--{flag}")));
     }
+    let mut value = match given.path("resources") {
+        Some(path) => read(&path)?,
+        None => json!({}),
+    };
+    let unsigned = |flag| Ok::<_, OciError>(given.number::<u64>(flag)?.map(Value::from));
+    let signed = |flag| Ok::<_, OciError>(given.number::<i64>(flag)?.map(Value::from));
+    let text = |flag| Ok::<_, OciError>(given.text(flag)?.map(Value::from));
+    let memory = |flag| bytes(flag, given.text(flag)?.as_deref());
+    put(&mut value, "blockIO", [("weight", unsigned("blkio-weight")?)])?;
+    let shares = match unsigned("cpu-share")? {
+        None => unsigned("cpu-shares")?,
+        given => given,
+    };
+    put(
+        &mut value,
+        "cpu",
+        [
+            ("period", unsigned("cpu-period")?),
+            ("quota", signed("cpu-quota")?),
+            ("burst", unsigned("cpu-burst")?),
+            ("shares", shares),
+            ("cpus", text("cpuset-cpus")?),
+            ("mems", text("cpuset-mems")?),
+            ("idle", signed("cpu-idle")?),
+        ],
+    )?;
+    put(
+        &mut value,
+        "memory",
+        [
+            ("limit", memory("memory")?),
+            ("reservation", memory("memory-reservation")?),
+            ("swap", memory("memory-swap")?),
+        ],
+    )?;
+    put(&mut value, "pids", [("limit", signed("pids-limit")?)])?;
+    serde_json::from_value(value).map_err(OciError::Resources)
 }
 
 fn put<const N: usize>(value: &mut Value, group: &str, fields: [(&str, Option<Value>); N]) -> Result<(), OciError> {
@@ -169,7 +143,7 @@ fn read(path: &Path) -> Result<Value, OciError> {
 /// A number of bytes with Docker's suffixes, powers of 1024; -1 is no limit.
 fn bytes(flag: &'static str, text: Option<&str>) -> Result<Option<Value>, OciError> {
     let Some(text) = text else { return Ok(None) };
-    let wrong = || OciError::Usage(format!("invalid value {text:?} for {flag}: a number of bytes, or with k, m, g"));
+    let wrong = || OciError::Usage(format!("invalid value {text:?} for --{flag}: a number of bytes, or with k, m, g"));
     if text == "-1" {
         return Ok(Some(json!(-1)));
     }
@@ -194,7 +168,7 @@ mod tests {
 
     #[test]
     fn c16_numbers_of_bytes() {
-        let read = |text: &str| bytes("--memory", Some(text)).ok().flatten().and_then(|value| value.as_i64());
+        let read = |text: &str| bytes("memory", Some(text)).ok().flatten().and_then(|value| value.as_i64());
         assert_eq!(read("64m"), Some(64 << 20));
         assert_eq!(read("1GB"), Some(1 << 30));
         assert_eq!(read("0"), Some(0));

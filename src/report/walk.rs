@@ -7,6 +7,7 @@ use coracle_images::{LoginError, PullError, PushError};
 
 use crate::engine::EngineError;
 use crate::engine::image::ImageError;
+use crate::oci::OciError;
 
 /// Lists an error and its causes.
 ///
@@ -21,6 +22,13 @@ fn next<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static
 }
 
 fn opened<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    if let Some(oci) = error.downcast_ref::<OciError>() {
+        return match oci {
+            OciError::Cgroup(inner) => Some(inner),
+            OciError::Ids(inner) => Some(inner),
+            _ => None,
+        };
+    }
     if let Some(engine) = error.downcast_ref::<EngineError>() {
         return match engine {
             EngineError::Elsewhere(inner) => Some(inner),
