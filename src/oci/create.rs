@@ -9,7 +9,7 @@ use coracle_runtime::cgroup::{Cgroup, Request};
 use coracle_runtime::container::{Beginning, Container, Id, Identity, Lock, State, Status};
 use coracle_runtime::hooks::{self, Moment, Subject};
 use coracle_runtime::{
-    Gate, LaunchFailure, LaunchOptions, Namespaces, Rootfs, Running, Stage, Stdio, launch, open_gate, seal,
+    Gate, LaunchFailure, LaunchOptions, Namespaces, Rootfs, Running, Stage, Stdio, launch, memory, open_gate, seal,
 };
 use coracle_shim::Foreground;
 use oci_spec::runtime::Spec;
@@ -207,6 +207,7 @@ impl<'a> Order<'a> {
         for warning in &config.warnings {
             context.journal.warn(warning);
         }
+        memory::step();
         context.journal.debug(&format!("container {id} from bundle {}", directory.display()));
         pass_listeners(&mut config.spec);
         Ok(Self { context, args, id, directory, config })
@@ -255,6 +256,7 @@ impl<'a> Order<'a> {
     fn launch(&self, lock: &Lock<'_>, gate: Gate, terminal: bool, watched: bool) -> Result<Running, OciError> {
         lock.save_config(&self.config.text)?;
         let cgroup = self.cgroup()?;
+        memory::step();
         let launched = self.launch_in(lock, gate, (terminal, watched), cgroup.as_ref());
         if let (Err(_), Some(cgroup)) = (&launched, &cgroup) {
             // The first error is the one that tells why.

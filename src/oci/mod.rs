@@ -27,6 +27,7 @@ use std::process::ExitCode;
 
 use coracle_runtime::cgroup::Kind;
 use coracle_runtime::defaults::OCI_VERSION;
+use coracle_runtime::memory;
 
 use arguments::{Given, Grammar, Words, switch, valued};
 pub use error::OciError;
@@ -82,6 +83,8 @@ struct Context {
 
 /// Parses the arguments, of which the first is the program's name, and runs one command.
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    // What the start of the program needed is over.
+    memory::step();
     let journal = Journal::default();
     let (globals, command) = match words(args) {
         Ok(Some(words)) => words,

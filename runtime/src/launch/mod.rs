@@ -45,6 +45,7 @@ use crate::failpoint;
 use crate::failure::{LaunchFailure, Stage};
 use crate::hooks::{self, Moment, Subject};
 use crate::idmap;
+use crate::memory;
 use crate::plan::{self, Plan};
 use crate::sys::{CloneFlags, CloneOptions, Cloned, clone_process};
 use channel::Message;
@@ -130,6 +131,8 @@ fn create(
 ) -> Result<Cloned, LaunchFailure> {
     // The time namespace is made by the child itself, because its clocks are set first.
     let options = CloneOptions { flags: plan.namespaces.create.without(CloneFlags::TIME), cgroup };
+    // Everything is planned and compiled.
+    memory::step();
     if joined.is_empty() && nest.is_none() {
         let cloned = clone_process(&options, || {
             close_in_child(ours);

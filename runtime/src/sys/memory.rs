@@ -17,6 +17,38 @@ pub(crate) fn forget(pages: &Range<usize>) {
     unsafe { libc::madvise(start, pages.len(), libc::MADV_DONTNEED) };
 }
 
+/// madvise(2) with MADV_DONTNEED on the segments of this program that are mapped without write permission.
+///
+/// Only while the process has one thread. Whatever runs next, this function first of all, comes back
+/// from the page cache.
+pub(crate) fn forget_program_segments() {
+    extern "C" fn one(info: *mut libc::dl_phdr_info, _: usize, _: *mut libc::c_void) -> i32 {
+        // SAFETY: dl_iterate_phdr(3) gives a description that is valid during the call.
+        let info = unsafe { &*info };
+        // SAFETY: the description names this many program headers in memory.
+        let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+        for header in headers.iter().filter(|header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0)
+        {
+            let (Ok(base), Ok(at), Ok(size)) =
+                (usize::try_from(info.dlpi_addr), usize::try_from(header.p_vaddr), usize::try_from(header.p_memsz))
+            else {
+                continue;
+            };
+            let start = base.wrapping_add(at);
+            // The kernel maps whole pages; a segment that may be written begins on a page of its own.
+            let page = start & !(PAGE_BYTES - 1);
+            forget(&(page..start + size));
+        }
+        // The first entry is the program; there is no other in a static one.
+        1
+    }
+    // SAFETY: `one` keeps nothing and unwinds nowhere.
+    unsafe { libc::dl_iterate_phdr(Some(one), std::ptr::null_mut()) };
+}
+
+/// The least page size; madvise(2) refuses a start that is no multiple of a larger one, and nothing happens.
+const PAGE_BYTES: usize = 4096;
+
 /// madvise(2) with MADV_DONTNEED on the part of the stack that no function uses now, from `low` on.
 ///
 /// `low` is the beginning of the stack's mapping; a wrong one is refused or does nothing.
