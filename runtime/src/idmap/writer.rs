@@ -6,16 +6,22 @@
 
 use std::fmt::Write as _;
 use std::io::Read;
-use std::process::{Child, Command, Stdio};
+use std::os::fd::AsFd;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{IdMap, IdRange};
 use crate::failure::{LaunchFailure, Stage};
 use crate::{failpoint, programs};
 
 /// A helper says one line; more is not read.
-const HELPER_TEXT_MAX: u64 = 1024;
+const HELPER_TEXT_MAX: usize = 1024;
+/// A helper takes a millisecond; one that asks a directory service over a slow network takes seconds.
+const HELPER_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Writes both maps of a process. It must be dumpable and wait until this returns.
 pub(crate) fn write(pid: i32, map: &IdMap) -> Result<(), LaunchFailure> {
@@ -37,7 +43,8 @@ pub(crate) fn write(pid: i32, map: &IdMap) -> Result<(), LaunchFailure> {
     let users = spawn_helper("newuidmap", pid, &map.uids);
     let groups = finish_helper("newgidmap", groups).and_then(|()| failpoint::pass(Stage::Ids, "gidmap_done"));
     finish_helper("newuidmap", users?)?;
-    groups
+    groups?;
+    check_mapped(pid)
 }
 
 fn is_own(ranges: &[IdRange], id: u32) -> bool {
@@ -87,20 +94,61 @@ fn spawn_helper(name: &str, pid: i32, ranges: &[IdRange]) -> Result<Child, Launc
     })
 }
 
+/// Waits for a helper's end, and kills one that hangs: a name service behind it may (F18).
 fn finish_helper(name: &str, mut child: Child) -> Result<(), LaunchFailure> {
-    let mut said = String::new();
-    if let Some(stderr) = child.stderr.take() {
-        // What it says only decorates the failure that its exit code proves.
-        let _ = stderr.take(HELPER_TEXT_MAX).read_to_string(&mut said);
+    let failed = |errno: Errno| LaunchFailure::new(Stage::Ids, "wait for", name, errno);
+    let deadline = Instant::now() + HELPER_TIME_MAX;
+    let said = child.stderr.take().map(|stderr| hear(stderr, deadline)).unwrap_or_default();
+    let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).map_err(failed)?;
+    if !wait_until(&pidfd, deadline) {
+        // It may have ended just now; either way it is reaped.
+        let _ = child.kill();
+        let _ = child.wait();
+        let seconds = HELPER_TIME_MAX.as_secs();
+        return Err(LaunchFailure::rule(Stage::Ids, name, &format!("has not ended within {seconds} seconds")));
     }
-    let ended = child.wait().map_err(|error| {
-        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-        LaunchFailure::new(Stage::Ids, "wait for", name, errno)
-    })?;
+    let ended = child.wait().map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
     if ended.success() {
         return Ok(());
     }
     let said = said.lines().next().unwrap_or("failed without a word");
     let said = said.strip_prefix(name).map_or(said, |rest| rest.trim_start_matches([':', ' ']));
     Err(LaunchFailure::rule(Stage::Ids, name, said))
+}
+
+/// Reads what a helper says until it has ended or the time is over; it only decorates the failure that
+/// the exit code proves.
+fn hear(mut stderr: ChildStderr, deadline: Instant) -> String {
+    let mut said = Vec::new();
+    let mut part = [0; 256];
+    while said.len() < HELPER_TEXT_MAX && wait_until(&stderr, deadline) {
+        match stderr.read(&mut part) {
+            Ok(0) | Err(_) => break,
+            Ok(length) => said.extend_from_slice(&part[..length]),
+        }
+    }
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+/// Says whether something could be read, or a process ended, before the deadline.
+fn wait_until(what: &impl AsFd, deadline: Instant) -> bool {
+    loop {
+        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).unwrap_or_default();
+        match poll(&mut [PollFd::new(what, PollFlags::IN)], Some(&left)) {
+            Err(Errno::INTR) => {}
+            result => return result.is_ok_and(|ready| ready > 0),
+        }
+    }
+}
+
+/// A helper that says that all went well and mapped nothing must not start a container (F18).
+fn check_mapped(pid: i32) -> Result<(), LaunchFailure> {
+    for (file, name) in [("uid_map", "newuidmap"), ("gid_map", "newgidmap")] {
+        let path = format!("/proc/{pid}/{file}");
+        let map = fs_err::read_to_string(&path).unwrap_or_default();
+        if map.trim().is_empty() {
+            return Err(LaunchFailure::rule(Stage::Ids, name, "has mapped nothing"));
+        }
+    }
+    Ok(())
 }

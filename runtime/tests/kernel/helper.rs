@@ -28,6 +28,7 @@ pub fn run(args: &[String]) -> ExitCode {
             ExitCode::SUCCESS
         }
         ["look"] => look(),
+        ["exchange", one, other] => exchange(Path::new(one), Path::new(other)),
         other => panic!("unknown helper {other:?}"),
     }
 }
@@ -80,4 +81,14 @@ fn views(process: &Path) -> Vec<String> {
         }
     }
     lines
+}
+
+/// Exchanges two names until it is killed, or whoever started it is gone.
+fn exchange(one: &Path, other: &Path) -> ExitCode {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let tied = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    tied.expect("tied");
+    loop {
+        renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).expect("exchanged");
+    }
 }

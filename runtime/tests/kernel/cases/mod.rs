@@ -7,6 +7,7 @@ mod hostile;
 mod identity;
 mod mounts;
 mod namespaces;
+mod races;
 mod terminal;
 
 use crate::runner::Case;
@@ -20,5 +21,6 @@ pub const CASES: &[&[Case]] = &[
     identity::CASES,
     mounts::CASES,
     namespaces::CASES,
+    races::CASES,
     terminal::CASES,
 ];
