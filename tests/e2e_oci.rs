@@ -1,5 +1,6 @@
 //! `coracle-oci` on a busybox bundle: the life of a container.
 
+mod hosts;
 mod lifecycle;
 mod peers;
 mod refusals;

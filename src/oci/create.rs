@@ -207,6 +207,9 @@ impl<'a> Order<'a> {
         for warning in &config.warnings {
             context.journal.warn(warning);
         }
+        if !rustix::process::geteuid().is_root() && has_device_rules(&config.spec) {
+            context.journal.warn(DEVICE_RULES_IDLE);
+        }
         memory::step();
         context.journal.debug(&format!("container {id} from bundle {}", directory.display()));
         pass_listeners(&mut config.spec);
@@ -339,6 +342,15 @@ impl<'a> Order<'a> {
             best_effort: false,
         })?)
     }
+}
+
+/// What an ordinary user hears of rules that only root of the host can have the kernel keep.
+const DEVICE_RULES_IDLE: &str = "linux.resources.devices is not enforced: the kernel takes such rules from root alone; \
+     no device node can be made in a user namespace, and those that are bound keep their permissions";
+
+fn has_device_rules(spec: &Spec) -> bool {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    resources.and_then(|resources| resources.devices().as_ref()).is_some_and(|rules| !rules.is_empty())
 }
 
 /// How many descriptors systemd's socket activation hands on (sd_listen_fds(3)).

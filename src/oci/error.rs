@@ -57,6 +57,8 @@ pub enum OciError {
     CgroupState(#[from] serde_json::Error),
     #[error("the limits are not of the form of linux.resources")]
     Resources(#[source] serde_json::Error),
+    #[error("linux.resources.devices cannot be changed after a container was made")]
+    DeviceRules,
     #[error("invalid regular expression {0:?}")]
     Pattern(String),
     #[error("cannot {verb} container {id}: it is paused; --ignore-paused does it all the same")]

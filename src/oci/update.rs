@@ -114,7 +114,11 @@ fn resources(given: &Given) -> Result<LinuxResources, OciError> {
         ],
     )?;
     put(&mut value, "pids", [("limit", signed("pids-limit")?)])?;
-    serde_json::from_value(value).map_err(OciError::Resources)
+    let resources: LinuxResources = serde_json::from_value(value).map_err(OciError::Resources)?;
+    if resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()) {
+        return Err(OciError::DeviceRules);
+    }
+    Ok(resources)
 }
 
 fn put<const N: usize>(value: &mut Value, group: &str, fields: [(&str, Option<Value>); N]) -> Result<(), OciError> {

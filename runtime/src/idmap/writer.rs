@@ -39,10 +39,11 @@ pub(crate) fn write(pid: i32, map: &IdMap) -> Result<(), LaunchFailure> {
         write_map(pid, "gid_map", &map.gids)?;
         return failpoint::pass(Stage::Ids, "gidmap_done");
     }
+    let deadline = Instant::now() + HELPER_TIME_MAX;
     let groups = spawn_helper("newgidmap", pid, &map.gids)?;
     let users = spawn_helper("newuidmap", pid, &map.uids);
-    let groups = finish_helper("newgidmap", groups).and_then(|()| failpoint::pass(Stage::Ids, "gidmap_done"));
-    finish_helper("newuidmap", users?)?;
+    let groups = finish_helper("newgidmap", groups, deadline).and_then(|()| failpoint::pass(Stage::Ids, "gidmap_done"));
+    finish_helper("newuidmap", users?, deadline)?;
     groups?;
     check_mapped(pid)
 }
@@ -95,9 +96,8 @@ fn spawn_helper(name: &str, pid: i32, ranges: &[IdRange]) -> Result<Child, Launc
 }
 
 /// Waits for a helper's end, and kills one that hangs: a name service behind it may (F18).
-fn finish_helper(name: &str, mut child: Child) -> Result<(), LaunchFailure> {
+fn finish_helper(name: &str, mut child: Child, deadline: Instant) -> Result<(), LaunchFailure> {
     let failed = |errno: Errno| LaunchFailure::new(Stage::Ids, "wait for", name, errno);
-    let deadline = Instant::now() + HELPER_TIME_MAX;
     let said = child.stderr.take().map(|stderr| hear(stderr, deadline)).unwrap_or_default();
     let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).map_err(failed)?;
     if !wait_until(&pidfd, deadline) {

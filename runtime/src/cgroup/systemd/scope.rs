@@ -153,8 +153,9 @@ fn names(host: &Host, request: &Request<'_>) -> Result<(String, String), Systemd
 mod tests {
     use super::*;
 
+    /// A request has a path and limits, and no annotations that could become properties (CVE-2024-3154).
     #[test]
-    fn cgroups_paths() {
+    fn a20_names_of_units_are_checked() {
         let host = Host { mount: "/x".into(), own: "/".into(), uid: 1000, root: false, systemd: true };
         let named =
             |path| names(&host, &Request { kind: Kind::Systemd, id: "c1", path, resources: None, best_effort: false });
@@ -162,7 +163,18 @@ mod tests {
         assert_eq!(named(None).unwrap(), pair("user.slice", "coracle-c1.scope"));
         assert_eq!(named(Some("my.slice:libpod:abc")).unwrap(), pair("my.slice", "libpod-abc.scope"));
         assert_eq!(named(Some("::abc")).unwrap(), pair("user.slice", "abc.scope"));
-        for bad in ["abc", "a:b:c", "a.slice:b", "a.slice:b:", "a.slice:b:c/d", "a.slice:b:c:d", "a.slice:\n:c"] {
+        for bad in [
+            "abc",
+            "a:b:c",
+            "a.slice:b",
+            "a.slice:b:",
+            "a.slice:b:c/d",
+            "a.slice:b:c:d",
+            "a.slice:\n:c",
+            "a.slice:\":c",
+            "a.slice:b:c' ExecStartPre=x",
+            "a.slice:b:c\0",
+        ] {
             assert!(named(Some(bad)).is_err(), "{bad}");
         }
     }
