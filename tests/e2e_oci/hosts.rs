@@ -61,7 +61,7 @@ fn f19_user_namespaces_that_are_switched_off() {
     // Own ids, so that the namespace that is refused is the first thing that is asked for.
     let run = |wrapper: &[&str]| {
         let state = format!("--root={}", env.path("f19").display());
-        let command = Run::new(&env, &PathBuf::from(fixtures::find_program(wrapper[0]).unwrap()));
+        let command = Run::new(&env, &fixtures::find_program(wrapper[0]).unwrap());
         let program = oci.program.to_str().unwrap();
         let bundle = oci.bundle.to_str().unwrap();
         command.args(&wrapper[1..]).args(&[program, &state, "run", "--bundle", bundle, &unique("f19")]).outcome()
