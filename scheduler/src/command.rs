@@ -76,6 +76,8 @@ pub fn serve(options: Options, plain: bool, told: impl Fn(SocketAddr)) -> Result
     if options.tls.is_none() && !options.listen.ip().is_loopback() && !plain {
         return Err(CommandError::Plain(options.listen));
     }
+    // What is sealed on disk must not be on disk in a core dump, nor read by another process of this user.
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     let runtime = runtime()?;
     let (log, place) = (options.log.clone(), options.store.clone());
     let ended = runtime.block_on(async {

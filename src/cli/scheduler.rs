@@ -88,6 +88,11 @@ struct ServeArgs {
     #[arg(long, value_name = "DIR")]
     ca: Option<PathBuf>,
 
+    /// The key that seals secrets; made when it is missing, the same for every scheduler of a pool, in no backup
+    /// [default: secrets.key beside the certificates]
+    #[arg(long, value_name = "FILE")]
+    secrets_key: Option<PathBuf>,
+
     /// Speak HTTP without TLS, where something in front of it speaks TLS; agents then have no certificates
     #[arg(long, conflicts_with = "tls_cert")]
     plain_http: bool,
@@ -239,6 +244,7 @@ fn serve(root: Option<PathBuf>, args: ServeArgs) -> Result<(), CliError> {
         _ => own,
     };
     options.authority = Some(AuthorityFiles::in_folder(&folder)).filter(|files| files.key.exists());
+    options.secrets_key = Some(args.secrets_key.unwrap_or_else(|| folder.join("secrets.key")));
     options.log = match args.log {
         LogChoice::Off => Log::default(),
         LogChoice::Changes => Log { sink: Sink::Stderr, requests: false },

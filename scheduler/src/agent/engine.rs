@@ -42,8 +42,15 @@ pub trait Engine: Send {
     fn boot_id(&self) -> String;
     /// Everything that is known about the host.
     fn facts(&mut self) -> BTreeMap<String, FactReport>;
-    /// Begins an allocation; one that is here already, ended or not, is left alone.
-    fn start(&mut self, instance: InstanceId, epoch: u64, spec: &InstanceSpec) -> Result<(), EngineError>;
+    /// Begins an allocation; one that is here already, ended or not, is left alone. Secrets go into the container's own
+    /// memory or a file in memory that only its user reads, and nowhere else.
+    fn start(
+        &mut self,
+        instance: InstanceId,
+        epoch: u64,
+        spec: &InstanceSpec,
+        secrets: &[Delivered],
+    ) -> Result<(), EngineError>;
     /// Ends an allocation; one that is not here is no error.
     fn stop(&mut self, instance: InstanceId, epoch: u64, grace_ms: u64) -> Result<(), EngineError>;
     /// Lists every allocation that is here, ended ones included until they are forgotten.
@@ -72,6 +79,8 @@ pub struct SimulatedEngine {
     allocs: BTreeMap<(InstanceId, u64), (InstanceSpec, Phase)>,
     /// How often each allocation was begun.
     pub starts: BTreeMap<(InstanceId, u64), u32>,
+    /// What came with each start.
+    pub secrets: BTreeMap<(InstanceId, u64), Vec<Delivered>>,
 }
 
 impl SimulatedEngine {
@@ -128,7 +137,14 @@ impl Engine for SimulatedEngine {
         self.facts.clone()
     }
 
-    fn start(&mut self, instance: InstanceId, epoch: u64, spec: &InstanceSpec) -> Result<(), EngineError> {
+    fn start(
+        &mut self,
+        instance: InstanceId,
+        epoch: u64,
+        spec: &InstanceSpec,
+        secrets: &[Delivered],
+    ) -> Result<(), EngineError> {
+        self.secrets.insert((instance, epoch), secrets.to_vec());
         if !self.allocs.contains_key(&(instance, epoch)) {
             *self.starts.entry((instance, epoch)).or_default() += 1;
             self.allocs.insert((instance, epoch), (spec.clone(), Phase::Pulling));

@@ -206,9 +206,15 @@ impl Machine {
             }
             session.applied = numbered.seq;
             match numbered.command {
-                Command::Start { instance, epoch, spec } => {
-                    if let Err(error) = engine.start(instance, epoch, &spec) {
-                        self.phantoms.insert((instance, epoch), error.to_string());
+                Command::Start { instance, epoch, spec, secrets } => {
+                    // Half of what it needs to know would make it run wrongly.
+                    let outcome = if secrets.len() == spec.secrets.len() {
+                        engine.start(instance, epoch, &spec, &secrets).map_err(|error| error.to_string())
+                    } else {
+                        Err("a secret cannot be opened by the scheduler".to_owned())
+                    };
+                    if let Err(reason) = outcome {
+                        self.phantoms.insert((instance, epoch), reason);
                     }
                 }
                 Command::Stop { instance, epoch, grace_ms } => {

@@ -132,6 +132,7 @@ fn rebuilt(state: &State, found: &mut Vec<String>) {
         && kept.provider_names == fresh.provider_names
         && kept.token_hashes == fresh.token_hashes
         && kept.join_hashes == fresh.join_hashes
+        && kept.secret_names == fresh.secret_names
         && kept.remembered == fresh.remembered;
     if !names {
         found.push("names or hashes are out of step with the records".to_owned());

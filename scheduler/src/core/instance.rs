@@ -115,7 +115,7 @@ pub(super) fn start(state: &mut State, id: InstanceId) {
     let Some(found) = state.instances.get(&id) else { return };
     let Some(alloc) = &found.alloc else { return };
     let (to, epoch) = (alloc.provider, alloc.epoch);
-    let command = Command::Start { instance: id, epoch, spec: Box::new(found.spec.clone()) };
+    let command = Command::Start { instance: id, epoch, spec: Box::new(found.spec.clone()), secrets: Vec::new() };
     provider::send(state, to, command);
 }
 

@@ -70,6 +70,7 @@ pub(super) struct Live {
     pub service_names: BTreeMap<(GroupId, Name), ServiceId>,
     pub job_names: BTreeMap<(GroupId, Name), JobId>,
     pub volume_names: BTreeMap<(GroupId, Name), VolumeId>,
+    pub secret_names: BTreeMap<(GroupId, Name), SecretId>,
     pub token_hashes: BTreeMap<String, TokenId>,
     pub join_hashes: BTreeMap<String, JoinId>,
     /// Idempotency keys of each user, the oldest first.
@@ -203,6 +204,7 @@ pub(super) fn rebuild(state: &mut State, now: u64) {
         state.services.values().map(|found| ((found.group, found.spec.name.clone()), found.id)).collect();
     let jobs = state.jobs.values().filter(|job| job.ended_at_ms.is_none());
     live.job_names = jobs.map(|job| ((job.group, job.spec.name.clone()), job.id)).collect();
+    live.secret_names = state.secrets.values().map(|found| ((found.group, found.name.clone()), found.id)).collect();
     live.volume_names = state.volumes.values().map(|found| ((found.group, found.name.clone()), found.id)).collect();
     live.provider_names = state.providers.values().map(|found| (found.name.clone(), found.id)).collect();
     for ((user, key), found) in &state.remembered {

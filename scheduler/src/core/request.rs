@@ -15,7 +15,7 @@ use super::timer::Timer;
 use super::{Action, Answer, Refusal, job, place, provider, service, tenant, volume};
 use crate::model::*;
 use people::{bootstrap, grant_group, grant_join, grant_token, grant_user, join, set_key};
-use work::{grant_instance, grant_job, grant_provider, grant_service, grant_volume};
+use work::{grant_instance, grant_job, grant_provider, grant_secret, grant_service, grant_volume};
 
 /// A request with who asks and how to recognise a repetition.
 #[derive(Clone, Debug)]
@@ -149,6 +149,14 @@ pub enum Wish {
     DeleteVolume {
         id: VolumeId,
     },
+    CreateSecret {
+        group: GroupId,
+        name: Name,
+        sealed: Sealed,
+    },
+    DeleteSecret {
+        id: SecretId,
+    },
 }
 
 impl Wish {
@@ -182,6 +190,8 @@ impl Wish {
             Self::CancelJob { .. } => "job.cancel",
             Self::CreateVolume { .. } => "volume.create",
             Self::DeleteVolume { .. } => "volume.delete",
+            Self::CreateSecret { .. } => "secret.create",
+            Self::DeleteSecret { .. } => "secret.delete",
         }
     }
 
@@ -199,6 +209,7 @@ impl Wish {
             Self::UpdateService { id, .. } | Self::DeleteService { id } => Key::Service(*id),
             Self::CancelJob { id } => Key::Job(*id),
             Self::DeleteVolume { id } => Key::Volume(*id),
+            Self::DeleteSecret { id } => Key::Secret(*id),
             _ => return None,
         })
     }
@@ -271,6 +282,7 @@ fn group_of(record: Option<&Record>) -> Option<GroupId> {
         Record::Service(found) => found.group,
         Record::Job(found) => found.group,
         Record::Volume(found) => found.group,
+        Record::Secret(found) => found.group,
         _ => return None,
     })
 }
@@ -372,5 +384,6 @@ fn grant(state: &mut State, now: u64, actor: Option<Actor>, wish: Wish) -> Resul
         }
         Wish::CreateJob { .. } | Wish::CancelJob { .. } => grant_job(state, now, actor, wish),
         Wish::CreateVolume { .. } | Wish::DeleteVolume { .. } => grant_volume(state, now, actor, wish),
+        Wish::CreateSecret { .. } | Wish::DeleteSecret { .. } => grant_secret(state, now, actor, wish),
     }
 }

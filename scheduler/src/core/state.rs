@@ -66,6 +66,8 @@ pub struct State {
     pub jobs: BTreeMap<JobId, Job>,
     /// Volumes.
     pub volumes: BTreeMap<VolumeId, Volume>,
+    /// Secrets, sealed.
+    pub secrets: BTreeMap<SecretId, StoredSecret>,
     /// What was used.
     pub usage: BTreeMap<(GroupId, UserId, ProviderId), UsageRecord>,
     /// Idempotency keys.
@@ -105,6 +107,7 @@ tables! {
     services ServiceId Service Service service_mut put_service;
     jobs JobId Job Job job_mut put_job;
     volumes VolumeId Volume Volume volume_mut put_volume;
+    secrets SecretId StoredSecret Secret secret_mut put_secret;
 }
 
 impl State {
@@ -122,6 +125,7 @@ impl State {
             services: BTreeMap::new(),
             jobs: BTreeMap::new(),
             volumes: BTreeMap::new(),
+            secrets: BTreeMap::new(),
             usage: BTreeMap::new(),
             remembered: BTreeMap::new(),
             chains: BTreeMap::new(),
@@ -156,6 +160,7 @@ impl State {
             Record::Service(record) => drop(self.services.insert(record.id, *record)),
             Record::Job(record) => drop(self.jobs.insert(record.id, *record)),
             Record::Volume(record) => drop(self.volumes.insert(record.id, record)),
+            Record::Secret(record) => drop(self.secrets.insert(record.id, record)),
             Record::Usage(record) => {
                 self.usage.insert((record.group, record.user, record.provider), record);
             }
@@ -177,6 +182,7 @@ impl State {
             Key::Service(id) => Record::Service(Box::new(self.services.get(id)?.clone())),
             Key::Job(id) => Record::Job(Box::new(self.jobs.get(id)?.clone())),
             Key::Volume(id) => Record::Volume(self.volumes.get(id)?.clone()),
+            Key::Secret(id) => Record::Secret(self.secrets.get(id)?.clone()),
             Key::Usage(group, user, provider) => Record::Usage(*self.usage.get(&(*group, *user, *provider))?),
             Key::Remembered(user, key) => {
                 let found = self.remembered.get(&(*user, key.clone()))?;
@@ -200,6 +206,7 @@ impl State {
         let keys = keys.chain(self.services.keys().map(|id| Key::Service(*id)));
         let keys = keys.chain(self.jobs.keys().map(|id| Key::Job(*id)));
         let keys = keys.chain(self.volumes.keys().map(|id| Key::Volume(*id)));
+        let keys = keys.chain(self.secrets.keys().map(|id| Key::Secret(*id)));
         let keys = keys.chain(self.usage.keys().map(|(group, user, provider)| Key::Usage(*group, *user, *provider)));
         let keys = keys.chain(self.remembered.keys().map(|(user, key)| Key::Remembered(*user, key.clone())));
         let keys = keys.chain(self.chains.keys().map(|group| Key::Chain(*group)));
@@ -268,6 +275,7 @@ impl State {
             Key::Service(id) => drop(self.services.remove(id)),
             Key::Job(id) => drop(self.jobs.remove(id)),
             Key::Volume(id) => drop(self.volumes.remove(id)),
+            Key::Secret(id) => drop(self.secrets.remove(id)),
             Key::Remembered(user, text) => drop(self.remembered.remove(&(*user, text.clone()))),
         }
         self.dirty.insert(key);

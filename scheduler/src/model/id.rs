@@ -98,6 +98,8 @@ ids! {
     JobId
     /// Names one volume.
     VolumeId
+    /// Names one secret; not its value.
+    SecretId
 }
 
 #[cfg(test)]

@@ -11,11 +11,12 @@ mod plan;
 mod protocol;
 mod record;
 mod resource;
+mod secret;
 mod spec;
 mod tenant;
 
 pub use fact::{Fact, FactReport, FactValue};
-pub use id::{GroupId, IdError, InstanceId, JobId, JoinId, ProviderId, ServiceId, TokenId, UserId, VolumeId};
+pub use id::{GroupId, IdError, InstanceId, JobId, JoinId, ProviderId, SecretId, ServiceId, TokenId, UserId, VolumeId};
 pub use life::InstanceState;
 pub use name::{Name, NameError};
 pub use plan::{Explanation, ScoreLine};
@@ -28,6 +29,7 @@ pub use record::{
     ProviderState, Record, Remembered, Service, StopReason, UsageRecord, Volume,
 };
 pub use resource::{Resources, Usage};
+pub use secret::{Delivered, Plain, SECRET_BYTES, Sealed, SecretMount, SecretView, StoredSecret, is_value};
 pub use spec::{
     Class, InstanceSpec, JobSpec, OnLoss, Port, Restart, ServiceSpec, SpecError, Strategy, Tier, VolumeMount, limits,
 };

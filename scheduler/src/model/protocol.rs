@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{FactReport, InstanceId, InstanceSpec, Resources, Usage};
+use super::{Delivered, FactReport, InstanceId, InstanceSpec, Resources, Usage};
 
 /// The oldest protocol this scheduler speaks.
 pub const PROTOCOL_MIN: u32 = 1;
@@ -189,6 +189,9 @@ pub enum Command {
         epoch: u64,
         /// What to run.
         spec: Box<InstanceSpec>,
+        /// The secrets that the spec asks for, in its order; only in the answer to the agent.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        secrets: Vec<Delivered>,
     },
     /// Stop this allocation; an agent that does not have it answers that it exited.
     Stop {

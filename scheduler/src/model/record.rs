@@ -9,7 +9,8 @@ use utoipa::ToSchema;
 
 use super::{
     Explanation, Fact, Group, GroupId, InstanceId, InstanceSpec, InstanceState, JobId, JobSpec, Join, JoinId, Name,
-    ProviderId, Resources, ServiceId, ServiceSpec, Tier, Token, TokenId, Usage, User, UserId, VolumeId,
+    ProviderId, Resources, SecretId, ServiceId, ServiceSpec, StoredSecret, Tier, Token, TokenId, Usage, User, UserId,
+    VolumeId,
 };
 
 /// A reservation on a provider.
@@ -411,6 +412,8 @@ pub enum Key {
     Job(JobId),
     /// A volume.
     Volume(VolumeId),
+    /// A secret.
+    Secret(SecretId),
     /// A usage record.
     Usage(GroupId, UserId, ProviderId),
     /// An idempotency key of a token's user.
@@ -433,6 +436,7 @@ impl Key {
             Self::Service(id) => ("service", id.to_string()),
             Self::Job(id) => ("job", id.to_string()),
             Self::Volume(id) => ("volume", id.to_string()),
+            Self::Secret(id) => ("secret", id.to_string()),
             Self::Usage(group, user, provider) => ("usage", format!("{group}.{user}.{provider}")),
             Self::Remembered(user, key) => ("remembered", format!("{user}.{key}")),
             Self::Chain(group) => ("chain", group.to_string()),
@@ -464,6 +468,8 @@ pub enum Record {
     Job(Box<Job>),
     /// A volume.
     Volume(Volume),
+    /// A secret.
+    Secret(StoredSecret),
     /// A usage record.
     Usage(UsageRecord),
     /// An idempotency key.

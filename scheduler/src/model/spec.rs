@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Name, Resources, VolumeId};
+use super::{Name, Resources, SecretMount, VolumeId};
 use crate::expr::Expr;
 
 /// Bounds on specs. Each is far above what people use and far below what hurts.
@@ -198,6 +198,9 @@ pub struct InstanceSpec {
     pub stop_grace_ms: Option<u64>,
     /// Local volumes. An instance with volumes is not moved by itself.
     pub volumes: Vec<VolumeMount>,
+    /// Secrets of the group. `min_tier` says which machines may see them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretMount>,
 }
 
 impl InstanceSpec {
@@ -266,6 +269,22 @@ impl InstanceSpec {
                 return refuse("volumes", format!("{:?} is not a plain absolute path", mount.path));
             }
         }
+        for mount in &self.secrets {
+            let plain = |name: &String| {
+                let first = name.bytes().next().is_some_and(|byte| !byte.is_ascii_digit());
+                first && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+            };
+            let path =
+                |path: &String| path.starts_with('/') && !path.split('/').any(|part| part == ".." || part == ".");
+            let good = match (&mount.env, &mount.file) {
+                (Some(name), None) => plain(name),
+                (None, Some(file)) => path(file) && file.len() > 1,
+                _ => false,
+            };
+            if !good {
+                return refuse("secrets", "each wants either env, a variable's name, or file, a plain absolute path");
+            }
+        }
         for (field, list) in [("constraints", &self.constraints), ("affinities", &self.affinities)] {
             if list.len() > limits::EXPRESSIONS {
                 return refuse(field, format!("more than {} expressions", limits::EXPRESSIONS));
@@ -282,11 +301,13 @@ impl InstanceSpec {
         if self.image.is_empty() || self.image.len() > limits::IMAGE_BYTES || !self.image.bytes().all(image_ok) {
             return refuse("image", "not an image reference");
         }
-        let lists: [(&'static str, Vec<&String>); 4] = [
+        let secrets = self.secrets.iter().flat_map(|mount| mount.env.iter().chain(&mount.file));
+        let lists: [(&'static str, Vec<&String>); 5] = [
             ("command", self.command.iter().collect()),
             ("env", self.env.iter().collect()),
             ("labels", self.labels.iter().flat_map(|(key, value)| [key, value]).collect()),
             ("volumes", self.volumes.iter().map(|mount| &mount.path).collect()),
+            ("secrets", secrets.collect()),
         ];
         let mut total = 0;
         for (field, list) in lists {

@@ -3,6 +3,7 @@
 //! A sync with `wait_ms` is held until there is a command or the time is up, so that an agent learns of an order at
 //! once without asking often. Nothing is written for a sync that says nothing new.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -14,7 +15,7 @@ use super::problem::Problem;
 use super::secret::{Secret, TOKEN_PREFIX};
 use super::shapes::{Certificate, CertificateNew, JoinBody, Joined};
 use crate::core::{self, Answer, Event, Wish};
-use crate::model::{Hello, Key, ProviderId, Sync};
+use crate::model::{Command, Delivered, Hello, Key, NumberedCommand, Plain, ProviderId, SecretId, Sync};
 
 /// Longest hold of a sync: below the time after which an agent drops an answer.
 pub const WAIT_MAX_MS: u64 = 20_000;
@@ -92,7 +93,10 @@ pub async fn hello(call: Call) -> Result<Response, Problem> {
     let hello: Hello = call.json()?;
     let event = move |ticket| Event::Hello { ticket, provider, hello: Box::new(hello) };
     match call.site.desk.submit(event).await? {
-        Answer::Hello(reply) => json(StatusCode::OK, &reply),
+        Answer::Hello(mut reply) => {
+            deliver(&call, &mut reply.commands).await?;
+            json(StatusCode::OK, &reply)
+        }
         _ => Err(unauthorized()),
     }
 }
@@ -123,5 +127,36 @@ pub async fn sync(call: Call) -> Result<Response, Problem> {
         reply.commands = commands.await?.ok_or_else(unauthorized)?;
         reply.streams = call.site.streams.orders(provider);
     }
+    deliver(&call, &mut reply.commands).await?;
     json(StatusCode::OK, &reply)
+}
+
+/// Adds the values of the secrets that are asked for, on the way out: nobody but this agent gets them, and only with an
+/// order to start. What cannot be opened is left out, and the agent refuses to start without it.
+async fn deliver(call: &Call, commands: &mut [NumberedCommand]) -> Result<(), Problem> {
+    let mut wanted = BTreeSet::new();
+    for numbered in commands.iter() {
+        if let Command::Start { spec, .. } = &numbered.command {
+            wanted.extend(spec.secrets.iter().map(|mount| mount.secret));
+        }
+    }
+    let Some(seal) = call.site.seal.clone().filter(|_| !wanted.is_empty()) else { return Ok(()) };
+    let found = call.site.desk.look(move |state, _, _| -> BTreeMap<SecretId, Plain> {
+        let opened = wanted.into_iter().filter_map(|id| {
+            let secret = state.secrets.get(&id)?;
+            Some((id, seal.open_for(secret.group, &secret.name, &secret.sealed)?))
+        });
+        opened.collect()
+    });
+    let found = found.await?;
+    for numbered in commands {
+        if let Command::Start { spec, secrets, .. } = &mut numbered.command {
+            let values = spec.secrets.iter().filter_map(|mount| {
+                let value = found.get(&mount.secret)?.clone();
+                Some(Delivered { env: mount.env.clone(), file: mount.file.clone(), value })
+            });
+            *secrets = values.collect();
+        }
+    }
+    Ok(())
 }

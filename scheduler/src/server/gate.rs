@@ -10,7 +10,9 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, Limited};
 use hyper::upgrade::OnUpgrade;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
+use zeroize::Zeroize as _;
 
 use super::desk::DeskError;
 use super::known::Bearer;
@@ -66,14 +68,33 @@ impl Call {
     }
 
     /// Reads the body as JSON.
-    pub fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+    pub fn json<T: DeserializeOwned + serde::Serialize>(&self) -> Result<T, Problem> {
         if depth(&self.body) > JSON_DEPTH {
             return Err(Problem::new(StatusCode::BAD_REQUEST, "json", format!("nested deeper than {JSON_DEPTH}")));
         }
-        serde_json::from_slice(&self.body).map_err(|error| {
+        let read: T = serde_json::from_slice(&self.body).map_err(|error| {
             let kind = if error.is_data() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
             Problem::new(kind, "json", error.to_string())
-        })
+        })?;
+        // serde takes an array for a struct, in the order of its fields; the API's description knows objects only.
+        if self.body.contains(&b'[') {
+            let given = serde_json::from_slice(&self.body).unwrap_or_default();
+            if !alike(&given, &serde_json::to_value(&read).unwrap_or_default()) {
+                let detail = "an array where an object belongs";
+                return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "json", detail));
+            }
+        }
+        Ok(read)
+    }
+
+    /// Reads a body that must not stay in memory.
+    pub fn sensitive<T: DeserializeOwned>(&mut self) -> Result<T, Problem> {
+        // An object and not an array: serde would take either for a struct.
+        let object = self.body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
+        let read = if object { serde_json::from_slice(&self.body).ok() } else { None };
+        self.body.zeroize();
+        // What serde says may quote the value.
+        read.ok_or_else(|| Problem::invalid("body", "not what the description of this route says"))
     }
 
     /// Reads the path's id. A text that is no id names nothing.
@@ -107,6 +128,18 @@ impl Call {
         let Some(value) = self.headers.get("idempotency-key") else { return Ok(None) };
         let text = value.to_str().map_err(|_| Problem::invalid("idempotency-key", "not visible ASCII"))?;
         Ok(Some(text.to_owned()))
+    }
+}
+
+/// Tells whether no array was taken for an object.
+fn alike(given: &Value, taken: &Value) -> bool {
+    match (given, taken) {
+        (Value::Array(_), Value::Object(_)) => false,
+        (Value::Array(given), Value::Array(taken)) => given.iter().zip(taken).all(|(given, taken)| alike(given, taken)),
+        (Value::Object(given), Value::Object(taken)) => {
+            given.iter().all(|(key, given)| taken.get(key).is_none_or(|taken| alike(given, taken)))
+        }
+        _ => true,
     }
 }
 

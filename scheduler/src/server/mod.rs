@@ -18,6 +18,7 @@ mod openapi;
 mod pages;
 mod peer;
 mod problem;
+mod seal;
 mod secret;
 pub mod shapes;
 pub mod streams;
@@ -25,6 +26,7 @@ mod table;
 mod writes;
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -51,6 +53,7 @@ pub use limit::Rate;
 pub use log::{Log, Sink};
 pub use net::{Limits, TlsError, TlsFiles};
 pub use problem::Problem;
+pub use seal::{Seal, SealError};
 pub use secret::{JOIN_PREFIX, Secret, TOKEN_PREFIX};
 pub use table::{Policy, Route, routes};
 
@@ -67,6 +70,8 @@ pub struct Options {
     pub tls: Option<TlsFiles>,
     /// The authority that signs agents' keys; with it and TLS an agent needs its certificate beside its token.
     pub authority: Option<AuthorityFiles>,
+    /// The file of the key that seals secrets; made when it is missing. Without it there are no secrets.
+    pub secrets_key: Option<PathBuf>,
     /// How long an agent's certificate lasts.
     pub agent_life: Duration,
     /// The core's numbers.
@@ -94,6 +99,7 @@ impl Options {
             lease: crate::store::LEASE,
             tls: None,
             authority: None,
+            secrets_key: None,
             agent_life: AGENT_LIFE,
             core: CoreOptions::default(),
             limits: Limits::default(),
@@ -131,6 +137,9 @@ pub enum ServerError {
     /// The authority for agents cannot be used.
     #[error("cannot sign agents' keys")]
     Authority(#[source] AuthorityError),
+    /// There is no seal for secrets.
+    #[error("cannot keep secrets")]
+    Seal(#[source] SealError),
     /// The first administrator cannot be made.
     #[error("cannot make the first administrator")]
     Bootstrap(#[source] DeskError),
@@ -150,6 +159,7 @@ pub struct Site {
     /// What flows between people and instances.
     pub streams: Arc<streams::Streams>,
     authority: Option<Authority>,
+    seal: Option<Arc<Seal>>,
     openapi: utoipa::openapi::OpenApi,
     token_limit: Limiter,
     peer_limit: Limiter,
@@ -229,6 +239,7 @@ pub async fn start(options: Options) -> Result<Running, ServerError> {
     let authority = authority.map_err(ServerError::Authority)?;
     let signers = authority.as_ref().map(Authority::trusted);
     let tls = options.tls.as_ref().map(|files| net::acceptor(files, signers)).transpose().map_err(ServerError::Tls)?;
+    let seal = options.secrets_key.as_deref().map(Seal::open).transpose().map_err(ServerError::Seal)?.map(Arc::new);
     let clock = Clock::start();
     let (desk, thread) = open(options.clone(), clock).await?;
     let refused = |source| ServerError::Listen { address: options.listen, source };
@@ -239,6 +250,7 @@ pub async fn start(options: Options) -> Result<Running, ServerError> {
         clock,
         streams: Arc::default(),
         authority,
+        seal,
         openapi: openapi::document(&routes()),
         token_limit: Limiter::new(options.token_rate),
         peer_limit: Limiter::new(options.peer_rate),

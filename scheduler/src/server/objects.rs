@@ -42,10 +42,12 @@ pub fn view(state: &State, key: &Key) -> Option<Value> {
         Record::Service(found) => serde_json::to_value(&found).ok()?,
         Record::Job(found) => serde_json::to_value(&found).ok()?,
         Record::Volume(found) => serde_json::to_value(&found).ok()?,
+        Record::Secret(found) => serde_json::to_value(&found).ok()?,
         _ => return None,
     };
     if let Some(object) = value.as_object_mut() {
         object.remove("hash");
+        object.remove("sealed");
     }
     Some(value)
 }
@@ -61,6 +63,7 @@ fn owner(state: &State, key: &Key) -> Option<GroupId> {
         Key::Service(id) => state.services.get(id).map(|found| found.group),
         Key::Job(id) => state.jobs.get(id).map(|found| found.group),
         Key::Volume(id) => state.volumes.get(id).map(|found| found.group),
+        Key::Secret(id) => state.secrets.get(id).map(|found| found.group),
         _ => None,
     }
 }
@@ -176,6 +179,7 @@ lists! {
     services service "service" services ServiceId Service |found: &Service| Some(found.group);
     jobs job "job" jobs JobId Job |found: &Job| Some(found.group);
     volumes volume "volume" volumes VolumeId Volume |found: &Volume| Some(found.group);
+    secrets secret "secret" secrets SecretId Secret |found: &StoredSecret| Some(found.group);
 }
 
 /// Returns an instance.

@@ -164,6 +164,20 @@ bodies! {
     }
 }
 
+/// A new secret. It is read and never written out again, so it is no `Serialize`.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretNew {
+    /// Whose; absent means the own group's.
+    #[serde(default)]
+    pub group: Option<GroupId>,
+    /// Unique in the group.
+    pub name: Name,
+    /// The value, at most 64 KiB.
+    #[serde(deserialize_with = "is_value")]
+    pub value: Plain,
+}
+
 fn one() -> u32 {
     1
 }
@@ -185,7 +199,8 @@ shapes! {
     group_new GroupNew; group_change GroupChange; group Group; user_new UserNew; user User; keys Keys;
     token_new TokenNew; join_new JoinNew; secret SecretShown; provider Provider; tier TierChange; drain DrainNew;
     instance_new InstanceNew; instance Instance; explanation Explanation; service_new ServiceNew; service Service;
-    service_spec ServiceSpec; job_new JobNew; job Job; volume_new VolumeNew; volume Volume; join_body JoinBody;
+    service_spec ServiceSpec; job_new JobNew; job Job; volume_new VolumeNew; volume Volume; secret_new SecretNew;
+    secret_view SecretView; join_body JoinBody;
     joined Joined; certificate_new CertificateNew; certificate Certificate; hello Hello; hello_reply HelloReply; sync Sync; sync_reply SyncReply; page Page; stream_new StreamNew; whoami Whoami;
     problem super::problem::Problem;
 }

@@ -136,6 +136,11 @@ routes! {
     GET "/v1/volumes/{id}" User(Reader), "Returns a volume", [], None, 200 Some(s::volume), objects::volume;
     DELETE "/v1/volumes/{id}" User(Member), "Removes a volume nobody uses", [], None, 204 None, writes::delete_volume;
 
+    GET "/v1/secrets" User(Reader), "Lists secrets, without their values", ["after" "limit" "group"], None, 200 Some(s::page), objects::secrets;
+    POST "/v1/secrets" User(Member), "Keeps a secret, sealed; no answer shows its value", [], Some(s::secret_new), 201 Some(s::secret_view), writes::create_secret;
+    GET "/v1/secrets/{id}" User(Reader), "Returns a secret, without its value", [], None, 200 Some(s::secret_view), objects::secret;
+    DELETE "/v1/secrets/{id}" User(Member), "Removes a secret nobody uses", [], None, 204 None, writes::delete_secret;
+
     GET "/v1/usage" User(Reader), "Lists what was used, by group, user and provider", ["after" "limit" "group"], None, 200 Some(s::page), objects::usage;
     GET "/v1/events" User(Reader), "Lists events, or streams them to who accepts text/event-stream", ["after" "limit"], None, 200 Some(s::page), events::events;
     GET "/v1/audit" User(Admin), "Lists audit rows", ["after" "limit" "group"], None, 200 Some(s::page), events::audit;

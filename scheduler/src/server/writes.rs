@@ -12,6 +12,21 @@ use super::shapes::*;
 use crate::core::{Answer, State, Wish};
 use crate::model::*;
 
+/// Keeps a secret: its value is sealed before it reaches the core, and forgotten here.
+pub async fn create_secret(mut call: Call) -> Result<Response, Problem> {
+    let body: SecretNew = call.sensitive()?;
+    let seal = call.site.seal.clone().ok_or_else(|| {
+        Problem::new(StatusCode::CONFLICT, "no-key", "this scheduler was started without a key for secrets")
+    })?;
+    // A hash of a short value could be guessed from; a keyed one cannot.
+    call.digest = seal.mark(&call.digest);
+    let group = own(&call, body.group)?;
+    let sealed = seal
+        .close(group, &body.name, &body.value)
+        .map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "entropy", "the kernel gives no random bytes"))?;
+    done(&call, Wish::CreateSecret { group, name: body.name, sealed }, "secret", StatusCode::CREATED).await
+}
+
 async fn done(call: &Call, wish: Wish, what: &'static str, status: StatusCode) -> Result<Response, Problem> {
     let actor = actor(call)?;
     let look = move |answer: Result<Answer, DeskError>, state: &State| {
@@ -99,6 +114,7 @@ writes! {
         let body: VolumeNew = call.json()?;
         Wish::CreateVolume { group: own(&call, body.group)?, name: body.name, size_bytes: body.size_bytes }
     };
+    delete_secret "secret" NO_CONTENT |call| Wish::DeleteSecret { id: call.id("secret")? };
     delete_volume "volume" NO_CONTENT |call| Wish::DeleteVolume { id: call.id("volume")? };
 }
 

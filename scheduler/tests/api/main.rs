@@ -13,6 +13,7 @@ mod objects;
 mod pairs;
 mod postgres;
 mod rows;
+mod secrets;
 mod support;
 mod tenants;
 mod tls;

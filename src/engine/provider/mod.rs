@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use coracle_scheduler::agent::{self, EngineStream};
 use coracle_scheduler::model::{
-    AllocStatus, FactReport, InstanceId, InstanceSpec, OnLoss, Phase, Resources, StreamOrder, Usage,
+    AllocStatus, Delivered, FactReport, InstanceId, InstanceSpec, OnLoss, Phase, Resources, StreamOrder, Usage,
 };
 
 use super::consumption;
@@ -199,10 +199,19 @@ impl agent::Engine for Provider {
         self.facts.as_ref().map(|(_, facts)| facts.clone()).unwrap_or_default()
     }
 
-    fn start(&mut self, instance: InstanceId, epoch: u64, spec: &InstanceSpec) -> Result<(), agent::EngineError> {
+    fn start(
+        &mut self,
+        instance: InstanceId,
+        epoch: u64,
+        spec: &InstanceSpec,
+        secrets: &[Delivered],
+    ) -> Result<(), agent::EngineError> {
         let key = (instance, epoch);
         if self.ledger.get(key).is_some() {
             return Ok(());
+        }
+        if !secrets.is_empty() {
+            return Err(refuse("start", key, "this provider cannot give a container secrets"));
         }
         let shares = Shares::read(&self.folder).map_err(|error| refuse("start", key, error))?;
         shares.allow(spec).map_err(|reason| refuse("start", key, reason))?;

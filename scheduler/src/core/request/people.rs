@@ -72,6 +72,7 @@ pub(super) fn grant_group(state: &mut State, now: u64, wish: Wish) -> Result<Ans
                 || state.instances.values().any(|found| found.group == id && !found.state.is_final())
                 || state.providers.values().any(|found| found.group == id)
                 || state.volumes.values().any(|found| found.group == id)
+                || state.secrets.values().any(|found| found.group == id)
                 || state.services.values().any(|found| found.group == id)
                 || state.jobs.values().any(|found| found.group == id && found.ended_at_ms.is_none());
             if busy {

@@ -1,4 +1,4 @@
-//! Requests about what runs where: providers, instances, services, jobs, volumes.
+//! Requests about what runs where: providers, instances, services, jobs, volumes, secrets.
 
 use super::*;
 
@@ -45,6 +45,11 @@ fn check_spec(state: &State, group: GroupId, spec: &InstanceSpec) -> Result<(), 
     for mount in &spec.volumes {
         if state.volumes.get(&mount.volume).is_none_or(|volume| volume.group != group) {
             return Err(Refusal::NotFound("volume"));
+        }
+    }
+    for mount in &spec.secrets {
+        if state.secrets.get(&mount.secret).is_none_or(|secret| secret.group != group) {
+            return Err(Refusal::NotFound("secret"));
         }
     }
     let quota = state.groups.get(&group).and_then(|group| group.quota.resources);
@@ -255,6 +260,41 @@ pub(super) fn grant_volume(state: &mut State, now: u64, actor: Option<Actor>, wi
                 return Err(Refusal::Conflict("an unfinished instance uses the volume".to_owned()));
             }
             volume::forget(state, id);
+            Ok(Answer::Gone)
+        }
+        _ => Err(Refusal::Forbidden),
+    }
+}
+
+pub(super) fn grant_secret(state: &mut State, now: u64, actor: Option<Actor>, wish: Wish) -> Result<Answer, Refusal> {
+    let actor = need(actor, Role::Member)?;
+    match wish {
+        Wish::CreateSecret { group, name, sealed } => {
+            let group = seen(actor, state.groups.contains_key(&group).then_some(group), "group")?;
+            room(state.secrets.len(), OBJECTS_MAX, "100000 secrets")?;
+            if state.live.secret_names.contains_key(&(group, name.clone())) {
+                return Err(taken("secret", &name));
+            }
+            let user = actor.user.ok_or(Refusal::Forbidden)?;
+            let id = SecretId::new(state.random.id(now));
+            state.live.secret_names.insert((group, name.clone()), id);
+            state.put_secret(StoredSecret { id, name, group, user, sealed, created_at_ms: now });
+            Ok(Answer::Object(Key::Secret(id)))
+        }
+        Wish::DeleteSecret { id } => {
+            let group = seen(actor, state.secrets.get(&id).map(|found| found.group), "secret")?;
+            let asks = |spec: &InstanceSpec| spec.secrets.iter().any(|mount| mount.secret == id);
+            let wanted = state.instances.values().any(|found| !found.state.is_final() && asks(&found.spec))
+                || state.services.values().any(|found| asks(&found.spec.template))
+                || state.jobs.values().any(|found| found.ended_at_ms.is_none() && asks(&found.spec.template));
+            if wanted {
+                return Err(Refusal::Conflict("an unfinished instance, service or job uses the secret".to_owned()));
+            }
+            if let Some(found) = state.secrets.get(&id) {
+                let name = (group, found.name.clone());
+                state.live.secret_names.remove(&name);
+            }
+            state.erase(Key::Secret(id));
             Ok(Answer::Gone)
         }
         _ => Err(Refusal::Forbidden),
