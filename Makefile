@@ -16,7 +16,7 @@ run:
 	cargo run --release --quiet -- run --rm coracle/hello
 
 test:
-	tests/setup/suite lint unit e2e guest
+	CORACLE_CONFORMANCE=$${CORACLE_CONFORMANCE:-alice} tests/setup/suite lint unit e2e guest conformance
 
 lint:
 	tests/setup/suite lint

@@ -48,6 +48,8 @@ fn update_of_memory_and_processes_bites() {
     let flags = ["--memory", "300m", "--pids-limit", "40"];
     let room = Container::start(&guest, User::Alice, "room", &flags, "sleep 1000");
     let allocate = "dd if=/dev/zero of=/dev/null bs=100M count=1 2>/dev/null";
+    // As much swap as memory, unless something else is asked for.
+    assert_eq!(room.outside("memory.swap.max"), (300 << 20).to_string());
     room.inside(allocate).ok();
     let fork = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1 & done; wait";
     room.inside(fork).ok();

@@ -88,6 +88,46 @@ fn pause_update_events_and_stats_of_a_bundle() {
     }
 }
 
+/// What `coracle run` has no flag for.
+#[test]
+fn root_sets_every_controller() {
+    let Some(guest) = Guest::find("root_sets_every_controller") else { return };
+    let bundle = Bundle::new(&guest, User::Root, "every", |config| {
+        config["process"]["args"] = json!(["sleep", "1000"]);
+        config["linux"]["resources"] = json!({
+            "cpu": { "quota": 30_000, "period": 60_000, "burst": 10_000 },
+            "memory": { "limit": 64 << 20, "swap": 64 << 20 },
+            "hugepageLimits": [{ "pageSize": "2MB", "limit": 4 << 20 }],
+            "unified": { "memory.oom.group": "1", "memory.high": "60000000" },
+        });
+    });
+    bundle.oci("delete -f every");
+    bundle.oci(&format!("run -d every {QUIETLY}")).ok();
+    for (file, wanted) in [
+        ("cpu.max", "30000 60000"),
+        ("cpu.max.burst", "10000"),
+        ("memory.max", "67108864"),
+        ("memory.swap.max", "0"),
+        ("hugetlb.2MB.max", "4194304"),
+        ("memory.oom.group", "1"),
+        ("memory.high", "59998208"),
+    ] {
+        assert_eq!(bundle.oci(&format!("exec every cat /sys/fs/cgroup/{file}")).ok(), wanted, "{file}");
+    }
+    bundle.oci("update --cpu-idle 1 every").ok();
+    assert_eq!(bundle.oci("exec every cat /sys/fs/cgroup/cpu.idle").ok(), "1");
+    // With memory.oom.group no process outlives the one that asked for too much.
+    bundle.oci("exec every dd if=/dev/zero of=/dev/null bs=200M count=1").failed();
+    let stopped = format!("cd {} && {OCI} state every | grep '\"stopped\"'", bundle.directory);
+    guest.wait_for(User::Root, &stopped, "its first process was killed too");
+    bundle.oci("delete every").ok();
+    let unknown = Bundle::new(&guest, User::Root, "unknown", |config| {
+        config["linux"]["resources"] = json!({ "hugepageLimits": [{ "pageSize": "3MB", "limit": 4 << 20 }] });
+    });
+    let refused = unknown.oci("run unknown");
+    assert!(refused.failed().contains("hugepage"), "{refused:?}");
+}
+
 /// The rules of `linux.resources.devices` are a BPF program on the cgroup, which real root may put there.
 #[test]
 fn root_gets_its_device_rules_as_a_program() {
