@@ -236,6 +236,7 @@ pub fn options(args: ContainerArgs, mut command: Vec<String>) -> Result<RunOptio
         read_only: args.read_only,
         init: args.init,
         network: args.networking.network()?,
+        net_rate: args.networking.net_rate,
         publish,
         publish_all: args.publish_all,
         dns: args.dns.iter().map(ToString::to_string).collect(),

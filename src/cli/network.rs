@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use clap::Args;
 
 use super::error::CliError;
-use crate::engine::networks::Attachment;
+use crate::engine::networks::{Attachment, Rate};
 use crate::engine::options::Network;
 
 /// Is what is said about a container's networks.
@@ -24,6 +24,9 @@ pub struct NetworkArgs {
     /// One more name in the network
     #[arg(long, visible_alias = "net-alias", value_name = "NAME")]
     network_alias: Vec<String>,
+    /// Rates that hold: up=RATE,down=RATE[,burst=SIZE], as in up=10mbit,down=50mbit
+    #[arg(long, value_name = "RATES")]
+    pub net_rate: Option<Rate>,
 }
 
 impl NetworkArgs {

@@ -121,6 +121,9 @@ fn row(now: &Measured, before: Option<&Measured>, whole: bool) -> Value {
         "MemUsage": format!("{} / {}", table::human_memory(usage.memory_bytes), table::human_memory(limit)),
         "MemPerc": percent(memory_hundredths),
         "NetIO": pair(usage.network_bytes),
+        // Ours: packets, and what was dropped of them.
+        "NetPackets": format!("{} / {}", usage.network_packets.0, usage.network_packets.1),
+        "NetDrops": format!("{} / {}", usage.network_drops.0, usage.network_drops.1),
         "BlockIO": pair(usage.disk_bytes),
         "PIDs": usage.tasks.to_string(),
         // Ours: only where something is limited.

@@ -9,6 +9,7 @@ use super::error::CliError;
 use super::limits::LimitArgs;
 use super::several::each;
 use crate::engine::Engine;
+use crate::engine::networks::Rate;
 use crate::engine::record::RestartPolicy;
 use crate::engine::update::{UpdateOptions, update};
 
@@ -18,6 +19,9 @@ pub struct UpdateArgs {
     /// Start it again after it ended: no, on-failure[:N], always or unless-stopped
     #[arg(long, value_name = "POLICY")]
     restart: Option<RestartPolicy>,
+    /// Rates of the network of a container that was made with some
+    #[arg(long, value_name = "RATES")]
+    net_rate: Option<Rate>,
     #[command(flatten)]
     limits: LimitArgs,
     /// Containers, by name or id
@@ -27,7 +31,7 @@ pub struct UpdateArgs {
 
 /// Changes each container.
 pub fn run(root: Option<PathBuf>, args: UpdateArgs) -> Result<ExitCode, CliError> {
-    let options = UpdateOptions { limits: args.limits.options()?, restart: args.restart };
+    let options = UpdateOptions { limits: args.limits.options()?, restart: args.restart, net_rate: args.net_rate };
     let engine = Engine::open(root)?;
     each(&args.containers, |wanted| Ok(update(&engine, wanted, &options)?))
 }

@@ -2,6 +2,7 @@
 
 use super::containers::Container;
 use super::network::Plan;
+use super::networks::connect;
 use super::processes::{self, Process, TICKS_PER_SECOND};
 
 /// Is what is in use.
@@ -13,6 +14,9 @@ pub struct Usage {
     pub memory_limit_bytes: Option<u64>,
     /// Received and sent; 0 in the host's own network.
     pub network_bytes: (u64, u64),
+    pub network_packets: (u64, u64),
+    /// What its devices and its rates dropped.
+    pub network_drops: (u64, u64),
     /// Read and written; 0 without a cgroup.
     pub disk_bytes: (u64, u64),
     /// Threads.
@@ -25,10 +29,12 @@ pub fn measure(container: &Container) -> Option<Usage> {
     let init = container.init()?;
     let processes = processes::list(container);
     let ticks: u64 = processes.iter().map(|process| process.cpu_ticks).sum();
-    let network_bytes = match container.record.network {
-        Plan::Host => (0, 0),
-        _ => fs_err::read_to_string(format!("/proc/{}/net/dev", init.pid)).map_or((0, 0), |text| traffic(&text)),
+    let Traffic { bytes: network_bytes, packets: network_packets, drops } = match container.record.network {
+        Plan::Host => Traffic::default(),
+        _ => fs_err::read_to_string(format!("/proc/{}/net/dev", init.pid)).map(|text| traffic(&text)).unwrap_or_default(),
     };
+    let dropped = connect::drops(container);
+    let network_drops = (drops.0.saturating_add(dropped.0), drops.1.saturating_add(dropped.1));
     let cgroup = container.state.as_ref().and_then(|state| state.cgroup.as_ref());
     let counted = cgroup.and_then(|cgroup| cgroup.stats().ok());
     if let Some((stats, memory)) = counted.as_ref().and_then(|stats| Some((stats, stats.memory.as_ref()?))) {
@@ -37,6 +43,8 @@ pub fn measure(container: &Container) -> Option<Usage> {
             memory_bytes: memory.used_bytes(),
             memory_limit_bytes: memory.limit_bytes,
             network_bytes,
+            network_packets,
+            network_drops,
             disk_bytes: stats.io.iter().fold((0, 0), |(read, written), device| {
                 (read.saturating_add(device.read_bytes), written.saturating_add(device.write_bytes))
             }),
@@ -49,6 +57,8 @@ pub fn measure(container: &Container) -> Option<Usage> {
         memory_bytes: processes.iter().map(|process| process.resident_bytes).sum(),
         memory_limit_bytes: None,
         network_bytes,
+        network_packets,
+        network_drops,
         disk_bytes: (0, 0),
         tasks: threads(&processes),
         from_cgroup: false,
@@ -59,15 +69,26 @@ fn threads(processes: &[Process]) -> u64 {
     processes.iter().map(|process| process.threads).sum()
 }
 
-/// Sums the bytes of all interfaces but the loopback (proc_pid_net(5), dev).
-fn traffic(text: &str) -> (u64, u64) {
-    let mut sum = (0u64, 0u64);
+/// What went over the devices of a network, received and sent.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Traffic {
+    bytes: (u64, u64),
+    packets: (u64, u64),
+    drops: (u64, u64),
+}
+
+/// Sums the devices of proc_pid_net(5)'s dev, the loopback left out.
+fn traffic(text: &str) -> Traffic {
+    let mut sum = Traffic::default();
     for line in text.lines() {
         let Some((name, counters)) = line.split_once(':') else { continue };
         let counters: Vec<u64> = counters.split_whitespace().filter_map(|number| number.parse().ok()).collect();
-        if name.trim() != "lo" {
-            sum.0 = sum.0.saturating_add(counters.first().copied().unwrap_or(0));
-            sum.1 = sum.1.saturating_add(counters.get(8).copied().unwrap_or(0));
+        if name.trim() == "lo" {
+            continue;
+        }
+        for (pair, place) in [(&mut sum.bytes, 0), (&mut sum.packets, 1), (&mut sum.drops, 3)] {
+            pair.0 = pair.0.saturating_add(counters.get(place).copied().unwrap_or(0));
+            pair.1 = pair.1.saturating_add(counters.get(place + 8).copied().unwrap_or(0));
         }
     }
     sum
@@ -80,7 +101,8 @@ mod tests {
     #[test]
     fn traffic_leaves_the_loopback_out() {
         let text = "Inter-|   Receive\n face |bytes packets\n    lo: 99 1 0 0 0 0 0 0 99 1\n  eth0: 10 1 0 0 0 0 0 0 20 1\n tap0: 1 0 0 0 0 0 0 0 2 0\n";
-        assert_eq!(traffic(text), (11, 22));
-        assert_eq!(traffic("x: y"), (0, 0));
+        let sum = Traffic { bytes: (11, 22), packets: (1, 0), drops: (0, 0) };
+        assert_eq!(traffic(text), sum);
+        assert_eq!(traffic("x: y"), Traffic::default());
     }
 }

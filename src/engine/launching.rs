@@ -162,6 +162,15 @@ impl Launching<'_> {
         if let (Some(ready), Plan::Networks(plan)) = (ready, &self.record.network) {
             helpers.link = Some(ready.connect(self.root, self.record, plan, namespaces)?);
         }
+        let rated = matches!(&self.record.network, Plan::Networks(plan) if plan.rate.is_some());
+        if let (Some(link), true) = (&helpers.link, rated) {
+            let gate = link.wait()?;
+            if let (Some((place, ip)), Some(pasta)) = (gate, self.record.network.outside()) {
+                helpers.keeper = Some(pasta.start_at(&place.user, &place.net, Some(ip), &self.directory.path)?);
+                link.open()?;
+            }
+            return Ok(());
+        }
         if let Some(pasta) = self.record.network.outside() {
             helpers.keeper = Some(pasta.start(namespaces.pid, &self.directory.path)?);
         }

@@ -12,7 +12,7 @@ use coracle_shim::Keeper;
 use serde::{Deserialize, Serialize};
 
 use super::files::FORWARDED_DNS;
-use super::networks::{Attachment, NetworksPlan};
+use super::networks::{self, Attachment, NetworksPlan};
 use super::options::Network;
 use super::ports::{PortMapping, Protocol};
 
@@ -94,7 +94,7 @@ pub fn plan(
         Network::Named(attachments) => {
             let outside = pasta_plan(publish, find)?;
             let outside = Some(PastaPlan { device: Some(OUTSIDE_DEVICE.to_owned()), ..outside });
-            let plan = NetworksPlan { attachments: attachments.clone(), outside, servers: Vec::new() };
+            let plan = NetworksPlan { attachments: attachments.clone(), outside, servers: Vec::new(), rate: None };
             Ok((Plan::Networks(plan), None))
         }
         Network::None | Network::Host if !publish.is_empty() => Err(NetworkError::PublishNeedsPasta),
@@ -137,8 +137,20 @@ fn free_port(mapping: PortMapping) -> Result<PortMapping, NetworkError> {
 
 impl PastaPlan {
     /// Gives pasta's arguments.
-    fn arguments(&self, user: &str, net: &str, pid_file: &Path) -> Vec<String> {
-        let mut arguments: Vec<String> = ["--config-net", "--quiet", "--no-map-gw"].map(str::to_owned).to_vec();
+    ///
+    /// `behind` is the address of a container behind a gate, which routes to it itself.
+    fn arguments(&self, (user, net): (&str, &str), behind: Option<Ipv4Addr>, pid_file: &Path) -> Vec<String> {
+        let mut arguments: Vec<String> = ["--quiet", "--no-map-gw"].map(str::to_owned).to_vec();
+        match behind {
+            None => arguments.push("--config-net".to_owned()),
+            Some(ip) => {
+                arguments.push("--ipv4-only".to_owned());
+                arguments.extend(["--ns-ifname".to_owned(), networks::OUTSIDE.to_owned()]);
+                arguments.extend(["--address".to_owned(), ip.to_string()]);
+                arguments.extend(["--netmask".to_owned(), networks::OUTSIDE_PREFIX.to_string()]);
+                arguments.extend(["--gateway".to_owned(), networks::OUTSIDE_ROUTER.to_string()]);
+            }
+        }
         for (flag, protocol) in [("-t", Protocol::Tcp), ("-u", Protocol::Udp)] {
             let mut any = false;
             for mapping in self.ports.iter().filter(|mapping| mapping.protocol == protocol) {
@@ -155,7 +167,7 @@ impl PastaPlan {
         if self.forward_dns {
             arguments.extend(["--dns-forward".to_owned(), FORWARDED_DNS.to_owned()]);
         }
-        if let Some(device) = &self.device {
+        if let (Some(device), None) = (&self.device, behind) {
             arguments.extend(["--ns-ifname".to_owned(), device.clone()]);
         }
         arguments.extend(["--pid".to_owned(), pid_file.display().to_string()]);
@@ -169,8 +181,19 @@ impl PastaPlan {
     /// within the first, where descriptors of this process are out of its reach.
     pub fn start(&self, pid: i32, directory: &Path) -> Result<Keeper, NetworkError> {
         let path = |kind: &str| format!("/proc/{pid}/ns/{kind}");
+        self.start_at(&path("user"), &path("net"), None, directory)
+    }
+
+    /// Starts pasta in a network namespace, for the container itself or for one behind it.
+    pub fn start_at(
+        &self,
+        user: &str,
+        net: &str,
+        behind: Option<Ipv4Addr>,
+        directory: &Path,
+    ) -> Result<Keeper, NetworkError> {
         let pid_file = directory.join("pasta.pid");
-        let mut arguments = self.arguments(&path("user"), &path("net"), &pid_file);
+        let mut arguments = self.arguments((user, net), behind, &pid_file);
         if rustix::process::geteuid().is_root() {
             // Else it would become nobody, who may not join root's namespaces.
             arguments.extend(["--runas".to_owned(), "0:0".to_owned()]);
@@ -194,7 +217,7 @@ mod tests {
     fn arguments(publish: &[&str]) -> String {
         let ports = publish.iter().flat_map(|text| parse_publish(text).unwrap()).collect();
         let plan = PastaPlan { program: "/usr/bin/pasta".into(), ports, forward_dns: false, device: None };
-        plan.arguments("U", "N", Path::new("/p")).join(" ")
+        plan.arguments(("U", "N"), None, Path::new("/p")).join(" ")
     }
 
     #[test]

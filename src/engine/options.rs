@@ -9,7 +9,7 @@ use coracle_runtime::UserNs;
 
 use super::limits::LimitOptions;
 use super::mounts::MountRequest;
-use super::networks::Attachment;
+use super::networks::{Attachment, Rate};
 use super::ports::PortMapping;
 use super::quota::DiskSize;
 use super::record::{LogOptions, RestartPolicy};
@@ -36,6 +36,8 @@ pub struct RunOptions {
     pub read_only: bool,
     pub init: bool,
     pub network: Network,
+    /// How much of the network it may use.
+    pub net_rate: Option<Rate>,
     pub publish: Vec<PortMapping>,
     pub publish_all: bool,
     pub dns: Vec<String>,

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::confinement::LIMITS_FILE;
 use super::containers::{self, Container, read_json};
 use super::limits::{self, LimitOptions};
+use super::networks::{Rate, connect};
 use super::record::RestartPolicy;
 use super::{Engine, EngineError, container, events};
 
@@ -13,12 +14,13 @@ use super::{Engine, EngineError, container, events};
 pub struct UpdateOptions {
     pub limits: LimitOptions,
     pub restart: Option<RestartPolicy>,
+    pub net_rate: Option<Rate>,
 }
 
 /// Says why a container cannot be changed.
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateError {
-    #[error("nothing to change: give a limit or --restart")]
+    #[error("nothing to change: give a limit, --net-rate or --restart")]
     Nothing,
     #[error("container {0} runs without a cgroup, so its limits cannot change before it starts again")]
     NoCgroup(String),
@@ -30,7 +32,7 @@ pub enum UpdateError {
 pub fn update(engine: &Engine, wanted: &str, options: &UpdateOptions) -> Result<(), EngineError> {
     let facts = limits::Facts { processors: limits::processors(), device: &limits::block_device };
     let resources = options.limits.resources(&facts)?;
-    if resources.is_none() && options.restart.is_none() {
+    if resources.is_none() && options.restart.is_none() && options.net_rate.is_none() {
         return Err(UpdateError::Nothing.into());
     }
     let found = containers::find(engine.root(), wanted)?;
@@ -41,6 +43,10 @@ pub fn update(engine: &Engine, wanted: &str, options: &UpdateOptions) -> Result<
                 return Err(EngineError::RestartOrRemove);
             }
             edited.record.restart = policy;
+        }
+        if let Some(rate) = options.net_rate {
+            let now = Container::read(engine.root(), found.id())?.ok_or_else(gone)?;
+            connect::change_rate(&mut edited.record.network, rate, &now)?;
         }
         if let Some(resources) = &resources {
             // Read again: now nobody else changes it.

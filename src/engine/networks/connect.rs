@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::error::NetworksError;
 use super::link::{Question, Reply};
 use super::plan::{Attachment, NetworksPlan};
+use super::rate::Rate;
 use super::{record, watch};
 use crate::engine::containers::{self, Container};
 use crate::engine::network::{OUTSIDE_DEVICE, PastaPlan, Plan};
@@ -46,6 +47,9 @@ pub fn disconnect(engine: &Engine, wanted: &str, network: &str, force: bool) -> 
     containers::edit(engine.root(), found.id(), |edited| {
         let missing = NetworksError::NotJoined { container: edited.record.called().to_owned(), network: name.clone() };
         let Plan::Networks(plan) = &mut edited.record.network else { return Err(missing.into()) };
+        if plan.rate.is_some() {
+            return Err(NetworksError::RateNeedsOne.into());
+        }
         let place = plan.attachments.iter().position(|one| one.network == name);
         plan.attachments.remove(place.ok_or(missing)?);
         match running(engine, &found) {
@@ -55,6 +59,27 @@ pub fn disconnect(engine: &Engine, wanted: &str, network: &str, force: bool) -> 
     })?;
     events::emit(engine.root(), events::Kind::Network, "disconnect", &name, &[("container", found.id())]);
     Ok(())
+}
+
+/// Changes a container's rate, at once where it runs; the caller keeps the record.
+pub fn change_rate(plan: &mut Plan, rate: Rate, now: &Container) -> Result<(), EngineError> {
+    let called = || NetworksError::NoRate(now.record.called().to_owned());
+    let Plan::Networks(plan) = plan else { return Err(called().into()) };
+    let changed = plan.rate.ok_or_else(called)?.changed(rate);
+    if now.init().is_some() {
+        obey(now, &Question::Rate { rate: changed })?;
+    }
+    plan.rate = Some(changed);
+    Ok(())
+}
+
+/// Gives the packets that a rate dropped, to the container and from it; 0 where there is none.
+pub fn drops(container: &Container) -> (u64, u64) {
+    let rated = matches!(&container.record.network, Plan::Networks(plan) if plan.rate.is_some());
+    match rated.then(|| watch::ask_link(container, &Question::Drops)) {
+        Some(Ok(Some(Reply::Drops { to, from }))) => (to, from),
+        _ => (0, 0),
+    }
 }
 
 fn running(engine: &Engine, found: &Container) -> Option<Container> {
@@ -67,9 +92,10 @@ fn networks<'a>(plan: &'a mut Plan, runs: bool, called: &str) -> Result<&'a mut 
     {
         let outside = PastaPlan { device: Some(OUTSIDE_DEVICE.to_owned()), ..pasta.clone() };
         let none = Vec::new();
-        *plan = Plan::Networks(NetworksPlan { attachments: none, outside: Some(outside), servers: Vec::new() });
+        *plan = Plan::Networks(NetworksPlan { attachments: none, outside: Some(outside), servers: Vec::new(), rate: None });
     }
     match plan {
+        Plan::Networks(plan) if plan.rate.is_some() => Err(NetworksError::RateNeedsOne),
         Plan::Networks(plan) => Ok(plan),
         _ => Err(NetworksError::NotConnectable(called.to_owned())),
     }

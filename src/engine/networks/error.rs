@@ -55,6 +55,12 @@ pub enum NetworksError {
     NoWayOut(String),
     #[error("container {0} has other ids inside, so its network cannot be shared")]
     OtherIds(String),
+    #[error("a network rate needs a network of the container's own: not none, host or another container's")]
+    RateNeedsOwn,
+    #[error("a network rate and more than one network exclude each other")]
+    RateNeedsOne,
+    #[error("container {0} was made without a network rate, so it has none to change")]
+    NoRate(String),
     #[error("cannot {op} {}", path.display())]
     Io { op: &'static str, path: PathBuf, source: std::io::Error },
     #[error("network {name} cannot be brought up: {reason}")]

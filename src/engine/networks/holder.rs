@@ -266,7 +266,7 @@ fn build(gateways: &[(IpAddr, u8)]) -> Result<Sockets, NetworksError> {
     let mut netlink = Netlink::open()?;
     let loopback = netlink.index("lo")?;
     netlink.raise(loopback)?;
-    let bridge = netlink.make_bridge(BRIDGE)?;
+    let bridge = netlink.make_bridge(BRIDGE, None)?;
     // No router of a container's making is believed (CVE-2020-10749).
     for file in ["accept_ra", "accept_redirects"] {
         // A kernel without IPv6 has no such file and no such danger.

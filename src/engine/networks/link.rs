@@ -5,9 +5,10 @@
 //! work on both ends of a pair of devices.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use coracle_runtime::container::Identity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -15,14 +16,17 @@ use rustix::net::{SocketFlags, accept_with};
 use serde::{Deserialize, Serialize};
 
 use super::error::NetworksError;
+use super::gate::{Gate, LONE_IP, OUTSIDE_PREFIX, Socket};
 use super::holder::{self, Answer, BRIDGE};
 use super::names::Member;
 use super::netlink::{Netlink, inside};
 use super::plan::Attachment;
+use super::rate::Rate;
 use super::record::{self, NetworkRecord};
-use super::watch;
+use super::{relay, watch};
 use super::wire::{self, WireError};
 use crate::engine::container::publish_json;
+use crate::engine::ports::PortMapping;
 use crate::report;
 
 /// The hidden first argument under which the binary becomes this process.
@@ -46,6 +50,9 @@ pub struct Start {
     pub attachments: Vec<Attachment>,
     pub servers: Vec<IpAddr>,
     pub outside: bool,
+    /// It is connected through a gate.
+    pub rate: Option<Rate>,
+    pub ports: Vec<PortMapping>,
 }
 
 /// What it can be asked while the container runs.
@@ -54,6 +61,11 @@ pub struct Start {
 pub enum Question {
     Connect { attachment: Attachment },
     Disconnect { network: String },
+    /// For a gate that leads out: pasta is there now.
+    Open,
+    Rate { rate: Rate },
+    /// For what the rates dropped.
+    Drops,
 }
 
 /// What it answers.
@@ -61,6 +73,10 @@ pub enum Question {
 #[serde(rename_all = "kebab-case")]
 pub enum Reply {
     Done,
+    /// The container is connected through a gate: a descriptor of this process.
+    Gate { fd: i32, ip: Ipv4Addr },
+    /// Packets to the container, and from it.
+    Drops { to: u64, from: u64 },
     Refused { reason: String },
 }
 
@@ -83,7 +99,7 @@ pub fn main() -> Result<(), NetworksError> {
     };
     match Link::bring_up(start, user, net) {
         Ok(mut link) => {
-            wire::send(&watcher, &Reply::Done, &[])?;
+            wire::send(&watcher, &link.ready(), &[])?;
             link.live(&watcher);
             Ok(())
         }
@@ -108,15 +124,19 @@ struct Link {
     net: OwnedFd,
     listener: OwnedFd,
     joined: Vec<Joined>,
+    gate: Option<(Gate, Ipv4Addr)>,
 }
 
 impl Link {
     fn bring_up(start: Start, user: OwnedFd, net: OwnedFd) -> Result<Self, NetworksError> {
         holder::enter_outer(&user)?;
         let listener = wire::listen_at(&start.directory.join(LINK_SOCKET))?;
-        let mut link = Self { start, user, net, listener, joined: Vec::new() };
+        let mut link = Self { start, user, net, listener, joined: Vec::new(), gate: None };
         for attachment in link.start.attachments.clone() {
             link.connect(attachment)?;
+        }
+        if let (Some(rate), true) = (link.start.rate, link.joined.is_empty()) {
+            link.gate_in("eth0", &[(LONE_IP.into(), OUTSIDE_PREFIX)], &rate, None)?;
         }
         Ok(link)
     }
@@ -180,14 +200,70 @@ impl Link {
     }
 
     /// Makes the pair of devices and gives the container's end its addresses.
-    fn plug_in(&self, joined: &Joined) -> Result<(), NetworksError> {
+    fn plug_in(&mut self, joined: &Joined) -> Result<(), NetworksError> {
         let outer = self.outer_device(&joined.device);
         let mut there = Netlink::open_in(&joined.namespace)?;
         let bridge = there.index(BRIDGE)?;
+        let prefixes = joined.network.ranges().map(|range| range.subnet.prefix());
+        let ips: Vec<(IpAddr, u8)> = joined.ips.iter().copied().zip(prefixes).collect();
+        if let Some(rate) = self.start.rate {
+            let socket = Socket { namespace: joined.namespace.as_fd(), bridge, device: &outer };
+            return self.gate_in(&joined.device, &ips, &rate, Some(&socket));
+        }
         // One that is left of a link that was killed.
         there.remove(&outer)?;
         there.make_pair(&outer, Some(bridge), (&joined.device, mac(&joined.ips)), Some(self.net.as_fd()))?;
-        let device = joined.device.as_str();
+        self.set_up(&joined.device, &ips)
+    }
+
+    /// Connects the container through a gate.
+    fn gate_in(
+        &mut self,
+        device: &str,
+        ips: &[(IpAddr, u8)],
+        rate: &Rate,
+        socket: Option<&Socket<'_>>,
+    ) -> Result<(), NetworksError> {
+        let gate = Gate::build(self.net.as_fd(), device, ips, rate, socket)?;
+        self.set_up(device, ips)?;
+        let v4 = ips.iter().find_map(|(ip, _)| match ip {
+            IpAddr::V4(ip) => Some(*ip),
+            IpAddr::V6(_) => None,
+        });
+        let ip = v4.unwrap_or(LONE_IP);
+        if self.start.outside {
+            gate.route(self.net.as_fd(), device, ip)?;
+        }
+        self.gate = Some((gate, ip));
+        Ok(())
+    }
+
+    /// Says that the container is connected, and what is still to be done outside.
+    fn ready(&self) -> Reply {
+        match &self.gate {
+            Some((gate, ip)) => Reply::Gate { fd: gate.net.as_raw_fd(), ip: *ip },
+            None => Reply::Done,
+        }
+    }
+
+    /// Leads out through the gate.
+    fn open(&self) -> Result<(), NetworksError> {
+        let Some((gate, ip)) = &self.gate else { return Ok(()) };
+        gate.open()?;
+        let net = gate.net.try_clone().map_err(NetworksError::Spawn)?;
+        relay::serve(&Arc::new(net), &self.start.ports, IpAddr::V4(*ip)).map_err(NetworksError::Spawn)
+    }
+
+    /// Changes the rates of the gate.
+    fn change_rate(&mut self, rate: Rate) -> Result<(), NetworksError> {
+        let Some((gate, _)) = &self.gate else { return Err(NetworksError::NoRate(self.called())) };
+        gate.shape(&rate)?;
+        self.start.rate = Some(rate);
+        Ok(())
+    }
+
+    /// Gives the container's end its addresses.
+    fn set_up(&self, device: &str, ips: &[(IpAddr, u8)]) -> Result<(), NetworksError> {
         inside(self.net.as_fd(), || {
             for file in ["accept_ra", "accept_redirects"] {
                 // A kernel without IPv6 has no such file and no such danger.
@@ -196,8 +272,8 @@ impl Link {
         })?;
         let mut here = Netlink::open_in(&self.net)?;
         let index = here.index(device)?;
-        for (ip, range) in joined.ips.iter().zip(joined.network.ranges()) {
-            here.add_address(index, *ip, range.subnet.prefix())?;
+        for (ip, prefix) in ips {
+            here.add_address(index, *ip, *prefix)?;
         }
         Ok(here.raise(index)?)
     }
@@ -251,7 +327,8 @@ impl Link {
                 continue;
             }
             let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
-            if ready[0] {
+            // It says one thing at most, when its helper works; everything else is its end.
+            if ready[0] && self.hear(watcher).is_err() {
                 return;
             }
             let mut holders = ready[2 + callers.len()..].iter();
@@ -299,6 +376,12 @@ impl Link {
         };
         let answer = match question {
             Question::Connect { attachment } => reply(self.connect(attachment)),
+            Question::Open => reply(self.open()),
+            Question::Rate { rate } => reply(self.change_rate(rate)),
+            Question::Drops => match self.gate.as_ref().map(|(gate, _)| gate.drops()) {
+                Some(Ok((to, from))) => Reply::Drops { to, from },
+                _ => Reply::Drops { to: 0, from: 0 },
+            },
             Question::Disconnect { network } => reply(self.disconnect(&network)),
         };
         Ok(wire::send(caller, &answer, &[])?)

@@ -26,16 +26,21 @@
 
 pub mod connect;
 mod error;
+mod gate;
 pub mod holder;
 pub mod link;
 mod names;
 mod netlink;
 pub mod plan;
+pub mod rate;
 pub mod record;
+mod relay;
 mod resolver;
 pub mod subnet;
 pub mod watch;
 mod wire;
 
 pub use error::NetworksError;
+pub use gate::{OUTSIDE, OUTSIDE_PREFIX, OUTSIDE_ROUTER};
 pub use plan::{Attachment, NetworksPlan};
+pub use rate::Rate;

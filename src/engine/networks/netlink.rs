@@ -3,14 +3,17 @@
 //! Sockets are blocking and belong to the network namespace in which they were opened, whatever
 //! namespace their process is in later; [`inside`] opens them elsewhere.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
@@ -45,6 +48,15 @@ impl NetlinkError {
 pub struct Netlink {
     socket: Socket,
     sequence: u32,
+}
+
+/// Is a network that is reached directly over a device, or through a gateway.
+#[derive(Debug, Clone, Copy)]
+pub struct Route {
+    /// None is the default route of the gateway's family.
+    pub destination: Option<(IpAddr, u8)>,
+    pub gateway: Option<IpAddr>,
+    pub device: u32,
 }
 
 impl Netlink {
@@ -126,11 +138,14 @@ impl Netlink {
     }
 
     /// Makes a bridge that is on, unless it is there; gives its number.
-    pub fn make_bridge(&mut self, name: &str) -> Result<u32, NetlinkError> {
+    pub fn make_bridge(&mut self, name: &str, address: Option<[u8; 6]>) -> Result<u32, NetlinkError> {
         let mut message = LinkMessage::default();
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        if let Some(address) = address {
+            message.attributes.push(LinkAttribute::Address(address.to_vec()));
+        }
         message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
         let made = self.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, "make bridge", name);
         match made {
@@ -176,6 +191,65 @@ impl Netlink {
         self.change(RouteNetlinkMessage::SetLink(message), 0, "switch on device", &index.to_string())
     }
 
+    /// Puts a device into a bridge.
+    pub fn join(&mut self, index: u32, bridge: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::Controller(bridge));
+        self.change(RouteNetlinkMessage::SetLink(message), 0, "bridge device", &index.to_string())
+    }
+
+    /// Lets no more than so much leave a device, counted in bytes a second, by a token bucket (tc-tbf(8)).
+    pub fn shape(&mut self, index: u32, rate_bytes: u64, burst_bytes: u32) -> Result<(), NetlinkError> {
+        let mut message = TcMessage::default();
+        message.header.index = i32::try_from(index).unwrap_or_default();
+        message.header.handle = TcHandle { major: 1, minor: 0 };
+        message.header.parent = TcHandle::ROOT;
+        message.attributes.push(TcAttribute::Kind("tbf".to_owned()));
+        message.attributes.push(TcAttribute::Options(bucket(rate_bytes, burst_bytes)));
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.change(RouteNetlinkMessage::NewQueueDiscipline(message), flags, "shape device", &index.to_string())
+    }
+
+    /// Gives what the queue of each device dropped.
+    pub fn queue_drops(&mut self) -> Result<Vec<(u32, u64)>, NetlinkError> {
+        self.send(RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()), NLM_F_DUMP)?;
+        let mut drops = Vec::new();
+        loop {
+            let (bytes, _) = self.socket.recv_from_full().map_err(NetlinkError::Socket)?;
+            let mut rest = bytes.as_slice();
+            while !rest.is_empty() {
+                let form = || NetlinkError::Answer { target: "queues".to_owned() };
+                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(|_| form())?;
+                let length = usize::try_from(answer.header.length).unwrap_or(0).next_multiple_of(4);
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewQueueDiscipline(queue)) => {
+                        let index = u32::try_from(queue.header.index).unwrap_or_default();
+                        drops.extend(queue.attributes.iter().filter_map(|attribute| match attribute {
+                            TcAttribute::Stats(stats) => Some((index, u64::from(stats.drops))),
+                            _ => None,
+                        }));
+                    }
+                    NetlinkPayload::Done(_) => return Ok(drops),
+                    _ => return Err(form()),
+                }
+                rest = rest.get(length.max(1)..).unwrap_or_default();
+            }
+        }
+    }
+
+    /// Says for good which hardware address a neighbour has.
+    pub fn add_neighbour(&mut self, index: u32, ip: Ipv4Addr, mac: [u8; 6]) -> Result<(), NetlinkError> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.ifindex = index;
+        message.header.state = NeighbourState::Permanent;
+        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)));
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.change(RouteNetlinkMessage::NewNeighbour(message), flags, "add neighbour", &ip.to_string())
+    }
+
     /// Removes a device; one that is not there is no error.
     pub fn remove(&mut self, name: &str) -> Result<(), NetlinkError> {
         let mut message = LinkMessage::default();
@@ -204,10 +278,71 @@ impl Netlink {
             _ => Ok(()),
         }
     }
+
+    /// Adds or replaces a route.
+    pub fn add_route(&mut self, route: &Route) -> Result<(), NetlinkError> {
+        let message = route_message(route);
+        let target = route.destination.map_or_else(|| "default".to_owned(), |(ip, prefix)| format!("{ip}/{prefix}"));
+        self.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE, "add route", &target)
+    }
+}
+
+fn route_message(route: &Route) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let any = route.destination.map(|(ip, _)| ip).or(route.gateway);
+    message.header.address_family = any.map_or(AddressFamily::Inet, family);
+    message.header.table = MAIN_TABLE;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = if route.gateway.is_some() { RouteScope::Universe } else { RouteScope::Link };
+    message.header.kind = RouteType::Unicast;
+    if let Some((ip, prefix)) = route.destination {
+        message.header.destination_prefix_length = prefix;
+        message.attributes.push(RouteAttribute::Destination(route_address(ip)));
+    }
+    if let Some(gateway) = route.gateway {
+        message.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
+    }
+    message.attributes.push(RouteAttribute::Oif(route.device));
+    message
+}
+
+/// RT_TABLE_MAIN of linux/rtnetlink.h.
+const MAIN_TABLE: u8 = 254;
+
+/// Gives tc's options of a token bucket: struct tc_tbf_qopt of linux/pkt_sched.h, and what is newer.
+fn bucket(rate_bytes: u64, burst_bytes: u32) -> Vec<TcOption> {
+    const PARMS: u16 = 1;
+    const RATE64: u16 = 4;
+    const BURST: u16 = 6;
+    const LINKLAYER_ETHERNET: u8 = 1;
+    /// What waits at most, as a part of a second: TCP fills it, and everybody else waits behind it.
+    const QUEUE_PARTS: u64 = 10;
+    let small = u32::try_from(rate_bytes).unwrap_or(u32::MAX);
+    let queue = u32::try_from(rate_bytes / QUEUE_PARTS).unwrap_or(u32::MAX).saturating_add(burst_bytes);
+    let mut parms = vec![0, LINKLAYER_ETHERNET, 0, 0, 0, 0, 0, 0];
+    parms.extend(small.to_ne_bytes());
+    // No peak rate.
+    parms.extend([0; 12]);
+    parms.extend(queue.to_ne_bytes());
+    // The time that the burst takes and the largest packet: the kernel computes both from BURST.
+    parms.extend([0; 8]);
+    let mut options = vec![TcOption::Other(DefaultNla::new(PARMS, parms))];
+    if small == u32::MAX {
+        options.push(TcOption::Other(DefaultNla::new(RATE64, rate_bytes.to_ne_bytes().to_vec())));
+    }
+    options.push(TcOption::Other(DefaultNla::new(BURST, burst_bytes.to_ne_bytes().to_vec())));
+    options
 }
 
 fn family(ip: IpAddr) -> AddressFamily {
     if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn route_address(ip: IpAddr) -> RouteAddress {
+    match ip {
+        IpAddr::V4(ip) => RouteAddress::Inet(ip),
+        IpAddr::V6(ip) => RouteAddress::Inet6(ip),
+    }
 }
 
 /// Runs `work` on a thread that is in another network namespace.

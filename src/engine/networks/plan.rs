@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::NetworksError;
+use super::rate::Rate;
 use super::record;
 use crate::engine::EngineError;
 use crate::engine::containers::{self, Container};
@@ -22,6 +23,9 @@ pub struct NetworksPlan {
     /// Who is asked about names that no network knows, instead of the host's servers.
     #[serde(default)]
     pub servers: Vec<IpAddr>,
+    /// It then has one device, which leads through a gate.
+    #[serde(default)]
+    pub rate: Option<Rate>,
 }
 
 /// Is a container's place in one network.
@@ -42,7 +46,21 @@ pub fn decide(
     publish: &[PortMapping],
     find: &dyn Fn(&str) -> Option<PathBuf>,
 ) -> Result<(Plan, Option<&'static str>), EngineError> {
+    let rate = options.net_rate;
     match &options.network {
+        Network::Host | Network::None | Network::Container(_) if rate.is_some() => {
+            Err(NetworksError::RateNeedsOwn.into())
+        }
+        Network::Named(attachments) if rate.is_some() && attachments.len() > 1 => {
+            Err(NetworksError::RateNeedsOne.into())
+        }
+        Network::Auto | Network::Pasta if rate.is_some() => match network::plan(&Network::Pasta, publish, find)? {
+            (Plan::Pasta(pasta), _) => {
+                let plan = NetworksPlan { attachments: Vec::new(), outside: Some(pasta), servers: Vec::new(), rate };
+                Ok((Plan::Networks(plan), None))
+            }
+            other => Ok(other),
+        },
         Network::Container(wanted) => {
             let other = shared(root, wanted)?;
             Ok(network::plan(&Network::Container(other.record.id), publish, find)?)
@@ -53,13 +71,14 @@ pub fn decide(
                 if !publish.is_empty() {
                     return Err(NetworkError::PublishNeedsPasta.into());
                 }
-                NetworksPlan { attachments: attachments.clone(), outside: None, servers: Vec::new() }
+                NetworksPlan { attachments: attachments.clone(), outside: None, servers: Vec::new(), rate: None }
             } else {
                 match network::plan(&options.network, publish, find)? {
                     (Plan::Networks(plan), _) => plan,
                     other => return Ok(other),
                 }
             };
+            plan.rate = rate;
             plan.servers = options.dns.iter().filter_map(|ip| ip.parse().ok()).collect();
             Ok((Plan::Networks(plan), None))
         }
