@@ -26,6 +26,8 @@ mod limits;
 mod model;
 mod named_volumes;
 mod network;
+mod network_outside;
+mod network_rate;
 mod networks;
 mod options;
 mod probe;

@@ -31,7 +31,9 @@ pub fn measure(container: &Container) -> Option<Usage> {
     let ticks: u64 = processes.iter().map(|process| process.cpu_ticks).sum();
     let Traffic { bytes: network_bytes, packets: network_packets, drops } = match container.record.network {
         Plan::Host => Traffic::default(),
-        _ => fs_err::read_to_string(format!("/proc/{}/net/dev", init.pid)).map(|text| traffic(&text)).unwrap_or_default(),
+        _ => {
+            fs_err::read_to_string(format!("/proc/{}/net/dev", init.pid)).map(|text| traffic(&text)).unwrap_or_default()
+        }
     };
     let dropped = connect::drops(container);
     let network_drops = (drops.0.saturating_add(dropped.0), drops.1.saturating_add(dropped.1));

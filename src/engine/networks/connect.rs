@@ -92,7 +92,8 @@ fn networks<'a>(plan: &'a mut Plan, runs: bool, called: &str) -> Result<&'a mut 
     {
         let outside = PastaPlan { device: Some(OUTSIDE_DEVICE.to_owned()), ..pasta.clone() };
         let none = Vec::new();
-        *plan = Plan::Networks(NetworksPlan { attachments: none, outside: Some(outside), servers: Vec::new(), rate: None });
+        *plan =
+            Plan::Networks(NetworksPlan { attachments: none, outside: Some(outside), servers: Vec::new(), rate: None });
     }
     match plan {
         Plan::Networks(plan) if plan.rate.is_some() => Err(NetworksError::RateNeedsOne),

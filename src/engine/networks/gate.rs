@@ -109,7 +109,8 @@ impl Gate {
         let index = inner.index(device)?;
         inner.add_neighbour(index, ROUTER, ROUTER_MAC)?;
         inner.add_route(&Route { destination: Some((ROUTER.into(), 32)), gateway: None, device: index })?;
-        inner.add_route(&Route { destination: None, gateway: Some(ROUTER.into()), device: index })
+        inner
+            .add_route(&Route { destination: None, gateway: Some(ROUTER.into()), device: index })
             .map_err(NetworksError::from)
     }
 

@@ -23,8 +23,8 @@ use super::netlink::{Netlink, inside};
 use super::plan::Attachment;
 use super::rate::Rate;
 use super::record::{self, NetworkRecord};
-use super::{relay, watch};
 use super::wire::{self, WireError};
+use super::{relay, watch};
 use crate::engine::container::publish_json;
 use crate::engine::ports::PortMapping;
 use crate::report;
@@ -59,11 +59,17 @@ pub struct Start {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Question {
-    Connect { attachment: Attachment },
-    Disconnect { network: String },
+    Connect {
+        attachment: Attachment,
+    },
+    Disconnect {
+        network: String,
+    },
     /// For a gate that leads out: pasta is there now.
     Open,
-    Rate { rate: Rate },
+    Rate {
+        rate: Rate,
+    },
     /// For what the rates dropped.
     Drops,
 }
@@ -74,10 +80,18 @@ pub enum Question {
 pub enum Reply {
     Done,
     /// The container is connected through a gate: a descriptor of this process.
-    Gate { fd: i32, ip: Ipv4Addr },
+    Gate {
+        fd: i32,
+        ip: Ipv4Addr,
+    },
     /// Packets to the container, and from it.
-    Drops { to: u64, from: u64 },
-    Refused { reason: String },
+    Drops {
+        to: u64,
+        from: u64,
+    },
+    Refused {
+        reason: String,
+    },
 }
 
 /// Is where the namespaces of a link are: descriptors of its process.

@@ -100,7 +100,9 @@ mod tests {
         assert_eq!(rate, expected);
         assert_eq!("down=64000".parse::<Rate>().unwrap().down_bits, Some(64_000));
         assert_eq!("up=1gbit".parse::<Rate>().unwrap().burst(1_000_000_000), 2_500_000);
-        for bad in ["", "up", "up=", "up=x", "up=1kbit", "left=1mbit", "burst=1m", "up=1mbit,burst=1", "up=99999999gbit9"] {
+        for bad in
+            ["", "up", "up=", "up=x", "up=1kbit", "left=1mbit", "burst=1m", "up=1mbit,burst=1", "up=99999999gbit9"]
+        {
             assert!(bad.parse::<Rate>().is_err(), "{bad}");
         }
     }
