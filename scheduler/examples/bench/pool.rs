@@ -89,9 +89,15 @@ impl Pool {
         }
     }
 
-    /// Kills it and starts it again; returns when it answers.
+    /// Ends it and starts it again; returns when it answers. One on PostgreSQL is asked to end: whoever comes after a
+    /// killed leader waits for its lease by design.
     pub async fn restart(&mut self) {
-        self.child.kill().unwrap();
+        if self.store.is_empty() {
+            self.child.kill().unwrap();
+        } else {
+            let pid = rustix::process::Pid::from_child(&self.child);
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        }
         self.child.wait().unwrap();
         (self.child, _) = serve(&self.command, &self.folder, &self.store, &self.listen);
         self.get("/v1/instances?limit=1").await;

@@ -233,6 +233,8 @@ const WEIGHT_MAX: u32 = 1000;
 const KEYS_MAX: usize = 64;
 /// Bytes of one public key: RSA with 16384 bits and a comment.
 const KEY_BYTES: usize = 4096;
+/// Characters of the shortest public key there is.
+const KEY_BYTES_LEAST: usize = 60;
 /// Bytes of an idempotency key.
 const IDEMPOTENCY_KEY_BYTES: usize = 128;
 

@@ -15,7 +15,7 @@ use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::support::{DEADLINE, http, instance, name};
+use crate::support::{DEADLINE, http, instance, name, until};
 
 /// Where a child finds its folder.
 const FOLDER: &str = "CORACLE_TEST_SCHEDULER_FOLDER";
@@ -201,6 +201,29 @@ async fn f04_nothing_acknowledged_is_lost_when_a_call_fails() {
         if point != "lease_taken" {
             kill_at(point, "error", "").await;
         }
+    }
+}
+
+/// A second client asks for the same and a third one for something else while the first is held up at each point.
+#[tokio::test(flavor = "multi_thread")]
+async fn f04_a_request_that_is_held_up_anywhere_is_made_once() {
+    for point in POINTS.into_iter().filter(|point| !["lease_lost", "migrate_step"].contains(point)) {
+        let folder = tempfile::tempdir().expect("folder");
+        let process = Process::start(folder.path(), &format!("{point}=sleep@3"));
+        let address = process.address.expect("address");
+        let token = fs_err::read_to_string(folder.path().join("secret")).expect("secret");
+        let ask = async |number: usize| {
+            until("made", async || {
+                let body = Some(instance(&format!("i{number}")));
+                let (status, made) =
+                    call(address, &token, Method::POST, "/v1/instances", body, &format!("key{number}")).await?;
+                (status == 201).then(|| made["id"].clone())
+            })
+            .await
+        };
+        let (first, second, other) = tokio::join!(ask(0), ask(0), ask(1));
+        assert_eq!(first, second, "{point}: one request, two objects");
+        assert_ne!(first, other, "{point}");
     }
 }
 

@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
 mod agent;
+mod chaos;
 mod database;
 mod faults;
 mod hostile;

@@ -110,13 +110,20 @@ impl Postgres {
 async fn f04_f34_everything_holds_on_postgresql_too() {
     let started = tokio::task::spawn_blocking(|| Postgres::start("f04_f34_everything_holds_on_postgresql_too"));
     let Some(server) = started.await.expect("start") else { return };
-    for point in
-        ["req_authed", "txn_begun", "row_written", "before_commit", "after_commit", "reply_ready", "lease_taken"]
-    {
+    for point in [
+        "req_authed",
+        "txn_begun",
+        "row_written",
+        "audit_written",
+        "before_commit",
+        "after_commit",
+        "reply_ready",
+        "lease_taken",
+    ] {
         let url = server.database(&format!("kill_{point}")).await;
         kill_at(point, "kill", &url).await;
     }
-    for point in ["txn_begun", "row_written", "before_commit", "after_commit"] {
+    for point in ["txn_begun", "row_written", "audit_written", "before_commit", "after_commit"] {
         let url = server.database(&format!("error_{point}")).await;
         kill_at(point, "error", &url).await;
     }

@@ -1,8 +1,9 @@
 //! Rules of the core, each with one small story: placement (`placement`), the lives of services, jobs and drains
-//! (`life`), and here fair share, volumes, dependencies, failures and who is to blame, a provider that lends less,
+//! (`life`), what people are granted (`people`), and here fair share, volumes, dependencies, failures and who is to blame, a provider that lends less,
 //! silence and return (F31, F35).
 
 mod life;
+mod people;
 mod placement;
 mod pool;
 

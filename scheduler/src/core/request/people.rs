@@ -106,7 +106,8 @@ pub(super) fn grant_user(state: &mut State, now: u64, actor: Option<Actor>, wish
                 return Err(Refusal::Forbidden);
             }
             let plain = |key: &String| {
-                let kind = key.split(' ').next().unwrap_or_default();
+                let mut words = key.split(' ');
+                let (kind, blob) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
                 let known = [
                     "ssh-ed25519",
                     "ssh-rsa",
@@ -114,7 +115,9 @@ pub(super) fn grant_user(state: &mut State, now: u64, actor: Option<Actor>, wish
                     "ecdsa-sha2-nistp384",
                     "sk-ssh-ed25519@openssh.com",
                 ];
-                key.len() <= KEY_BYTES && known.contains(&kind) && !key.chars().any(char::is_control)
+                let base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
+                let whole = blob.len() >= KEY_BYTES_LEAST && blob.bytes().all(base64);
+                key.len() <= KEY_BYTES && known.contains(&kind) && whole && !key.chars().any(char::is_control)
             };
             if keys.len() > KEYS_MAX || !keys.iter().all(plain) {
                 return invalid("keys", "at most 64 public keys in OpenSSH's one-line form");
