@@ -129,6 +129,40 @@ fn two_people_see_the_same_and_one_leaves_by_the_keys() {
 }
 
 #[test]
+fn a_command_at_a_terminal_is_left_by_the_keys_and_ends_with_its_terminal_otherwise() {
+    require!();
+    let env = TestEnv::new();
+    let image = env.image("busybox");
+    detached(&env, &["--name", "c", &image, "sleep", "1000"]);
+    let program = fixtures::coracle().display().to_string();
+    let root = env.root().display().to_string();
+    let exec = |keys: &str, script: &str| {
+        let args = ["--root", &root, "exec", "-it", "--detach-keys", keys, "c", "sh", "-c", script];
+        Terminal::start(&env, 80, 25, &program, &args)
+    };
+    let there = |name: &str| env.coracle(&["top", "c"]).ok().contains(name);
+    let mut left = exec("ctrl-a,x", "stty size; exec sleep 2001");
+    left.wait_raw();
+    left.expect("25 80");
+    left.type_in("\u{1}x");
+    assert_eq!(left.exit_code(), 0);
+    assert!(left.is_cooked(), "the terminal is given back");
+    assert!(there("sleep 2001"), "it runs on");
+    let mut ended = exec("ctrl-a,x", "read line; echo got $line; exit 7");
+    ended.wait_raw();
+    ended.type_in("words\r");
+    ended.expect("got words");
+    assert_eq!(ended.exit_code(), 7);
+    let closed = exec("ctrl-a,x", "trap '' HUP TERM; echo ready; sleep 2002");
+    closed.expect("ready");
+    drop(closed);
+    wait_until("the command of a closed terminal to be gone", || !there("sleep 2002"));
+    assert!(there("sleep 2001"));
+    env.coracle(&["exec", "-it", "--detach-keys", "ctrl-", "c", "true"]).outcome().refused(125).says("ctrl-");
+    env.coracle(&["rm", "-f", "c"]).ok();
+}
+
+#[test]
 fn a_client_that_reads_nothing_holds_its_container_up_for_a_while_only() {
     require!();
     let env = TestEnv::new();

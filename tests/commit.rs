@@ -102,6 +102,20 @@ fn a_commit_is_pushed_and_pulled_again() {
     assert_eq!(env.container(&[&name, "cat", "/t"]).ok(), "traveller");
 }
 
+/// Puts bytes into a frame of RFC 8878 whose blocks are not compressed.
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    // A magic number, no content size, a window of 1 MiB.
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 0x50];
+    let blocks: Vec<&[u8]> = bytes.chunks(128 << 10).collect();
+    for (place, block) in blocks.iter().enumerate() {
+        let last = u32::from(place + 1 == blocks.len());
+        let header = u32::try_from(block.len() << 3).unwrap() | last;
+        frame.extend_from_slice(&header.to_le_bytes()[..3]);
+        frame.extend_from_slice(block);
+    }
+    frame
+}
+
 #[test]
 fn import_makes_an_image_of_an_export_however_it_is_compressed() {
     require!();
@@ -118,6 +132,8 @@ fn import_makes_an_image_of_an_export_however_it_is_compressed() {
     assert_eq!(env.container(&["imported:gzip", "stat", "-c", "%u:%g", "/e"]).ok(), owner);
     let image = inspect(&env, "imported:gzip");
     assert_eq!(image["RootFS"]["Layers"].as_array().unwrap().len(), 1);
+    env.coracle(&["import", "-", "imported:zstd"]).stdin(zstd(&tar.stdout)).ok();
+    assert_eq!(env.container(&["imported:zstd", "cat", "/e"]).ok(), "exported");
     env.coracle(&["import", "-"]).stdin(tar.stdout.clone()).ok();
     env.coracle(&["import", "-", "bad:1"]).stdin(b"BZh91AY".to_vec()).outcome().refused(1).says("bzip2");
     env.coracle(&["import", "-", "bad:1"])

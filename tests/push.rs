@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::env::image::{Image, Layer};
 use crate::env::mock::{Mock, Request, Response};
 use crate::env::registry::{PASSWORD, RegistryOptions, USER};
-use crate::env::{Registry, TestEnv, fixtures};
+use crate::env::{Registry, TestEnv, fixtures, poll};
 use crate::require;
 
 /// Starts an empty registry that may be written to.
@@ -79,6 +79,52 @@ fn a_blob_of_another_repository_of_the_registry_is_mounted() {
     assert_eq!(target.requests("PUT", "/blobs/uploads/"), sent, "blobs went up twice");
     env.coracle(&["rmi", &first, &second]).ok();
     assert_eq!(env.container(&[&second, "echo", "back"]).ok(), "back");
+}
+
+#[test]
+fn all_tags_of_a_repository_go_up_and_no_other() {
+    require!();
+    let env = TestEnv::new();
+    let target = empty(&env, RegistryOptions::default());
+    env.coracle(&["pull", &env.image("busybox")]).ok();
+    for tag in ["team/app:1", "team/app:2", "team/app2:3"] {
+        env.coracle(&["tag", &env.image("busybox"), &target.image(tag)]).ok();
+    }
+    let repository = target.image("team/app").trim_end_matches(":latest").to_owned();
+    env.coracle(&["push", "-q", "--all-tags", &repository]).ok();
+    env.coracle(&["pull", "-q", &target.image("team/app:1")]).ok();
+    env.coracle(&["pull", "-q", &target.image("team/app:2")]).ok();
+    env.coracle(&["rmi", &target.image("team/app2:3")]).ok();
+    env.coracle(&["pull", "-q", &target.image("team/app2:3")]).outcome().refused(1);
+    env.coracle(&["push", "--all-tags", &target.image("team/app:1")]).outcome().refused(1);
+}
+
+#[test]
+fn a_push_that_is_killed_leaves_nothing_half_and_the_next_one_works() {
+    require!();
+    let env = TestEnv::new();
+    let source = Mock::serving(&[("large", large(24 << 20))]);
+    let name = source.image("large");
+    env.coracle(&["pull", "-q", &name]).ok();
+    let target = empty(&env, RegistryOptions::default());
+    let goal = target.image("large:1");
+    let mut killed = 0;
+    for round in 0..8_u64 {
+        let mut push = env.coracle(&["push", "-q", &name, &goal]).spawn();
+        if !poll(std::time::Duration::from_millis(round * 25), || push.has_ended()) {
+            push.signal(nix::sys::signal::Signal::SIGKILL);
+            killed += 1;
+            // A name in the registry means a whole image.
+            let pulled = env.coracle(&["pull", "-q", &goal]).outcome();
+            assert!(pulled.code != 0 || !env.coracle(&["history", &goal]).ok().is_empty(), "{pulled}");
+        }
+        push.wait();
+    }
+    assert!(killed > 0, "every push was faster than its end");
+    env.coracle(&["push", "-q", &name, &goal]).ok();
+    env.coracle(&["rmi", "-f", &name]).ok();
+    env.coracle(&["rmi", "-f", &goal]).outcome();
+    assert_eq!(env.container(&[&goal, "sh", "-c", "wc -c </noise"]).ok(), (24 << 20).to_string());
 }
 
 #[test]

@@ -162,6 +162,7 @@ impl Session {
                 return Ok(outcome);
             }
             if input && self.speak() {
+                self.tell(&Input::Leave);
                 return Ok(Outcome::Detached);
             }
         }

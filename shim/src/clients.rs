@@ -63,12 +63,14 @@ pub enum Wish {
 pub struct Clients {
     listener: Option<OwnedFd>,
     list: Vec<Client>,
+    /// Somebody who was attached went away without a word.
+    lost_one: bool,
 }
 
 impl Clients {
     /// Starts with the command that made this shim, which waits for the start.
     pub fn new(first: Option<(OwnedFd, bool)>) -> Self {
-        let mut clients = Self { listener: None, list: Vec::new() };
+        let mut clients = Self { listener: None, list: Vec::new(), lost_one: false };
         if let Some((socket, attached)) = first
             && rustix::io::ioctl_fionbio(&socket, true).is_ok()
         {
@@ -96,6 +98,11 @@ impl Clients {
     /// Gives the socket where others come in.
     pub fn listener(&self) -> Option<BorrowedFd<'_>> {
         self.listener.as_ref().map(AsFd::as_fd).filter(|_| self.list.len() < CLIENTS_MAX)
+    }
+
+    /// Says whether somebody who was attached went away without a word: killed, or without a terminal any more.
+    pub fn lost_one(&self) -> bool {
+        self.lost_one
     }
 
     /// Counts the connections.
@@ -148,6 +155,7 @@ impl Clients {
         };
         let Some(frame) = frame else {
             client.gone = true;
+            self.lost_one |= matches!(client.kind, Kind::Attached { .. });
             return None;
         };
         match client.kind {
@@ -157,6 +165,10 @@ impl Clients {
                 Some(Input::End) if stdin => Some(Wish::StdinEnd),
                 Some(Input::Signal(number)) => Some(Wish::Signal(number)),
                 Some(Input::Resize { rows, columns }) => Some(Wish::Resize(rows, columns)),
+                Some(Input::Leave) => {
+                    client.gone = true;
+                    None
+                }
                 _ => client.refuse("a frame that is not understood"),
             },
             Kind::Waiting => client.refuse("nothing is expected"),

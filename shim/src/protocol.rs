@@ -86,6 +86,8 @@ pub enum Input<'a> {
     },
     /// A signal for the container's first process.
     Signal(i32),
+    /// The person leaves on purpose; a shim that does not know this frame ends the connection, too.
+    Leave,
 }
 
 /// Is a frame of the shim.
@@ -111,6 +113,7 @@ const DATA: u8 = 1;
 const END: u8 = 2;
 const RESIZE: u8 = 3;
 const SIGNAL: u8 = 4;
+const LEAVE: u8 = 5;
 
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
@@ -131,6 +134,7 @@ impl<'a> Input<'a> {
                 Self::Resize { rows: u16::from_le_bytes([a, b]), columns: u16::from_le_bytes([c, d]) }
             }
             (SIGNAL, &[a, b, c, d]) => Self::Signal(i32::from_le_bytes([a, b, c, d])),
+            (LEAVE, []) => Self::Leave,
             _ => return None,
         })
     }
@@ -145,6 +149,7 @@ impl<'a> Input<'a> {
                 vec![RESIZE, a, b, c, d]
             }
             Self::Signal(number) => with_kind(SIGNAL, &number.to_le_bytes()),
+            Self::Leave => vec![LEAVE],
         }
     }
 }
@@ -221,7 +226,9 @@ mod tests {
 
     #[test]
     fn frames_come_back_as_they_were() {
-        for input in [Input::Data(b"x"), Input::End, Input::Resize { rows: 300, columns: 7 }, Input::Signal(15)] {
+        for input in
+            [Input::Data(b"x"), Input::End, Input::Resize { rows: 300, columns: 7 }, Input::Signal(15), Input::Leave]
+        {
             assert_eq!(Input::parse(&input.frame()), Some(Input::parse(&input.frame()).unwrap()));
             assert_eq!(Input::parse(&input.frame()).unwrap(), input);
         }

@@ -30,8 +30,10 @@ const DRAIN_READS_MAX: usize = 64;
 /// What a shim is told about its container.
 #[derive(Debug)]
 pub struct ShimOptions {
-    /// Where to listen.
-    pub socket: PathBuf,
+    /// Where to listen; None serves nobody but the first.
+    pub socket: Option<PathBuf>,
+    /// The program ends when the first client does, unless that client leaves by the keys.
+    pub ends_with_client: bool,
     /// Where the log is written, if there is one.
     pub log: Option<(PathBuf, LogLimits)>,
     /// The container has a terminal.
@@ -134,7 +136,9 @@ impl<O: Owner> Shim<O> {
         wanted.add(Signal::SIGTERM);
         let signals = SignalFd::with_flags(&wanted, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let mut clients = Clients::new(options.first.take());
-        clients.listen(&options.socket)?;
+        if let Some(socket) = &options.socket {
+            clients.listen(socket)?;
+        }
         let log = options.log.as_ref().map(|(path, limits)| JsonLog::open(path, *limits)).transpose()?;
         Ok(Self { options, owner, clients, log, signals, stats: Stats::default(), cancelled: false })
     }
@@ -242,6 +246,10 @@ impl<O: Owner> Shim<O> {
         }
         self.clients.sweep(Instant::now());
         let Some(live) = live else { return false };
+        if self.options.ends_with_client && self.clients.lost_one() {
+            // Gone already, which is as good.
+            let _ = live.running.signal(rustix::process::Signal::KILL);
+        }
         live.streams.flush();
         if self.clients.ready() {
             self.pass_output(&mut live.streams);

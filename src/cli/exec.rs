@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use coracle_shim::attach::DetachKeys;
 
 use super::container::env_entries;
 use super::error::CliError;
@@ -13,7 +14,7 @@ use crate::engine::{Engine, sharing};
 
 /// Run one more command in a container that runs
 ///
-/// It ends with this command; with -d it ends with its container.
+/// It ends with this command, unless that is left by the detach keys; then, and with -d, it ends with its container.
 #[derive(Args)]
 #[command(override_usage = "coracle exec [OPTIONS] CONTAINER COMMAND [ARGUMENT]...")]
 pub struct ExecArgs {
@@ -26,6 +27,9 @@ pub struct ExecArgs {
     /// Give the command a terminal
     #[arg(short, long)]
     tty: bool,
+    /// Keys that leave a command with a terminal, which runs on
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    detach_keys: DetachKeys,
     /// Set an environment variable, NAME=VALUE or NAME for the caller's value
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
@@ -60,6 +64,7 @@ pub fn run(root: Option<PathBuf>, args: ExecArgs) -> Result<ExitCode, CliError> 
         workdir: args.workdir,
         terminal: Terminal { interactive: args.interactive, tty: args.tty },
         detach: args.detach,
+        detach_keys: args.detach_keys,
     };
     sharing::protect(root.as_ref())?;
     let engine = Engine::open(root)?;

@@ -7,10 +7,14 @@ use std::path::{Path, PathBuf};
 
 use coracle_runtime::container::Identity;
 use coracle_runtime::detach::detach;
-use coracle_runtime::{ExecOptions, LaunchFailure, Rootfs, Running, Stdio, exec as launch_exec, memory};
-use coracle_shim::Foreground;
+use coracle_runtime::{ExecOptions, Exit, LaunchFailure, Rootfs, Running, Stdio, exec as launch_exec, memory};
+use coracle_shim::attach::{AttachOptions, DetachKeys};
+use coracle_shim::client::Client;
+use coracle_shim::{After, Foreground, Owner, ProbeResult, Shim, ShimOptions};
 use oci_spec::runtime::{Process, Spec, UserBuilder};
 use rustix::fs::{Mode, OFlags, open};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::Signal;
 
 use super::container::short_id;
 use super::containers::{self, Status, read_json};
@@ -18,7 +22,7 @@ use super::options::{EnvEntry, Terminal};
 use super::prepare::identity_file;
 use super::process::{self, EnvironmentInputs};
 use super::record::Record;
-use super::{Elsewhere, Engine, EngineError, events, user};
+use super::{Elsewhere, Engine, EngineError, attach, events, user};
 use crate::report;
 
 /// A failure in words is far shorter.
@@ -33,6 +37,8 @@ pub struct ExecRequest {
     pub workdir: Option<String>,
     pub terminal: Terminal,
     pub detach: bool,
+    /// What the person types to leave a command with a terminal.
+    pub detach_keys: DetachKeys,
 }
 
 /// Runs a command in a container that runs; gives its exit code, 0 at once with `detach`.
@@ -44,10 +50,83 @@ pub fn exec(engine: &Engine, wanted: &str, request: &ExecRequest) -> Result<u8, 
     if terminal.tty && terminal.interactive && !rustix::termios::isatty(std::io::stdin()) {
         return Err(EngineError::NoTerminal);
     }
+    if terminal.tty && terminal.interactive {
+        return exec_at_terminal(engine.root(), wanted, request);
+    }
     let watch = Foreground::prepare().map_err(EngineError::Supervise)?;
     let mut running = start(engine.root(), wanted, request)?;
     let exit = watch.run(&mut running, terminal.interactive).map_err(EngineError::Supervise)?;
     Ok(u8::try_from(exit.status()).unwrap_or(u8::MAX))
+}
+
+/// Runs a command with a terminal that the person can leave: a process of its own holds the other side of it.
+fn exec_at_terminal(root: &Path, wanted: &str, request: &ExecRequest) -> Result<u8, EngineError> {
+    let failed = |errno: rustix::io::Errno| EngineError::Supervise(errno.into());
+    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    let (ours, theirs) = pair.map_err(failed)?;
+    let keep = [theirs.as_raw_fd()];
+    detach(&keep, move || {
+        let options = ShimOptions {
+            socket: None,
+            ends_with_client: true,
+            log: None,
+            terminal: true,
+            open_stdin: true,
+            stdin_once: false,
+            probes: None,
+            first: Some((theirs, true)),
+        };
+        let command = Command { root, wanted, request };
+        // Without it the caller hears the end of the connection.
+        Shim::new(options, command).map_or(1, |shim| {
+            shim.run();
+            0
+        })
+    })
+    .map_err(failed)?;
+    let options = AttachOptions { stdin: true, terminal: true, pass_signals: false, keys: request.detach_keys.clone() };
+    let code = attach::follow(Client::from_socket(ours), options, wanted)?;
+    Ok(code.map_or(0, |code| u8::try_from(code).unwrap_or(u8::MAX)))
+}
+
+/// Is a command of `exec` that a process watches over as a shim does over a container.
+struct Command<'a> {
+    root: &'a Path,
+    wanted: &'a str,
+    request: &'a ExecRequest,
+}
+
+impl Owner for Command<'_> {
+    fn launch(&mut self, _: Stdio<'_>) -> Result<Running, Vec<u8>> {
+        start(self.root, self.wanted, self.request)
+            .map_err(|error| serde_json::to_vec(&report::elsewhere(&error)).unwrap_or_default())
+    }
+
+    fn started(&mut self, _: &Running) -> Result<(), Vec<u8>> {
+        Ok(())
+    }
+
+    fn announced(&mut self) {}
+
+    fn ended(&mut self, exit: Result<Exit, Vec<u8>>, _: Option<Running>) -> (i32, After) {
+        (exit.map_or(i32::from(u8::MAX), |exit| exit.status()), After::Gone)
+    }
+
+    fn wants_restart(&mut self) -> bool {
+        false
+    }
+
+    fn cancel(&mut self) {}
+
+    fn ask_to_stop(&mut self, running: &Running) {
+        let _ = running.signal(Signal::TERM);
+    }
+
+    fn probe(&mut self, _: &Running, _: BorrowedFd<'_>) -> Result<Running, String> {
+        Err("a command has no health check".to_owned())
+    }
+
+    fn probed(&mut self, _: ProbeResult) {}
 }
 
 /// Runs a command and leaves it to a process that reaps it: the end of a container waits for every

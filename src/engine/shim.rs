@@ -93,7 +93,8 @@ impl Watch {
         });
         let probes = record.health.as_ref();
         let options = ShimOptions {
-            socket: self.directory.path.join("shim.sock"),
+            socket: Some(self.directory.path.join("shim.sock")),
+            ends_with_client: false,
             log,
             terminal: record.tty,
             open_stdin: record.open_stdin,
