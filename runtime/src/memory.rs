@@ -41,8 +41,16 @@ pub fn step() {
 pub fn rest(fds: &mut [PollFd<'_>], timeout: Option<&Timespec>) -> Result<usize, Errno> {
     let threads = fs_err::read_dir("/proc/self/task").map_or(0, Iterator::count);
     let unneeded = if threads == 1 { unneeded() } else { Unneeded::default() };
+    let asleep = sys::sleeping_pages();
+    let program: Vec<Range<usize>> =
+        unneeded.program.iter().flat_map(|pages| without(pages, &asleep)).filter(|pages| !pages.is_empty()).collect();
     trim_heap();
-    sys::forget_and_poll(&unneeded.program, unneeded.stack, fds, timeout)
+    sys::forget_and_poll(&program, unneeded.stack, fds, timeout)
+}
+
+/// Gives what is before and behind a hole.
+fn without(pages: &Range<usize>, hole: &Range<usize>) -> [Range<usize>; 2] {
+    [pages.start..pages.end.min(hole.start), pages.start.max(hole.end)..pages.end]
 }
 
 /// Is what a process that waits does not need.
@@ -120,8 +128,26 @@ mod tests {
     }
 
     #[test]
+    fn a_hole_splits_a_range_or_leaves_it() {
+        let check = |(start, end): (usize, usize), expected: &[(usize, usize)]| {
+            let parts = without(&(start..end), &(10..20)).into_iter().filter(|part| !part.is_empty());
+            assert_eq!(parts.map(|part| (part.start, part.end)).collect::<Vec<_>>(), expected, "{start}..{end}");
+        };
+        check((0, 30), &[(0, 10), (20, 30)]);
+        check((0, 5), &[(0, 5)]);
+        check((25, 30), &[(25, 30)]);
+        check((12, 18), &[]);
+        check((12, 30), &[(20, 30)]);
+        check((5, 15), &[(5, 10)]);
+    }
+
+    #[test]
     fn the_program_goes_on() {
         release_program();
+        let (reader, _writer) = rustix::pipe::pipe().unwrap();
+        let now = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+        let mut fds = [PollFd::new(&reader, rustix::event::PollFlags::IN)];
+        assert_eq!(rest(&mut fds, Some(&now)), Ok(0));
         assert!(std::env::args().count() > 0);
     }
 }

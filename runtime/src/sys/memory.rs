@@ -75,7 +75,7 @@ pub(crate) fn forget_and_poll(
     timeout: Option<&Timespec>,
 ) -> Result<usize, Errno> {
     /// More than the frame of this function, which calls no other.
-    const USED_BYTES: usize = 16 * 1024;
+    const USED_BYTES: usize = 4 * 1024;
     let here = 0_u8;
     let used = std::ptr::from_ref(&here).addr().saturating_sub(USED_BYTES);
     let stack = stack.map(|low| low..used.max(low));
@@ -85,6 +85,14 @@ pub(crate) fn forget_and_poll(
         let _ = unsafe { madvise(start, pages.len(), Advice::LinuxDontNeed) };
     }
     poll(fds, timeout)
+}
+
+/// Gives the pages that [`forget_and_poll`] is on: while they stay nothing has to come back for its end, and what
+/// comes back brings its neighbours along (16 pages, the kernel's fault_around_bytes).
+pub(crate) fn sleeping_pages() -> Range<usize> {
+    const PAGE_BYTES: usize = 4096;
+    let start = (forget_and_poll as *const ()).addr() & !(PAGE_BYTES - 1);
+    start..start + 2 * PAGE_BYTES
 }
 
 /// malloc_trim(3): gives free memory of the allocator back to the kernel. A C library without it keeps it.
