@@ -327,6 +327,8 @@ fn exec_codes_users_and_environment() {
     exec(&["--privileged", "c", "true"]).refused(1).says("--privileged");
     exec(&["nosuch", "true"]).refused(1).says("no such container");
     assert_eq!(exec(&["c", "sh", "-c", "echo $GIVEN; pwd"]).ok(), "1\n/tmp");
+    // The image gives root another group, which nobody with one id has.
+    assert_eq!(exec(&["-u", "0", "c", "id", "-u"]).ok(), "0");
     assert_eq!(
         exec(&["-e", "GIVEN=2", "-e", "B=3", "-w", "/etc", "c", "sh", "-c", "echo $GIVEN$B; pwd"]).ok(),
         "23\n/etc"

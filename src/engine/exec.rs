@@ -220,7 +220,9 @@ fn process(record: &Record, spec: &Spec, request: &ExecRequest) -> Result<Proces
     if let Some(wanted) = &request.user {
         let layers = layers(record);
         let (passwd, group) = (identity_file(&layers, "etc/passwd"), identity_file(&layers, "etc/group"));
-        let found = user::resolve(wanted, &passwd, &group)?;
+        let mut found = user::resolve(wanted, &passwd, &group)?;
+        // As at a start: groups that only the image names are no reason to refuse a person with one id.
+        found.fit_single(&record.idmap, false);
         super::spec::check_user(&record.idmap, &found)?;
         process.set_capabilities(Some(super::spec::capabilities_for(process.capabilities().as_ref(), &found)?));
         if let Ok(user) =
