@@ -246,7 +246,8 @@ fn f26_a_follower_of_a_flood_gets_it_in_order_once_and_stays_small() {
     let script = format!("until [ -e /go ]; do sleep 0.02; done; seq 1 {count}");
     let id = detached(&env, &[&sizes[..], &[&image, "sh", "-c", &script]].concat());
     let out = env.path("followed");
-    let mut follower = env.coracle(&["logs", "-f", "c"]).stdout_to(fs_err::File::create(&out).unwrap().into_file()).spawn();
+    let mut follower =
+        env.coracle(&["logs", "-f", "c"]).stdout_to(fs_err::File::create(&out).unwrap().into_file()).spawn();
     env.coracle(&["exec", "c", "touch", "/go"]).ok();
     let mut largest = 0;
     let end = std::time::Duration::from_secs(600);

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use coracle_shim::attach::DetachKeys;
+use rustix::termios::tcgetwinsize;
 
 use super::container::env_entries;
 use super::error::CliError;
@@ -65,6 +66,7 @@ pub fn run(root: Option<PathBuf>, args: ExecArgs) -> Result<ExitCode, CliError> 
         terminal: Terminal { interactive: args.interactive, tty: args.tty },
         detach: args.detach,
         detach_keys: args.detach_keys,
+        size: tcgetwinsize(std::io::stdin()).ok().map(|size| (size.ws_row, size.ws_col)),
     };
     sharing::protect(root.as_ref())?;
     let engine = Engine::open(root)?;

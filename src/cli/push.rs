@@ -28,6 +28,10 @@ pub struct PushArgs {
 pub fn run(root: Option<PathBuf>, args: PushArgs) -> Result<ExitCode, CliError> {
     let engine = Engine::open(root)?;
     let bars = if args.quiet { Bars::quiet() } else { Bars::new() };
+    let last = args.image.rsplit('/').next().unwrap_or_default();
+    if args.all_tags && last.contains([':', '@']) {
+        return Err(CliError::message("a tag cannot be given together with --all-tags"));
+    }
     let names = if args.all_tags { engine.tags_of(&args.image)? } else { vec![args.image] };
     for name in names {
         let (reference, pushed) = engine.push(&name, args.destination.as_deref(), &bars)?;

@@ -11,7 +11,7 @@ use coracle_runtime::{ExecOptions, Exit, LaunchFailure, Rootfs, Running, Stdio, 
 use coracle_shim::attach::{AttachOptions, DetachKeys};
 use coracle_shim::client::Client;
 use coracle_shim::{After, Foreground, Owner, ProbeResult, Shim, ShimOptions};
-use oci_spec::runtime::{Process, Spec, UserBuilder};
+use oci_spec::runtime::{BoxBuilder, Process, Spec, UserBuilder};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Signal;
@@ -39,6 +39,8 @@ pub struct ExecRequest {
     pub detach: bool,
     /// What the person types to leave a command with a terminal.
     pub detach_keys: DetachKeys,
+    /// Lines and characters of a line that the terminal begins with.
+    pub size: Option<(u16, u16)>,
 }
 
 /// Runs a command in a container that runs; gives its exit code, 0 at once with `detach`.
@@ -242,7 +244,10 @@ fn process(record: &Record, spec: &Spec, request: &ExecRequest) -> Result<Proces
     };
     process.set_env(Some(process::environment(&inputs)?));
     process.set_args(Some(process::arguments(&[], &[], None, &request.command)?));
-    process.set_terminal(Some(request.terminal.tty && !request.detach)).set_console_size(None);
+    let size = request.size.and_then(|(rows, columns)| {
+        BoxBuilder::default().height(u64::from(rows)).width(u64::from(columns)).build().ok()
+    });
+    process.set_terminal(Some(request.terminal.tty && !request.detach)).set_console_size(size);
     if let Some(workdir) = &request.workdir {
         process.set_cwd(PathBuf::from(process::working_directory(None, Some(workdir))?));
     }
