@@ -21,6 +21,8 @@ use crate::support::{DEADLINE, http, instance, name, until};
 
 /// Machines of the pool.
 const AGENTS: usize = 4;
+/// Instances that are made at most: one page shows them all.
+const MADE_MAX: usize = 900;
 /// Seconds of chaos unless more are asked for.
 const SOAK_S: u64 = 6;
 
@@ -113,6 +115,8 @@ async fn join(proxy: &Proxy, folder: &std::path::Path, number: usize, admin: &st
     let client = Client::new(http(), base, join["secret"].as_str().expect("secret"));
     let token = client.join(name(&provider)).await.expect("joined").secret;
     let engine = engine();
+    // Room for all of them, so that whatever waits at the end waits for no good reason.
+    engine.lock().expect("engine").capacity.cpu_millis = 1_000_000;
     let task = live(proxy, folder, number, &token, &engine);
     Host { token, engine, task }
 }
@@ -166,6 +170,7 @@ async fn a_pool_that_was_kicked_for_a_while_agrees_with_itself_when_it_is_left_a
                     stopped.insert(name.clone());
                 }
             }
+            _ if made.len() >= MADE_MAX => tokio::time::sleep(Duration::from_millis(20)).await,
             _ => {
                 // Half of the time something is asked again that got no answer.
                 let again = open.iter().next().cloned().filter(|_| dice.below(2) == 0);
