@@ -2,15 +2,22 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::env::{Outcome, TestEnv, Who, fixtures};
+use crate::env::{Outcome, TestEnv, Who, fixtures, poll, wait_until};
 use crate::require;
 
 const MIB: u64 = 1 << 20;
 /// Everything that F39 names, in one script.
 const VECTORS: &str = include_str!("quota/vectors.py");
+
+const FUZZ: &str = include_str!("quota/fuzz.py");
+const LOAD: &str = include_str!("quota/load.py");
+/// The host's python: the image's lacks mmap and ctypes.
+const PYTHON: [&str; 6] =
+    ["-v", "/usr:/host:ro", "-e", "PYTHONHOME=/host", "-e", "LD_LIBRARY_PATH=/host/lib/x86_64-linux-gnu"];
 
 /// Gives what is allocated below a directory, hard links once; what goes away meanwhile does not count.
 fn allocated_bytes(path: &Path) -> u64 {
@@ -72,11 +79,9 @@ fn f39_no_way_to_write_passes_the_limit() {
     let script = env.write("vectors.py", VECTORS);
     let mount = format!("{}:/vectors.py:ro", script.display());
     let disk = format!("{size_mib}m,inodes=3000");
-    // The image's python lacks mmap.
-    let python = ["-v", "/usr:/host:ro", "-e", "PYTHONHOME=/host", "-e", "LD_LIBRARY_PATH=/host/lib/x86_64-linux-gnu"];
     let mut running = env
-        .container(&["--disk", &disk, "-v", &mount, "--shm-size=8m"])
-        .args(&python)
+        .container(&["--disk", &disk, "-v", &mount, "--shm-size=8m", "-v", "/volume"])
+        .args(&PYTHON)
         .args(&[&image, "/host/bin/python3", "-u", "/vectors.py", &size_mib.to_string()])
         .time_limit(600)
         .spawn();
@@ -84,7 +89,8 @@ fn f39_no_way_to_write_passes_the_limit() {
     let mut most = 0;
     while !running.has_ended() {
         if fs_err::read_dir(env.root().join("containers")).is_ok_and(|mut entries| entries.next().is_some()) {
-            most = most.max(allocated_bytes(&env.root().join("containers")));
+            let places = ["containers", "volumes"].map(|name| allocated_bytes(&env.root().join(name)));
+            most = most.max(places.iter().sum());
             // A neighbour's write goes on.
             env.write("neighbour", vec![0; 1 << 16]);
         }
@@ -96,7 +102,7 @@ fn f39_no_way_to_write_passes_the_limit() {
         assert!(["ENOSPC", "EDQUOT"].contains(&result), "{name}: {result}\n{text}");
     }
     assert_eq!(text.lines().filter(|line| *line == "again").count(), 19, "{text}");
-    assert_eq!(text.lines().count(), 19 * 2 + 4, "{text}");
+    assert_eq!(text.lines().count(), 19 * 2 + 5, "{text}");
     assert!(most <= limit + MIB, "the host had {most} bytes, allowed are {limit} and one MiB");
     assert!(most > limit / 2, "the host was not watched: {most}");
 }
@@ -170,4 +176,112 @@ fn limits_that_cannot_be_are_refused() {
         env.container(&argv).outcome().refused(125).says(word);
     }
     env.container(&["--disk=64m", "coracle/hello"]).outcome().refused(125).says("needs an image with layers");
+}
+
+/// Lists guards (first) and servers of disks of this test.
+fn disk_processes(env: &TestEnv) -> (Vec<i32>, Vec<i32>) {
+    let place = env.root().into_os_string().into_encoded_bytes();
+    let mut found = Vec::new();
+    for entry in fs_err::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let line = fs_err::read(entry.path().join("cmdline")).unwrap_or_default();
+        let ours = line.windows(12).any(|part| part == b"__serve-disk");
+        if ours && line.windows(place.len()).any(|part| part == place) {
+            let stat = fs_err::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse::<i32>().ok());
+            found.push((pid, parent.unwrap_or(0)));
+        }
+    }
+    let is_ours = |pid: i32| found.iter().any(|(other, _)| *other == pid);
+    let (servers, guards): (Vec<_>, Vec<_>) = found.iter().partition(|(_, parent)| is_ours(*parent));
+    let numbers = |list: Vec<(i32, i32)>| list.into_iter().map(|(pid, _)| pid).collect();
+    (numbers(guards), numbers(servers))
+}
+
+fn kill(pid: i32) {
+    // It may have ended by itself.
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+}
+
+#[test]
+fn f39_a_killed_server_is_replaced_and_nothing_is_wrong() {
+    require!();
+    let env = TestEnv::new();
+    env.containers_may_stay();
+    let image = env.image("debian");
+    let script = env.write("load.py", LOAD);
+    let mount = format!("{}:/load.py:ro", script.display());
+    let (files, kills) = if fixtures::is_full() { ("20000", 100) } else { ("600", 10) };
+    let mut running = env
+        .coracle(&["run", "--network", "none", "--name", "box", "--disk=256m", "-v", &mount])
+        .args(&PYTHON)
+        .args(&[&image, "/host/bin/python3", "-u", "/load.py", files])
+        .time_limit(600)
+        .spawn();
+    running.wait_for("begins");
+    let mut killed = 0;
+    while killed < kills && !running.has_ended() {
+        for server in disk_processes(&env).1 {
+            kill(server);
+            killed += 1;
+        }
+        // The next one is to have done something.
+        let before = running.stdout_so_far().len();
+        poll(Duration::from_millis(200), || running.stdout_so_far().len() > before);
+    }
+    let text = running.wait().ok();
+    assert!(text.ends_with("errors 0 wrong 0"), "{text}");
+    assert!(killed > 0, "the load was over before anything was killed");
+    let disk = inspect(&env, "box")["Disk"].take();
+    assert!(disk["Takeovers"].as_u64().unwrap() > 0, "{disk}");
+    let scanned = allocated_bytes(&only_container(&env).join("disk"));
+    assert_eq!(disk["UsedBytes"], scanned, "the usage is not what a rescan finds");
+    env.coracle(&["rm", "box"]).ok();
+}
+
+#[test]
+fn a_lost_guard_is_an_error_inside_and_inspect_says_so() {
+    require!();
+    let env = TestEnv::new();
+    env.containers_may_stay();
+    let image = env.image("busybox");
+    let start = ["run", "-d", "--network", "none", "--name", "box", "--disk=16m", &image, "sleep", "1000"];
+    env.coracle(&start).ok();
+    env.coracle(&["exec", "box", "sh", "-c", "echo kept > /file"]).ok();
+    let (guards, servers) = disk_processes(&env);
+    assert_eq!((guards.len(), servers.len()), (1, 1));
+    assert_eq!(inspect(&env, "box")["Disk"]["Lost"], false);
+    kill(guards[0]);
+    wait_until("the loss to be reported", || inspect(&env, "box")["Disk"]["Lost"] == true);
+    // No hang: the write ends, with an error.
+    let outcome = env.coracle(&["exec", "box", "sh", "-c", "echo lost > /file"]).time_limit(30).outcome();
+    assert_ne!(outcome.code, 0, "{outcome}");
+    env.coracle(&["kill", "box"]).ok();
+    env.coracle(&["wait", "box"]).ok();
+    env.coracle(&["start", "box"]).ok();
+    assert_eq!(env.coracle(&["exec", "box", "cat", "/file"]).ok(), "kept");
+    env.coracle(&["rm", "-f", "box"]).ok();
+}
+
+#[test]
+fn random_operations_are_the_same_as_on_overlayfs_alone() {
+    require!();
+    let env = TestEnv::new();
+    let image = env.image("debian");
+    let script = env.write("fuzz.py", FUZZ);
+    let mount = format!("{}:/fuzz.py:ro", script.display());
+    let (count, rounds) = if fixtures::is_full() { (10_000, 10) } else { (1_500, 1) };
+    let first = fixtures::given_seed().unwrap_or(1);
+    for seed in first..first + rounds {
+        let run = |flags: &[&str]| {
+            let command = [&image, "/host/bin/python3", "/fuzz.py", &count.to_string(), &seed.to_string()];
+            let run = env.container(flags).args(&["--hostname", "h", "-v", &mount]).args(&PYTHON).args(&command);
+            run.time_limit(600).outcome().ok()
+        };
+        let (native, limited) = (run(&[]), run(&["--disk=1g"]));
+        let differs = native.lines().zip(limited.lines()).find(|(native, limited)| native != limited);
+        assert_eq!(differs, None, "seed {seed}: native first, limited second");
+        assert_eq!(native.lines().count(), limited.lines().count(), "seed {seed}");
+        assert!(native.lines().count() > count, "seed {seed}: {native}");
+    }
 }

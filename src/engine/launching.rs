@@ -102,12 +102,19 @@ impl Launching<'_> {
             Some(_) => quota::moved(&self.directory.path, &self.record.rootfs)?,
             None => self.record.rootfs.clone(),
         };
+        let volumes = match &self.record.disk {
+            Some(_) => quota::own_volumes(self.root, self.record),
+            None => Vec::new(),
+        };
+        if !volumes.is_empty() {
+            quota::move_volumes(&self.directory.path, spec.to_mut(), &volumes);
+        }
         let helpers = RefCell::new(Helpers::default());
         let failure: RefCell<Option<EngineError>> = RefCell::new(None);
         let running = {
             let mut serve = |pid: i32| {
                 let Some(limit) = &self.record.disk else { return Ok(()) };
-                match quota::start(&self.directory.path, limit, pid) {
+                match quota::start(&self.directory.path, limit, &volumes, pid) {
                     Ok(started) => helpers.borrow_mut().disk = Some(started),
                     Err(error) => {
                         failure.replace(Some(error.into()));

@@ -248,7 +248,7 @@ for vector in VECTORS:
     again()
     clean()
     print("again", flush=True)
-for place in ["/tmp", "/dev/shm"]:
+for place in ["/tmp", "/dev/shm", "/volume"]:
     print(place, name_of(elsewhere(place)), flush=True)
 # Last, because what is copied up stays.
 print("chmod_image", name_of(chmod_image()), flush=True)

@@ -44,7 +44,8 @@ pub(crate) fn open(plan: &Plan, bundle: &Path) -> Result<Sources, LaunchFailure>
             (MountSource::Bind { path, recursive }, None) if crosses => {
                 match clone_tree(&bundle.join(path), *recursive) {
                     // Root of a user namespace whose mount namespace is another's: the child is where it may.
-                    Err(failure) if failure.errno == libc::EPERM => None,
+                    // What is mounted for this container alone is not here yet: the child looks again.
+                    Err(failure) if [libc::EPERM, libc::ENOENT].contains(&failure.errno) => None,
                     tree => Some(tree?),
                 }
             }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use coracle_runtime::fork::fork;
 use coracle_runtime::userns;
-use rustix::fs::{MemfdFlags, Mode, OFlags, fstat, memfd_create, open};
+use rustix::fs::{FlockOperation, MemfdFlags, Mode, OFlags, flock, fstat, memfd_create, open};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{
@@ -53,6 +53,7 @@ pub fn guard(arguments: &[OsString]) -> Result<()> {
 struct Mounted {
     device: OwnedFd,
     root: OwnedFd,
+    volumes: Vec<OwnedFd>,
     usage: File,
     state: File,
     null: OwnedFd,
@@ -67,8 +68,9 @@ fn begin(arguments: &[OsString]) -> Result<Mounted> {
     let [backing, mount_point, usage, numbers @ ..] = arguments else {
         return Err(Errno::INVAL.into());
     };
-    let numbers: Vec<u64> = numbers.iter().filter_map(|text| text.to_str()?.parse().ok()).collect();
-    let [pid, bytes, inodes] = numbers[..] else { return Err(Errno::INVAL.into()) };
+    let [pid, bytes, inodes, volumes @ ..] = numbers else { return Err(Errno::INVAL.into()) };
+    let number = |text: &OsString| text.to_str().and_then(|text| text.parse::<u64>().ok()).ok_or(Errno::INVAL);
+    let (pid, bytes, inodes) = (number(pid)?, number(bytes)?, number(inodes)?);
     // A terminal's signals are for the container.
     setsid().map_err(named("make session"))?;
     let opened = |path: &Path, flags| open(path, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
@@ -76,6 +78,12 @@ fn begin(arguments: &[OsString]) -> Result<Mounted> {
         opened(Path::new(usage), OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW).map_err(named("open usage file"))?;
     let null = opened(Path::new("/dev/null"), OFlags::RDWR).map_err(named("open /dev/null"))?;
     let root = opened(Path::new(backing), OFlags::RDONLY | OFlags::DIRECTORY).map_err(named("open disk"))?;
+    let volumes = volumes
+        .iter()
+        .map(|path| opened(Path::new(path), OFlags::RDONLY | OFlags::DIRECTORY).map_err(named("open volume")));
+    let volumes = volumes.collect::<Result<Vec<_>>>()?;
+    // Somebody who finds it unlocked and not ended knows that nobody serves any more.
+    flock(&usage, FlockOperation::NonBlockingLockExclusive).map_err(named("lock usage file"))?;
     let namespace = |name: &str| {
         opened(Path::new(&format!("/proc/{pid}/ns/{name}")), OFlags::RDONLY).map_err(named("open namespace"))
     };
@@ -89,6 +97,7 @@ fn begin(arguments: &[OsString]) -> Result<Mounted> {
     Ok(Mounted {
         device,
         root,
+        volumes,
         usage: File::from(usage),
         state: File::from(state),
         null,
@@ -165,6 +174,7 @@ impl Mounted {
         serve(Serving {
             device: self.device(),
             root: self.root.try_clone()?,
+            volumes: self.volumes.iter().map(OwnedFd::try_clone).collect::<Result<_>>()?,
             limits: self.limits,
             state: self.state.try_clone()?,
             usage: self.usage.try_clone()?,

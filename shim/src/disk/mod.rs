@@ -25,7 +25,7 @@ mod usage;
 use std::ffi::CStr;
 use std::io::{Read, Result};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -52,6 +52,9 @@ pub struct DiskOptions {
     pub backing: PathBuf,
     /// An empty directory.
     pub mount_point: PathBuf,
+    /// Further directories on the same filesystem, charged together with it; they are seen as
+    /// [`volume_name`] of their number in the mount.
+    pub volumes: Vec<PathBuf>,
     /// Where [`Usage`] is written.
     pub usage: PathBuf,
     /// What may be used at most, in bytes.
@@ -76,6 +79,7 @@ impl Disk {
             .arg(GUARD_ARGUMENT)
             .args([&options.backing, &options.mount_point, &options.usage])
             .args([pid.to_string(), options.limit_bytes.to_string(), options.limit_inodes.to_string()])
+            .args(&options.volumes)
             .env_clear()
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -107,13 +111,7 @@ impl Disk {
     }
 }
 
-/// Makes the directories of a filesystem that is to be served; gives the one for `name`.
-pub fn prepare(backing: &Path, mount_point: &Path) -> Result<()> {
-    for path in [backing, mount_point] {
-        match fs_err::create_dir(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
+/// Names a further directory at the top of the mount.
+pub fn volume_name(number: usize) -> String {
+    format!("volume{number}")
 }

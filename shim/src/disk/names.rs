@@ -14,7 +14,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::nodes::{Alias, Node, name_of};
+use super::nodes::{Alias, Node, ROOT, name_of};
 use super::passthrough::{
     FOREVER, NAME_BLOCKS, OVERDRAFT_BLOCKS, OVERDRAFT_INODES, Passthrough, REPEATED, act_as, id_of, look, look_at, mask,
 };
@@ -29,6 +29,9 @@ fn kind(stat: &Statx) -> FileType {
 impl Passthrough {
     pub(super) fn look_up(&self, parent: u64, name: &CStr) -> Result<Entry> {
         let _tree = self.read_tree();
+        if let Some(volume) = self.volume(parent, name) {
+            return self.entry(parent, name, &look_at(volume, c".")?, false);
+        }
         let dir = self.directory(parent)?;
         match look_at(&dir, name) {
             Ok(stat) => self.entry(parent, name, &stat, false),
@@ -36,6 +39,11 @@ impl Passthrough {
             Err(Errno::NOENT) => Ok(Entry { entry_timeout: FOREVER, ..Entry::default() }),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn volume(&self, parent: u64, name: &CStr) -> Option<&OwnedFd> {
+        let number = name.to_str().ok()?.strip_prefix("volume").filter(|_| parent == ROOT)?;
+        self.volumes.get(number.parse::<usize>().ok()?).map(|(_, dir)| dir)
     }
 
     /// Makes an inode by `make` and tells the kernel of it.

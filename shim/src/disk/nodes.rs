@@ -113,6 +113,12 @@ impl Nodes {
         }
     }
 
+    /// Knows a directory for ever.
+    pub fn fix(&mut self, id: u64, dir: OwnedFd) {
+        let node = self.map.entry(id).or_default();
+        (node.inherited, node.pin) = (true, Some(Arc::new(dir)));
+    }
+
     pub fn get(&self, id: u64) -> Result<&Node> {
         self.map.get(&id).ok_or_else(|| Errno::STALE.into())
     }

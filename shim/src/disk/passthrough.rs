@@ -44,6 +44,8 @@ pub struct Passthrough {
     /// Something has changed since the usage was last written down.
     pub dirty: AtomicBool,
     pub(super) orphans: u64,
+    /// Directories elsewhere that are seen at the top.
+    pub(super) volumes: Vec<(u64, OwnedFd)>,
     /// Nodes without a name, which give their room back when the kernel forgets them.
     pub(super) leaving: AtomicIsize,
     pub(super) device: (u32, u32),
@@ -81,7 +83,13 @@ pub fn look_at(dir: &OwnedFd, name: &CStr) -> rustix::io::Result<Statx> {
 
 impl Passthrough {
     /// Measures what is there; `taken_over` keeps the names of a server that died.
-    pub fn new(root: OwnedFd, limits: Limits, state: File, taken_over: bool, on_init: fn(&Self, bool)) -> Result<Self> {
+    pub fn new(
+        (root, volumes): (OwnedFd, Vec<OwnedFd>),
+        limits: Limits,
+        state: File,
+        taken_over: bool,
+        on_init: fn(&Self, bool),
+    ) -> Result<Self> {
         let top = look_at(&root, c".")?;
         let orphans = scan::open_dir(&root, super::ORPHANS)?;
         let kept = look_at(&orphans, c".")?;
@@ -89,17 +97,28 @@ impl Passthrough {
             scan::empty(&orphans)?;
         }
         let mut nodes = Nodes::new(root.try_clone()?, (id_of(&kept), orphans));
-        let sums = scan::scan(&root, &mut |found| {
+        let volumes = volumes.into_iter().map(|dir| Ok((id_of(&look_at(&dir, c".")?), dir)));
+        let volumes = volumes.collect::<Result<Vec<_>>>()?;
+        for (id, dir) in &volumes {
+            nodes.fix(*id, dir.try_clone()?);
+        }
+        let mut visit = |found: &scan::Found<'_>| {
             if taken_over {
                 let parent = if found.parent == id_of(&top) { ROOT } else { found.parent };
                 scan::inherit(&mut nodes, found, parent, id_of(&kept));
             }
-        })?;
+        };
+        let mut sums = scan::scan(&root, &mut visit)?;
+        for (_, dir) in &volumes {
+            let more = scan::scan(dir, &mut visit)?;
+            (sums.blocks, sums.inodes) = (sums.blocks.saturating_add(more.blocks), sums.inodes + more.inodes);
+        }
         let limits = Limits { inodes: limits.inodes.saturating_add(OWN_INODES), ..limits };
         Ok(Self {
             account: Account::new(limits, sums.blocks, sums.inodes),
             dirty: AtomicBool::new(true),
             orphans: id_of(&kept),
+            volumes,
             // What was inherited is not waited for.
             leaving: AtomicIsize::new(0),
             device: (top.stx_dev_major, top.stx_dev_minor),

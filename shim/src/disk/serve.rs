@@ -34,6 +34,7 @@ pub const STATE_RESEND: u64 = 0;
 pub struct Serving<'a> {
     pub device: BorrowedFd<'a>,
     pub root: OwnedFd,
+    pub volumes: Vec<OwnedFd>,
     pub limits: Limits,
     /// Memory that outlives a server.
     pub state: File,
@@ -43,8 +44,8 @@ pub struct Serving<'a> {
 
 /// Serves until the filesystem is unmounted.
 pub fn serve(serving: Serving<'_>) -> Result<()> {
-    let Serving { device, root, limits, state, usage, takeovers } = serving;
-    let passthrough = Passthrough::new(root, limits, state, takeovers > 0, |passthrough, resend| {
+    let Serving { device, root, volumes, limits, state, usage, takeovers } = serving;
+    let passthrough = Passthrough::new((root, volumes), limits, state, takeovers > 0, |passthrough, resend| {
         // Without it a server that dies cannot be replaced, which is what happens then.
         let _ = passthrough.state.write_all_at(&[u8::from(resend)], STATE_RESEND);
     })?;

@@ -12,9 +12,12 @@ use std::path::{Path, PathBuf};
 
 use coracle_runtime::Rootfs;
 use coracle_shim::disk::{self, Disk, DiskOptions};
+use oci_spec::runtime::Spec;
 
 use super::{DiskLimit, QuotaError};
 use crate::engine::container::{ContainerDir, ContainerError};
+use crate::engine::record::Record;
+use crate::engine::volumes;
 
 /// Where what is charged lies in a container's directory.
 const BACKING: &str = "disk";
@@ -45,11 +48,33 @@ pub fn moved(directory: &Path, rootfs: &Rootfs) -> Result<Rootfs, QuotaError> {
     }
 }
 
+/// Gives the container's own anonymous volumes, which its limit covers.
+pub fn own_volumes(root: &Path, record: &Record) -> Vec<PathBuf> {
+    let mounts = record.mounts.iter().filter(|mount| mount.kind == "volume");
+    let own = mounts.filter_map(|mount| {
+        let volume = volumes::find(root, mount.name.as_deref()?).ok()??;
+        let owner = volume.record.anonymous_for.as_deref();
+        (owner == Some(record.id.as_str())).then(|| mount.source.clone())?
+    });
+    own.collect()
+}
+
+/// Has a launch mount the container's own volumes from the limited filesystem.
+pub fn move_volumes(directory: &Path, spec: &mut Spec, volumes: &[PathBuf]) {
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        let number = volumes.iter().position(|path| mount.source().as_ref() == Some(path));
+        if let Some(number) = number {
+            mount.set_source(Some(directory.join(MOUNT_POINT).join(disk::volume_name(number))));
+        }
+    }
+}
+
 /// Mounts the filesystem for a container whose first process waits.
-pub fn start(directory: &Path, limit: &DiskLimit, pid: i32) -> Result<Disk, QuotaError> {
+pub fn start(directory: &Path, limit: &DiskLimit, volumes: &[PathBuf], pid: i32) -> Result<Disk, QuotaError> {
     let options = DiskOptions {
         backing: directory.join(BACKING),
         mount_point: directory.join(MOUNT_POINT),
+        volumes: volumes.to_vec(),
         usage: directory.join(USAGE_FILE),
         limit_bytes: limit.bytes,
         limit_inodes: limit.inodes,

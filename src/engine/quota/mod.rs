@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use choice::choose;
-pub use fuse::{make_directories, moved, start};
+pub use fuse::{make_directories, move_volumes, moved, own_volumes, start};
 pub use report::usage;
 
 use super::size::{SizeError, parse_size_bytes};

@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use coracle_shim::disk::{Phase, Usage};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::Serialize;
 
 use super::DiskLimit;
@@ -28,7 +30,8 @@ pub struct DiskUsage {
 
 /// Tells what is used of a container's limit.
 pub fn usage(directory: &Path, limit: &DiskLimit) -> DiskUsage {
-    let used = Usage::read(&directory.join(USAGE_FILE));
+    let file = directory.join(USAGE_FILE);
+    let used = Usage::read(&file);
     DiskUsage {
         backend: limit.backend.word(),
         hard: limit.backend.is_hard(),
@@ -37,6 +40,12 @@ pub fn usage(directory: &Path, limit: &DiskLimit) -> DiskUsage {
         used_bytes: used.map(|used| used.used_bytes),
         used_inodes: used.map(|used| used.used_inodes),
         takeovers: used.map_or(0, |used| used.takeovers),
-        lost: used.is_some_and(|used| used.phase == Phase::Lost),
+        lost: used.is_some_and(|used| used.phase == Phase::Lost || (used.phase == Phase::Serving && !is_served(&file))),
     }
+}
+
+/// Says whether a server or its guard lives: they hold a lock on the file.
+fn is_served(file: &Path) -> bool {
+    let Ok(file) = fs_err::File::open(file) else { return false };
+    matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
 }
