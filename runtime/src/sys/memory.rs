@@ -56,12 +56,20 @@ pub(crate) fn forget_unused_stack(low: usize) {
     /// More than the frames of this function and the system call below it.
     const USED_BYTES: usize = 64 * 1024;
     let here = 0_u8;
-    let used = std::ptr::from_ref(&here).addr().saturating_sub(USED_BYTES);
-    let Some(length) = used.checked_sub(low) else { return };
-    let start = std::ptr::without_provenance_mut(low);
+    let unused = below(&here, USED_BYTES, low);
+    let start = std::ptr::without_provenance_mut(unused.start);
     // SAFETY: the stack grows downwards and this process has one thread and no signal handler, so nothing
     // below the frame of this function, and far below it, is in use; the next use reads zeroes first.
-    unsafe { libc::madvise(start, length, libc::MADV_DONTNEED) };
+    unsafe { libc::madvise(start, unused.len(), libc::MADV_DONTNEED) };
+}
+
+/// Gives the whole pages of the stack that lie this far below a variable of the caller, from `low` on.
+///
+/// madvise(2) rounds a length up, so an end that is on no page boundary would take the page that is in use.
+#[inline(always)]
+fn below(here: &u8, used_bytes: usize, low: usize) -> Range<usize> {
+    let end = std::ptr::from_ref(here).addr().saturating_sub(used_bytes) & !(PAGE_BYTES - 1);
+    low..end.max(low)
 }
 
 /// madvise(2) as in [`forget`] and [`forget_unused_stack`], and poll(2) right after it.
@@ -74,11 +82,10 @@ pub(crate) fn forget_and_poll(
     fds: &mut [PollFd<'_>],
     timeout: Option<&Timespec>,
 ) -> Result<usize, Errno> {
-    /// More than the frame of this function, which calls no other.
-    const USED_BYTES: usize = 4 * 1024;
+    /// More than the frames of this function and, in a build without optimisation, of what is inlined into it else.
+    const USED_BYTES: usize = 8 * 1024;
     let here = 0_u8;
-    let used = std::ptr::from_ref(&here).addr().saturating_sub(USED_BYTES);
-    let stack = stack.map(|low| low..used.max(low));
+    let stack = stack.map(|low| below(&here, USED_BYTES, low));
     for pages in program.iter().cloned().chain(stack) {
         let start = std::ptr::without_provenance_mut(pages.start);
         // SAFETY: as in `forget` for pages of the program, and as in `forget_unused_stack` for the stack.
@@ -90,7 +97,6 @@ pub(crate) fn forget_and_poll(
 /// Gives the pages that [`forget_and_poll`] is on: while they stay nothing has to come back for its end, and what
 /// comes back brings its neighbours along (16 pages, the kernel's fault_around_bytes).
 pub(crate) fn sleeping_pages() -> Range<usize> {
-    const PAGE_BYTES: usize = 4096;
     let start = (forget_and_poll as *const ()).addr() & !(PAGE_BYTES - 1);
     start..start + 2 * PAGE_BYTES
 }
@@ -101,5 +107,23 @@ pub(crate) fn trim_heap() {
     // SAFETY: it touches free memory of the allocator only, under the allocator's own lock.
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_of_the_stack_that_is_in_use_stays() {
+        let here = 0_u8;
+        let at = std::ptr::from_ref(&here).addr();
+        for used in [4096, 5000, 8192, 65_536] {
+            let unused = below(&here, used, 4096);
+            // Rounded up to whole pages, as madvise(2) does, it still ends before what is used.
+            let end = unused.start + unused.len().next_multiple_of(PAGE_BYTES);
+            assert!(end <= at - used, "{unused:x?} {at:x}");
+        }
+        assert!(below(&here, 4096, usize::MAX - 4095).is_empty());
     }
 }

@@ -2,6 +2,15 @@
 //!
 //! A backend is chosen when the container is made and written into its record; every start uses the same.
 //! A limit is never weakened silently: without a backend that holds, `--disk` is an error.
+//!
+//! What a container under the `fuse` backend sees other than on overlayfs alone (`tests/quota/fuzz.py` finds nothing
+//! else): copy_file_range out of an image's file says EXDEV; a file of which one of several names was taken away may
+//! say ESTALE under its others, once they were dropped from the kernel's cache while it is in use, because overlayfs
+//! asks FUSE about a name that is gone; a shared mapping that does not fit fails at msync.
+//!
+//! A node's number is its inode's. What loses its last name keeps one in `disk/orphans` until the kernel forgets it, so
+//! a number never means two things and a new server finds everything by walking the tree. Anonymous volumes are
+//! further directories at the top of the same filesystem.
 
 mod choice;
 mod fuse;
