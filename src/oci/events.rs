@@ -1,6 +1,7 @@
 //! `events`: what a container uses, once or again and again, and when memory ran out.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Seek};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -50,18 +51,24 @@ pub fn events(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
         return Err(OciError::Status { verb: "watch", id, status: Status::Stopped });
     };
     let mut kills = cgroup.oom_kills().unwrap_or(0);
-    loop {
-        if !report(&id, &cgroup, &mut kills)? {
-            return Ok(ExitCode::SUCCESS);
-        }
-        if ends_within(&pidfd, interval, &id)? {
-            // What ended it; the cgroup is there until `delete`, but somebody may have been as fast as that.
+    // Without the memory controller there is no such file.
+    let memory = fs_err::File::open(cgroup.path().join("memory.events")).ok();
+    while report(&id, &cgroup, &mut kills)? {
+        let next = Instant::now() + interval;
+        loop {
+            let happened = wait(&pidfd, memory.as_ref(), next, &id)?;
+            // The cgroup may have gone with its last process: then nothing is known any more.
             if let Ok(now) = cgroup.oom_kills() {
                 report_kills(&id, now, &mut kills)?;
             }
-            return Ok(ExitCode::SUCCESS);
+            match happened {
+                Happened::Ended => return Ok(ExitCode::SUCCESS),
+                Happened::Nothing => break,
+                Happened::Memory => {}
+            }
         }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints one round; false when the cgroup is gone.
@@ -84,15 +91,38 @@ fn report_kills(id: &Id, now: u64, kills: &mut u64) -> Result<(), OciError> {
     Ok(())
 }
 
-fn ends_within(pidfd: &std::os::fd::OwnedFd, interval: Duration, id: &Id) -> Result<bool, OciError> {
-    let deadline = Instant::now() + interval;
+/// Is what ended a wait.
+enum Happened {
+    Ended,
+    /// The cgroup counted something about memory.
+    Memory,
+    Nothing,
+}
+
+/// Waits for the end, for news about memory, and for no longer than `deadline`.
+fn wait(
+    pidfd: &std::os::fd::OwnedFd,
+    memory: Option<&fs_err::File>,
+    deadline: Instant,
+    id: &Id,
+) -> Result<Happened, OciError> {
+    let failed = |source: std::io::Error| OciError::Watch { id: id.clone(), source };
+    let mut fds = vec![PollFd::new(pidfd, PollFlags::IN)];
+    if let Some(mut memory) = memory {
+        // The kernel tells of changes since the file was read by this descriptor (cgroups(7), memory.events).
+        let mut text = String::new();
+        if memory.rewind().and_then(|()| memory.read_to_string(&mut text)).is_ok() {
+            fds.push(PollFd::new(memory.file(), PollFlags::PRI));
+        }
+    }
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&Timespec::try_from(left).unwrap_or_default())) {
-            Ok(0) => return Ok(false),
-            Ok(_) => return Ok(true),
+        match poll(&mut fds, Some(&Timespec::try_from(left).unwrap_or_default())) {
+            Ok(0) => return Ok(Happened::Nothing),
+            Ok(_) if !fds[0].revents().is_empty() => return Ok(Happened::Ended),
+            Ok(_) => return Ok(Happened::Memory),
             Err(Errno::INTR) => {}
-            Err(source) => return Err(OciError::Watch { id: id.clone(), source: source.into() }),
+            Err(source) => return Err(failed(source.into())),
         }
     }
 }

@@ -76,11 +76,13 @@ fn pause_update_events_and_stats_of_a_bundle() {
 
         // The watcher tells of memory that ran out, and ends with the container.
         let directory = &bundle.directory;
-        let watch = format!("cd {directory} && {OCI} events --interval 1h events");
+        let watch = format!("cd {directory} && exec {OCI} events --interval 1h events >seen");
         let watcher = guest.start(user, &["sh", "-c", &watch]);
+        guest.wait_for(user, &format!("[ -s {directory}/seen ]"), "the watcher's first line");
         assert_ne!(bundle.oci("exec events dd if=/dev/zero of=/dev/null bs=100M count=1").status, 0);
         bundle.oci("kill events KILL");
-        let seen = watcher.wait();
+        watcher.wait().ok();
+        let seen = guest.sh(user, &format!("cat {directory}/seen"));
         let kinds: Vec<Value> =
             seen.ok().lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["type"].clone()).collect();
         assert_eq!(kinds, [json!("stats"), json!("oom")], "{user:?}: {seen:?}");
