@@ -186,7 +186,7 @@ def leftovers():
     return len(own), len(Path("/proc/self/mounts").read_text().splitlines()), sum(states)
 
 
-def oci_speed():
+def oci_speed(_address):
     """coracle-oci beside crun on the same prepared bundle: run, whole lives one by one and at once, memory."""
     bundle = crun_bundle("oci-bundle", True)
     number = iter(range(1 << 30))
