@@ -17,6 +17,7 @@ struct Lent {
     scheduler: Running,
     url: String,
     image: String,
+    token: String,
 }
 
 impl Lent {
@@ -25,14 +26,15 @@ impl Lent {
         let image = env.image("busybox");
         let at = env.root().join("central");
         let central = |args: &[&str]| env.coracle(&["--root"]).args(&[&at]).args(args);
-        let token = env.write("admin", central(&["scheduler", "init"]).ok());
+        let secret = central(&["scheduler", "init"]).ok();
+        let token = env.write("admin", &secret);
         let mut scheduler = central(&["scheduler", "serve", "--listen", "127.0.0.1:0", "--log", "off"]).spawn();
         scheduler.wait_for("\n");
         let url = scheduler.stdout_so_far().trim().to_owned();
         let ca = at.join("scheduler/ca.crt");
         let login = env.coracle(&["pool", "login", "--scheduler", &url, "--ca"]).args(&[&ca]);
         login.args(&["--token-from"]).args(&[&token]).ok();
-        let lent = Self { env, scheduler, url, image };
+        let lent = Self { env, scheduler, url, image, token: secret };
         let join = lent.env.write("join", lent.env.coracle(&["pool", "join-token", "laptop"]).ok());
         let join_as = |name: &str| {
             let run = lent.env.coracle(&["provider", "join", "--scheduler", &lent.url, "--name", name]);
@@ -73,7 +75,7 @@ impl Lent {
 
 #[test]
 fn what_is_lent_runs_and_survives_its_agent_and_its_scheduler() {
-    require!();
+    require!("curl");
     let lent = Lent::new();
     let agent = lent.agent();
     wait_until("the provider is ready", || lent.pool(&["providers", "--format", "{{.State}}"]).ok() == "ready");
@@ -85,6 +87,17 @@ fn what_is_lent_runs_and_survives_its_agent_and_its_scheduler() {
     // What it writes comes through the scheduler, also while it writes.
     lent.run("talker", &["sh", "-c", "echo hello; while [ ! -e /go ]; do sleep 0.1; done; echo bye"]).ok();
     assert_eq!(lent.pool(&["logs", "talker"]).ok(), "hello");
+    // What an agent cannot do is told to who waits for it, and at once.
+    let id = json(lent.pool(&["inspect", "talker"]))["id"].as_str().unwrap().to_owned();
+    let ca = lent.env.root().join("central/scheduler/ca.crt");
+    let curl = lent.env.program("curl").args(&["-sS", "--max-time", "5", "-d", r#"{"kind":{"of":"ssh"}}"#, "--cacert"]);
+    let curl = curl.args(&[&ca]).args(&["-H", "Connection: Upgrade", "-H", "Upgrade: coracle-stream"]);
+    let bearer = format!("Authorization: Bearer {}", lent.token);
+    let curl = curl.args(&["-H", &bearer, "-H", "Content-Type: application/json"]);
+    let refused = json(curl.args(&[format!("{}/v1/instances/{id}/streams", lent.url)]));
+    assert_eq!(refused["status"], 409, "{refused}");
+    assert!(refused["detail"].as_str().unwrap().ends_with("this agent has no SSH server"), "{refused}");
+
     let mut follow = lent.pool(&["logs", "-f", "talker"]).spawn();
     follow.wait_for("hello");
     let talker = lent.env.coracle(&["ps", "-q", "--filter", "status=running", "-n", "1"]).ok();

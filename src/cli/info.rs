@@ -12,6 +12,7 @@ use super::format::Format;
 use super::table;
 use crate::engine::Engine;
 use crate::engine::containers::{self, Status};
+use crate::engine::provider::facts::memory_bytes;
 
 /// Show what this host offers to containers, and what would give more
 #[derive(Args)]
@@ -32,7 +33,7 @@ pub fn run(root: Option<PathBuf>, args: InfoArgs) -> Result<ExitCode, CliError> 
     }
     line(&format!("{:<22} {}", "coracle", env!("CARGO_PKG_VERSION")));
     line(&format!("{:<22} {}", "state directory", engine.root().display()));
-    line(&format!("{:<22} {}", "memory", table::human_memory(memory_bytes())));
+    line(&format!("{:<22} {}", "memory", table::human_memory(memory_bytes("MemTotal"))));
     for fact in &facts.facts {
         line(&format!("{:<22} {}", fact.name, fact.value));
     }
@@ -69,18 +70,11 @@ fn document(engine: &Engine, facts: &host::HostFacts) -> Result<Value, CliError>
         "OSType": "linux",
         "OperatingSystem": os.unwrap_or("linux"),
         "NCPU": std::thread::available_parallelism().map_or(1, usize::from),
-        "MemTotal": memory_bytes(),
+        "MemTotal": memory_bytes("MemTotal"),
         "ServerVersion": env!("CARGO_PKG_VERSION"),
         "SecurityOptions": ["name=seccomp,profile=default", "name=rootless", "name=no-new-privileges"],
         "version": env!("CARGO_PKG_VERSION"),
         "root": engine.root(),
         "facts": facts.facts,
     }))
-}
-
-/// Gives the memory of the host.
-pub fn memory_bytes() -> u64 {
-    let memory = fs_err::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
-    total.and_then(|kib| kib.parse::<u64>().ok()).map_or(0, |kib| kib << 10)
 }

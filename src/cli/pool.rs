@@ -10,14 +10,16 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use coracle_scheduler::client::Pool;
 use coracle_scheduler::model::{Name, Role, StreamKind};
-use fs_err::os::unix::fs::OpenOptionsExt;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::error::{CliError, line, note};
 use super::provider::read_token;
+use crate::engine::container;
 use crate::env;
 
+/// What `login` keeps, in the person's configuration directory.
+const FILE: &str = "pool.json";
 /// Where distributions keep the certificates of well-known authorities.
 const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// How long a join token may be used when nobody says: an hour, the most.
@@ -144,15 +146,15 @@ struct Kept {
     authorities: String,
 }
 
-fn file() -> Result<PathBuf, CliError> {
+fn folder() -> Result<PathBuf, CliError> {
     let home = || CliError::message("no home directory: neither XDG_CONFIG_HOME nor HOME is set");
     let config = env::xdg_config_home().or_else(|| Some(env::home()?.join(".config"))).ok_or_else(home)?;
-    Ok(config.join("coracle").join("pool.json"))
+    Ok(config.join("coracle"))
 }
 
 /// Makes a client of what `login` has kept.
 fn open() -> Result<Pool, CliError> {
-    let text = match fs_err::read_to_string(file()?) {
+    let text = match fs_err::read_to_string(folder()?.join(FILE)) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(CliError::message("no pool is known here; coracle pool login keeps one"));
         }
@@ -166,7 +168,7 @@ fn open() -> Result<Pool, CliError> {
 pub fn run(args: PoolArgs) -> Result<ExitCode, CliError> {
     match args.command {
         PoolCommand::Login(args) => login(&args)?,
-        PoolCommand::Logout => fs_err::remove_file(file()?)?,
+        PoolCommand::Logout => fs_err::remove_file(folder()?.join(FILE))?,
         PoolCommand::Run(args) => return ask::run(&open()?, *args),
         PoolCommand::Stop(args) => ask::stop(&open()?, &args)?,
         PoolCommand::Logs(args) => logs(open()?, &args)?,
@@ -202,16 +204,9 @@ fn login(args: &LoginArgs) -> Result<(), CliError> {
         authorities: args.pool.authorities()?,
     };
     let who = Pool::new(&kept.scheduler, &kept.token, &kept.authorities)?.get("/v1/whoami")?;
-    let file = file()?;
-    if let Some(folder) = file.parent() {
-        std::fs::DirBuilder::new().mode(0o700).recursive(true).create(folder)?;
-    }
-    let draft = file.with_extension("new");
-    let _ = fs_err::remove_file(&draft);
-    let out = fs_err::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    serde_json::to_writer(&out, &kept)?;
-    out.sync_all()?;
-    fs_err::rename(&draft, &file)?;
+    let folder = folder()?;
+    std::fs::DirBuilder::new().mode(0o700).recursive(true).create(&folder)?;
+    container::publish_json(&folder, FILE, &kept, true)?;
     note(&format!("note: {} as {}", kept.scheduler, who["role"].as_str().unwrap_or("somebody")));
     Ok(())
 }

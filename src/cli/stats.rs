@@ -16,6 +16,7 @@ use crate::engine::Engine;
 use crate::engine::consumption::{self, Usage};
 use crate::engine::container::short_id;
 use crate::engine::containers::{self, Container};
+use crate::engine::provider::facts::memory_bytes;
 use crate::engine::quota;
 
 /// Docker's pace.
@@ -107,7 +108,7 @@ fn row(now: &Measured, before: Option<&Measured>, whole: bool) -> Value {
         let passed_us = u64::try_from(now.at.duration_since(at).as_micros()).unwrap_or(0).max(1);
         usage.cpu_us.saturating_sub(cpu_us).saturating_mul(10_000) / passed_us
     });
-    let limit = usage.memory_limit_bytes.unwrap_or_else(super::info::memory_bytes).max(1);
+    let limit = usage.memory_limit_bytes.unwrap_or_else(|| memory_bytes("MemTotal")).max(1);
     let memory_hundredths = u128::from(usage.memory_bytes) * 10_000 / u128::from(limit);
     let percent = |hundredths: u128| format!("{}.{:02}%", hundredths / 100, hundredths % 100);
     let pair = |(from, to): (u64, u64)| format!("{} / {}", table::human_size(from), table::human_size(to));

@@ -82,7 +82,7 @@ pub fn run(root: Option<PathBuf>, args: TopArgs) -> Result<ExitCode, CliError> {
     let facts = Facts {
         container: &container,
         uptime_s: u64::try_from(uptime).unwrap_or(0),
-        memory_bytes: super::info::memory_bytes(),
+        memory_bytes: crate::engine::provider::facts::memory_bytes("MemTotal"),
         now_s,
     };
     let mut lines = vec![columns.iter().map(|column| column.1.to_owned()).collect::<Vec<_>>()];

@@ -13,7 +13,7 @@ use super::stream::{self, Streams};
 use crate::model::*;
 use crate::server::Problem;
 use crate::server::agents::WAIT_MAX_MS;
-use crate::server::shapes::{Certificate, CertificateNew, JoinBody, Joined};
+use crate::server::shapes::{Certificate, CertificateNew, JoinBody, Joined, StreamRefused};
 use crate::server::streams::PROTOCOL;
 
 /// First wait after a call that failed.
@@ -137,6 +137,12 @@ impl Client {
             return Err(refusal(op, response).await);
         }
         response.upgrade().await.map_err(send)
+    }
+
+    /// Tells who waits for a stream why there is none; who is not told gives up by himself.
+    pub(super) async fn refuse_stream(&self, path: &str, reason: String) {
+        let request = self.http.post(format!("{}{path}", self.base)).bearer_auth(&self.token);
+        let _ = request.timeout(Duration::from_millis(REPLY_MAX_MS)).json(&StreamRefused { reason }).send().await;
     }
 
     /// Joins with a join token as this client's token, has the identity's key signed and keeps the certificate.

@@ -28,12 +28,19 @@ impl Streams {
     }
 }
 
-/// Carries one stream until either side ends it. Who waits for it hears of a failure by the end of his patience.
+/// Carries one stream until either side ends it. Who waits for it is told why there is none.
 pub async fn carry(client: Client, order: StreamOrder, opened: Result<EngineStream, EngineError>) {
-    let Ok(mut engine) = opened else { return };
+    let path = format!("/v1/agent/streams/{}", order.id);
+    let mut engine = match opened {
+        Ok(engine) => engine,
+        Err(error) => {
+            client.refuse_stream(&path, error.to_string()).await;
+            return;
+        }
+    };
     let socket = engine.socket.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(engine.socket));
     if let Ok(mut socket) = socket
-        && let Ok(mut far) = client.leave_http("stream", &format!("/v1/agent/streams/{}", order.id)).await
+        && let Ok(mut far) = client.leave_http("stream", &path).await
     {
         let _ = tokio::io::copy_bidirectional(&mut far, &mut socket).await;
     }

@@ -146,6 +146,11 @@ bodies! {
         /// What flows.
         kind: StreamKind,
     }
+    /// Why an agent gives no stream.
+    StreamRefused {
+        /// The agent's words.
+        reason: String,
+    }
     /// Who a token stands for.
     Whoami {
         /// The group.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{StatusCode, header};
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
@@ -19,7 +19,7 @@ use super::gate::Call;
 use super::objects::{self, actor};
 use super::problem::Problem;
 use super::secret::hex;
-use super::shapes::StreamNew;
+use super::shapes::{StreamNew, StreamRefused};
 use crate::model::{InstanceId, InstanceState, Key, ProviderId, StreamOrder, UserId};
 
 /// What both sides ask to switch to.
@@ -28,6 +28,8 @@ pub const PROTOCOL: &str = "coracle-stream";
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Streams of one person at once: some terminals, copies and forwarded ports.
 const PER_USER: usize = 64;
+/// So much of an agent's reason is passed on.
+const REASON_CHARS: usize = 512;
 /// Streams of all at once: each is two connections and two buffers.
 const ALL: usize = 4096;
 
@@ -45,7 +47,7 @@ struct Table {
 struct Waiting {
     provider: ProviderId,
     order: StreamOrder,
-    agent: oneshot::Sender<OnUpgrade>,
+    agent: oneshot::Sender<Result<OnUpgrade, String>>,
 }
 
 /// One stream's place in the counts; given back when it is dropped.
@@ -85,7 +87,7 @@ impl Streams {
         user: UserId,
         provider: ProviderId,
         order: StreamOrder,
-    ) -> Option<(Place, oneshot::Receiver<OnUpgrade>)> {
+    ) -> Option<(Place, oneshot::Receiver<Result<OnUpgrade, String>>)> {
         let mut table = self.table();
         let all: usize = table.open.values().sum();
         let count = table.open.entry(user).or_default();
@@ -146,6 +148,7 @@ pub async fn open(mut call: Call) -> Result<Response, Problem> {
     let Ok(Ok(agent)) = tokio::time::timeout(PATIENCE, dialled).await else {
         return Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "provider", "the provider does not answer"));
     };
+    let agent = agent.map_err(|reason| Problem::new(StatusCode::CONFLICT, "refused", reason))?;
     tokio::spawn(async move {
         let _place = place;
         if let (Ok(person), Ok(agent)) = (person.await, agent.await) {
@@ -161,7 +164,7 @@ async fn pipe(person: Upgraded, agent: Upgraded) {
     let _ = tokio::io::copy_bidirectional(&mut person, &mut agent).await;
 }
 
-/// Takes the agent's end of a stream.
+/// Takes the agent's end of a stream, or its reason why there is none.
 pub async fn dial(mut call: Call) -> Result<Response, Problem> {
     let provider = call.actor.and_then(|actor| actor.provider);
     let id = call.id.clone();
@@ -170,8 +173,12 @@ pub async fn dial(mut call: Call) -> Result<Response, Problem> {
     if !own {
         return Err(unknown());
     }
-    let agent = upgrade(&mut call)?;
+    let agent = match call.body.is_empty() {
+        true => Ok(upgrade(&mut call)?),
+        false => Err(call.json::<StreamRefused>()?.reason.chars().take(REASON_CHARS).collect()),
+    };
+    let refused = agent.is_err();
     let waiting = call.site.streams.table().waiting.remove(&id).ok_or_else(unknown)?;
     waiting.agent.send(agent).map_err(|_| unknown())?;
-    Ok(switching())
+    Ok(if refused { StatusCode::NO_CONTENT.into_response() } else { switching() })
 }

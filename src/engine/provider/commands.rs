@@ -119,7 +119,7 @@ impl Children {
                 words.extend(tail.map(|lines| format!("--tail={lines}")));
                 words.push(container_name(key));
             }
-            StreamKind::Ssh => return Err(std::io::ErrorKind::Unsupported.into()),
+            StreamKind::Ssh => return Err(std::io::Error::other("this agent has no SSH server")),
         }
         let (socket, far) = UnixStream::pair()?;
         let mut command = self.command(&words);
