@@ -118,8 +118,10 @@ fn with_desk<T>(
 ) -> Result<T, CommandError> {
     let runtime = runtime()?;
     let failed = |source| CommandError::Store { op: "open", place: options.store.clone(), source: Box::new(source) };
-    let opened =
-        options.store.open(options.lease).and_then(|store| Desk::open(store, options.core, server::Clock::start()));
+    let opened = options
+        .store
+        .open(options.lease)
+        .and_then(|store| Desk::open(store, options.core, server::Clock::start(), server::Log::default()));
     let (desk, thread) = opened.map_err(failed)?;
     let done = runtime.block_on(work(&desk));
     drop(desk);

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::clock::Clock;
 use super::known::Known;
+use super::log::Log;
 use crate::core::{Action, Answer, Event, Options, Refusal, State, step};
 use crate::failpoint;
 use crate::model::{Notice, ProviderId};
@@ -27,6 +28,8 @@ const RING: usize = 4096;
 const RELOADS: usize = 20;
 /// Wait between them.
 const RELOAD_PAUSE: Duration = Duration::from_millis(200);
+/// Between two lines of the log about a store that fails: every agent asks again and again.
+const COMPLAINT_MS: u64 = 1000;
 /// Longest sleep without a timer.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -115,6 +118,7 @@ impl Desk {
         mut store: Box<dyn Store>,
         options: Options,
         clock: Clock,
+        log: Log,
     ) -> Result<(Self, std::thread::JoinHandle<()>), StoreError> {
         let options = Options { leader: store.lead()?, ..options };
         let state = State::load(options, seed(), clock.now_ms(), store.load()?);
@@ -130,7 +134,17 @@ impl Desk {
         });
         let (sender, receiver) = mpsc::channel(QUEUE);
         let durable = (state.meta.audit, state.meta.notice);
-        let mut thread = Thread { state, store, clock, shared: Arc::clone(&shared), ticket: 0, options, durable };
+        let mut thread = Thread {
+            state,
+            store,
+            clock,
+            shared: Arc::clone(&shared),
+            ticket: 0,
+            options,
+            durable,
+            log,
+            complained_ms: 0,
+        };
         let spawned = std::thread::Builder::new().name("desk".to_owned()).spawn(move || thread.run(receiver));
         let spawned =
             spawned.map_err(|source| StoreError::File { op: "start the thread for", path: "desk".into(), source })?;
@@ -195,6 +209,9 @@ struct Thread {
     options: Options,
     /// Audit rows and notices of the last commit.
     durable: (u64, u64),
+    log: Log,
+    /// When the store was last complained of.
+    complained_ms: u64,
 }
 
 impl Thread {
@@ -235,7 +252,10 @@ impl Thread {
         match self.store.keep_lead() {
             Ok(()) => {}
             Err(error @ StoreError::Deposed(_)) => return Err(error),
-            Err(_) => return Ok(()),
+            Err(error) => {
+                self.complain(&error);
+                return Ok(());
+            }
         }
         let (mut batch, mut later) = (Batch::default(), Vec::new());
         let (mut replies, mut looks) = (BTreeMap::new(), Vec::new());
@@ -259,7 +279,8 @@ impl Thread {
                     self.shared.commits.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 }
                 Err(error @ StoreError::Deposed(_)) => return Err(error),
-                Err(_) => {
+                Err(error) => {
+                    self.complain(&error);
                     self.reload_soon()?;
                     replies.into_values().for_each(|reply| reply(Err(DeskError::Unavailable), &self.state));
                     return Ok(());
@@ -284,6 +305,23 @@ impl Thread {
         let now = self.clock.now_ms();
         looks.into_iter().for_each(|look| look(&mut self.state, &mut *self.store, now));
         Ok(())
+    }
+
+    /// Tells the operator what clients are not told: why the log cannot be written.
+    fn complain(&mut self, error: &StoreError) {
+        let now = self.clock.now_ms();
+        if now < self.complained_ms + COMPLAINT_MS {
+            return;
+        }
+        self.complained_ms = now;
+        let mut reason = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(error) = source {
+            reason.push_str(": ");
+            reason.push_str(&error.to_string());
+            source = error.source();
+        }
+        self.log.line("error", "store-failed", now, serde_json::json!({ "reason": reason }));
     }
 
     fn step(&mut self, event: Event, batch: &mut Batch, later: &mut Vec<Action>) {

@@ -267,8 +267,9 @@ pub async fn start(options: Options) -> Result<Running, ServerError> {
 async fn open(options: Options, clock: Clock) -> Result<(Desk, std::thread::JoinHandle<()>), ServerError> {
     let place = options.store.clone();
     let refused = |place: StorePlace| move |source| ServerError::Store { place, source };
-    let opened =
-        tokio::task::spawn_blocking(move || Desk::open(options.store.open(options.lease)?, options.core, clock));
+    let opened = tokio::task::spawn_blocking(move || {
+        Desk::open(options.store.open(options.lease)?, options.core, clock, options.log)
+    });
     match opened.await {
         Ok(opened) => opened.map_err(refused(place)),
         Err(error) => {

@@ -55,6 +55,18 @@ pub enum StoreError {
         /// What the check said.
         report: String,
     },
+    /// A part of the store is not there any more.
+    #[error(
+        "{} {lost}; restore it from a backup, or remove {} to go on with what is there", path.display(), lock.display()
+    )]
+    Lost {
+        /// Which file.
+        path: PathBuf,
+        /// What has happened to it.
+        lost: &'static str,
+        /// What remembers the store.
+        lock: PathBuf,
+    },
     /// The file was written by a newer coracle.
     #[error("the store has schema {found}, this coracle knows {known}")]
     Schema {

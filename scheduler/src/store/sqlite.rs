@@ -1,11 +1,13 @@
 //! The default store: one SQLite file, write-ahead log, synchronous FULL, one writer.
 //!
 //! A lock file keeps a second scheduler out; audit rows cannot be changed or removed by SQL. The file is checked when
-//! it is opened, and a file that fails is refused with the way out (F36).
+//! it is opened, and a file that fails is refused with the way out (F36). The lock file also says how the store was
+//! left, because SQLite itself takes a missing file for a new one and a missing log for an empty one.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 use rustix::fs::{FlockOperation, flock, fstatfs};
 
@@ -25,6 +27,10 @@ const NETWORK: [u64; 4] = [0x6969, 0x517b, 0xff53_4d42, 0xfe53_4d42];
 const BUSY: Duration = Duration::from_secs(5);
 /// Statements that are kept prepared.
 const STATEMENTS: usize = 32;
+/// The lock file of a store in use, or of one whose scheduler was killed: its log is part of it.
+const IN_USE: &[u8] = b"in use\n";
+/// The lock file of a store whose log was written back before it was closed.
+const CLOSED: &[u8] = b"closed\n";
 
 /// What each schema adds to the one before; every step is its own transaction.
 const MIGRATIONS: [&str; 1] = ["
@@ -45,7 +51,18 @@ pub struct SqliteStore {
     path: PathBuf,
     connection: Connection,
     epoch: u64,
-    _lock: fs_err::File,
+    lock: fs_err::File,
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        let whole = "PRAGMA wal_checkpoint(TRUNCATE)";
+        let busy: Result<i64, _> = self.connection.query_row(whole, [], |row| row.get(0));
+        if matches!(busy, Ok(0)) {
+            // What says "in use" although nothing is missing is refused later, by a message that tells the way out.
+            let _ = mark(&self.lock, CLOSED);
+        }
+    }
 }
 
 fn sql(op: &'static str) -> impl FnOnce(rusqlite::Error) -> StoreError {
@@ -60,11 +77,13 @@ impl SqliteStore {
             return Err(StoreError::Version { found, least: SQLITE_LEAST });
         }
         let lock = lock(path)?;
+        whole(path, &lock)?;
         private(path)?;
         let connection = Connection::open(path).map_err(sql("open the file"))?;
-        let mut store = Self { path: path.to_owned(), connection, epoch: 0, _lock: lock };
+        let mut store = Self { path: path.to_owned(), connection, epoch: 0, lock };
         store.prepare()?;
         store.migrate()?;
+        mark(&store.lock, IN_USE).map_err(|source| StoreError::File { op: "mark", path: path.to_owned(), source })?;
         Ok(store)
     }
 
@@ -133,6 +152,8 @@ impl SqliteStore {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(from, flags).map_err(sql("open the file"))?;
         connection.busy_timeout(BUSY).map_err(sql("set the timeout"))?;
+        // The log of a scheduler that was killed stays where its successor looks for it.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(sql("keep the log"))?;
         let application: i32 =
             connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(sql("read the application"))?;
         if application != APPLICATION {
@@ -158,7 +179,7 @@ impl SqliteStore {
     /// Puts a backup in the place of a store that is not in use. The copy is checked first; the old file stays beside
     /// it under the name `<file>.replaced`.
     pub fn restore(from: &Path, to: &Path) -> Result<(), StoreError> {
-        let _lock = lock(to)?;
+        let lock = lock(to)?;
         let fresh = to.with_extension("restoring");
         let file = |op, path: &Path| {
             let path = path.to_owned();
@@ -187,6 +208,7 @@ impl SqliteStore {
             }
         }
         fs_err::File::open(&fresh).and_then(|copy| copy.sync_all()).map_err(file("sync", &fresh))?;
+        mark(&lock, CLOSED).map_err(file("mark", to))?;
         fs_err::rename(&fresh, to).map_err(file("put in place", to))?;
         let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs_err::File::open(folder).and_then(|folder| folder.sync_all()).map_err(file("sync", folder))
@@ -202,8 +224,35 @@ fn private(path: &Path) -> Result<(), StoreError> {
 
 /// Makes a new file with the schema.
 pub(super) fn fresh(path: &Path) -> Result<Connection, StoreError> {
-    let SqliteStore { connection, .. } = SqliteStore::open(path)?;
-    Ok(connection)
+    drop(SqliteStore::open(path)?);
+    Connection::open(path).map_err(sql("open the file"))
+}
+
+/// Refuses a store that has lost a part since it was left (F36).
+fn whole(path: &Path, lock: &fs_err::File) -> Result<(), StoreError> {
+    let left = fs_err::read(lock.path()).map_err(|source| StoreError::File {
+        op: "read",
+        path: lock.path().to_owned(),
+        source,
+    })?;
+    let bytes = |path: &Path| fs_err::metadata(path).map(|found| found.len()).ok();
+    let [file, log, ..] = &SqliteStore::files(path)[..] else { return Ok(()) };
+    let lost = match (bytes(file), bytes(log)) {
+        _ if left != IN_USE && left != CLOSED => return Ok(()),
+        (None, _) => "is missing",
+        (Some(0), _) => "is empty",
+        (_, None) if left == IN_USE => "has lost its write-ahead log, and with it what was acknowledged last",
+        _ => return Ok(()),
+    };
+    Err(StoreError::Lost { path: path.to_owned(), lost, lock: lock.path().to_owned() })
+}
+
+/// Writes into the lock file how the store is left.
+fn mark(lock: &fs_err::File, how: &[u8]) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    lock.file().write_all_at(how, 0)?;
+    lock.set_len(how.len() as u64)?;
+    lock.sync_data()
 }
 
 /// Takes the lock beside the file; the kernel gives it back when the process ends, however it ends.

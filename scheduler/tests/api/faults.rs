@@ -1,4 +1,4 @@
-//! The scheduler as a process that is killed, stopped, and given bad files: F04, F06, F33, F36.
+//! The scheduler as a process that is killed and stopped: F04, F06, F33.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use coracle_scheduler::core::check::broken_link;
 use coracle_scheduler::failpoint::POINTS;
 use coracle_scheduler::model::Audit;
-use coracle_scheduler::server::{self, Options};
-use coracle_scheduler::store::{SQLITE_LEAST, SqliteStore, Store as _, StoreError, StorePlace};
+use coracle_scheduler::server::{self, Log, Options, Sink};
+use coracle_scheduler::store::{SqliteStore, Store as _, StoreError, StorePlace};
 use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -35,6 +35,7 @@ fn child() {
         let mut options =
             Options::new(SocketAddr::from(([127, 0, 0, 1], 0)), StorePlace::Sqlite(folder.join("pool.db")));
         options.lease = TEST_LEASE;
+        options.log = Log { sink: Sink::Stderr, requests: false };
         if let Some(url) = std::env::var(POSTGRES).ok().filter(|url| !url.is_empty()) {
             options.store = StorePlace::Postgres(url);
         }
@@ -64,7 +65,7 @@ impl Drop for Process {
 
 impl Process {
     /// Starts a scheduler on SQLite; `fail` arms a failpoint.
-    fn start(folder: &Path, fail: &str) -> Self {
+    pub fn start(folder: &Path, fail: &str) -> Self {
         Self::start_on(folder, fail, "")
     }
 
@@ -75,14 +76,27 @@ impl Process {
 
     /// The same with more in its environment.
     pub fn start_in(folder: &Path, fail: &str, postgres: &str, more: &[(&str, &std::ffi::OsStr)]) -> Self {
-        let mut child = Command::new(std::env::current_exe().expect("own path"))
+        let program = Command::new(std::env::current_exe().expect("own path"));
+        Self::start_as(program, folder, fail, postgres, more, Stdio::null())
+    }
+
+    /// The same by a command that becomes this program, with its standard error.
+    pub fn start_as(
+        mut program: Command,
+        folder: &Path,
+        fail: &str,
+        postgres: &str,
+        more: &[(&str, &std::ffi::OsStr)],
+        errors: Stdio,
+    ) -> Self {
+        let mut child = program
             .args(["--exact", "faults::child", "--ignored", "--nocapture", "--test-threads=1"])
             .env(FOLDER, folder)
             .env("CORACLE_FAIL", fail)
             .env(POSTGRES, postgres)
             .envs(more.iter().copied())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(errors)
             .spawn()
             .expect("spawn");
         let out = child.stdout.take().expect("stdout");
@@ -110,6 +124,10 @@ impl Process {
             let stat = fs_err::read_to_string(task.path().join("stat")).unwrap_or_default();
             stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
         })
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn is_dead(&mut self) -> bool {
@@ -255,40 +273,6 @@ fn f33_a_migration_that_is_killed_is_done_again() {
     assert_eq!(process.address, None, "the point was not reached");
     drop(process);
     assert!(Process::start(folder.path(), "").address.is_some());
-}
-
-#[test]
-fn f36_bad_files_are_refused_and_say_what_to_do() {
-    assert!(rusqlite::version_number() >= SQLITE_LEAST);
-    let folder = tempfile::tempdir().expect("folder");
-    let path = |name: &str| folder.path().join(name);
-    let good = path("good.db");
-    drop(SqliteStore::open(&good).expect("store"));
-    let bytes = fs_err::read(&good).expect("bytes");
-    let refused = |name: &str, bytes: &[u8]| {
-        fs_err::write(path(name), bytes).expect("write");
-        SqliteStore::open(&path(name)).err().unwrap_or_else(|| panic!("{name} was opened"))
-    };
-    let mut flipped = bytes.clone();
-    // A page of the schema loses its head.
-    flipped[4096..4200].fill(0xff);
-    assert!(matches!(refused("flipped.db", &flipped), StoreError::Damaged { .. }));
-    assert!(matches!(refused("cut.db", &bytes[..bytes.len() / 2]), StoreError::Damaged { .. }));
-    let garbage = refused("garbage.db", &[b'x'; 8192]);
-    assert!(garbage.to_string().contains("restore it from a backup"), "{garbage}");
-    fs_err::create_dir(path("folder.db")).expect("folder");
-    assert!(SqliteStore::open(&path("folder.db")).is_err());
-    let other = path("other.db");
-    rusqlite::Connection::open(&other).expect("open").execute_batch("CREATE TABLE cats (name)").expect("table");
-    assert!(matches!(SqliteStore::open(&other), Err(StoreError::Damaged { .. })), "another program's database");
-    let newer = path("newer.db");
-    drop(SqliteStore::open(&newer).expect("store"));
-    rusqlite::Connection::open(&newer).expect("open").execute_batch("PRAGMA user_version = 99").expect("pragma");
-    assert!(matches!(SqliteStore::open(&newer), Err(StoreError::Schema { found: 99, .. })));
-    let held = SqliteStore::open(&good).expect("store");
-    assert!(matches!(SqliteStore::open(&good), Err(StoreError::Busy(_))), "two schedulers on one file");
-    drop(held);
-    assert!(SqliteStore::open(&good).is_ok());
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod agent;
 mod chaos;
 mod database;
 mod faults;
+mod files;
 mod hostile;
 mod identity;
 mod metrics;
