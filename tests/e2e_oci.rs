@@ -5,6 +5,7 @@ mod lifecycle;
 mod peers;
 mod refusals;
 mod rows;
+mod walk;
 
 use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
@@ -59,6 +60,12 @@ impl<'a> Oci<'a> {
     fn quiet(&self, args: &[&str]) -> Run {
         let null = || fs_err::OpenOptions::new().write(true).open("/dev/null").unwrap().into_file();
         self.with_bundle(args).stdout_to(null()).stderr_to(null())
+    }
+
+    /// A command for one of many, which `create` alone starts from the bundle.
+    fn quiet_or_plain(&self, args: &[&str], id: &str) -> Run {
+        let words: Vec<&str> = args.iter().copied().chain([id]).collect();
+        if args[0] == "create" { self.quiet(&words) } else { self.run(&words) }
     }
 
     /// `create` or `run` with the bundle.

@@ -89,7 +89,31 @@ fn a_running_container_without_a_cgroup_keeps_its_limits() {
     let env = TestEnv::new();
     env.coracle(&["run", "-d", "--name", "box", &env.image("busybox"), "sleep", "1000"]).ok();
     env.coracle(&["update", "--pids-limit=9", "box"]).outcome().code(1).says("without a cgroup");
-    let shown = env.coracle(&["inspect", "--format", "{{.HostConfig.PidsLimit}}", "box"]).ok();
-    assert_eq!(shown, "0", "what was refused is not written down");
+    let pids = || env.coracle(&["inspect", "--format", "{{.HostConfig.PidsLimit}}", "box"]).ok();
+    assert_eq!(pids(), "0", "what was refused is not written down");
+    // What is only wished for is told and kept, and the next start does not fail for it.
+    let wished = env.coracle(&["update", "--pids-limit=9", "--limits=best-effort", "box"]).outcome();
+    assert_eq!(wished.ok(), "box");
+    let words = "note: pids.limit is not enforced: the container runs without a cgroup";
+    assert!(wished.stderr.contains(words), "{wished}");
+    assert_eq!(pids(), "9");
+    env.coracle(&["stop", "-t", "0", "box"]).ok();
+    env.coracle(&["start", "box"]).ok();
     env.coracle(&["rm", "-f", "box"]).ok();
+}
+
+#[test]
+fn the_oom_score_of_a_container_is_not_its_callers() {
+    require!();
+    let env = TestEnv::new();
+    let image = env.image("busybox");
+    let run = |flags: &str| {
+        let line = format!(
+            "echo 300 >/proc/self/oom_score_adj && exec {} run --rm --network none {flags} {image} cat /proc/self/oom_score_adj",
+            crate::env::fixtures::coracle().display()
+        );
+        env.program("/bin/sh").args(&["-c", &line]).ok()
+    };
+    assert_eq!(run(""), "0");
+    assert_eq!(run("--oom-score-adj=77"), "77");
 }

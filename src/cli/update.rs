@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::error::CliError;
+use super::error::{CliError, note};
 use super::limits::LimitArgs;
 use super::several::each;
 use crate::engine::Engine;
@@ -33,5 +33,6 @@ pub struct UpdateArgs {
 pub fn run(root: Option<PathBuf>, args: UpdateArgs) -> Result<ExitCode, CliError> {
     let options = UpdateOptions { limits: args.limits.options()?, restart: args.restart, net_rate: args.net_rate };
     let engine = Engine::open(root)?;
-    each(&args.containers, |wanted| Ok(update(&engine, wanted, &options)?))
+    let mut tell = |text: &str| note(&format!("note: {text}"));
+    each(&args.containers, |wanted| Ok(update(&engine, wanted, &options, &mut tell)?))
 }

@@ -27,13 +27,18 @@ pub fn make(
     }
     let best_effort = record.best_effort_limits;
     let made = cgroup::make(&Request { kind: Kind::Auto, id: &directory.id, path: None, resources, best_effort })?;
-    for state in made.limits.iter().filter(|state| !state.enforced) {
-        note(&format!("{} is not enforced: {}", state.name, state.why.as_deref().unwrap_or("for no known reason")));
-    }
+    tell(&made.limits, note);
     if !made.limits.is_empty() {
         publish(directory, &made.limits)?;
     }
     Ok(made.cgroup)
+}
+
+/// Says which limits do not hold.
+pub fn tell(limits: &[LimitState], note: &mut dyn FnMut(&str)) {
+    for state in limits.iter().filter(|state| !state.enforced) {
+        note(&format!("{} is not enforced: {}", state.name, state.why.as_deref().unwrap_or("for no known reason")));
+    }
 }
 
 /// Writes down what became of the limits.

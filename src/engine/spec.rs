@@ -108,7 +108,8 @@ pub fn build(inputs: &SpecInputs) -> Result<Spec, SpecError> {
             .set_args(Some(inputs.argv.clone()))
             .set_env(Some(inputs.env.clone()))
             .set_cwd(PathBuf::from(&inputs.cwd))
-            .set_oom_score_adj(inputs.options.oom_score_adj)
+            // Docker's default: the caller's own score, which may protect it, is not the container's.
+            .set_oom_score_adj(Some(inputs.options.oom_score_adj.unwrap_or(0)))
             .set_capabilities(Some(sets.to_spec()))
             .set_no_new_privileges(Some(inputs.options.security.no_new_privileges));
         let user = UserBuilder::default().uid(inputs.user.uid).gid(inputs.user.gid);

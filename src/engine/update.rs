@@ -1,8 +1,10 @@
 //! Changes of a container that exists: its limits, at once where it runs, and its restart policy.
 
+use coracle_runtime::cgroup;
+use oci_spec::runtime::LinuxResources;
 use serde_json::Value;
 
-use super::confinement::LIMITS_FILE;
+use super::confinement::{self, LIMITS_FILE};
 use super::containers::{self, Container, read_json};
 use super::limits::{self, LimitOptions};
 use super::networks::{Rate, connect};
@@ -28,8 +30,14 @@ pub enum UpdateError {
     Form(#[source] serde_json::Error),
 }
 
-/// Changes one container; what the kernel refuses changes nothing.
-pub fn update(engine: &Engine, wanted: &str, options: &UpdateOptions) -> Result<(), EngineError> {
+/// Changes one container; what the kernel refuses changes nothing. Limits that are only wished for and do not
+/// hold are told to `note`.
+pub fn update(
+    engine: &Engine,
+    wanted: &str,
+    options: &UpdateOptions,
+    note: &mut dyn FnMut(&str),
+) -> Result<(), EngineError> {
     let facts = limits::Facts { processors: limits::processors(), device: &limits::block_device };
     let resources = options.limits.resources(&facts)?;
     if resources.is_none() && options.restart.is_none() && options.net_rate.is_none() {
@@ -51,12 +59,10 @@ pub fn update(engine: &Engine, wanted: &str, options: &UpdateOptions) -> Result<
         if let Some(resources) = &resources {
             // Read again: now nobody else changes it.
             let now = Container::read(engine.root(), found.id())?.ok_or_else(gone)?;
+            // The next start gets the same limits and must not fail for them either.
+            edited.record.best_effort_limits |= options.limits.best_effort;
             if now.init().is_some() {
-                let cgroup = now.state.as_ref().and_then(|state| state.cgroup.as_ref());
-                let mut cgroup =
-                    cgroup.cloned().ok_or_else(|| UpdateError::NoCgroup(now.record.called().to_owned()))?;
-                cgroup.update(resources)?;
-                container::publish_json(&now.path, LIMITS_FILE, &cgroup.limits(), true)?;
+                change(&now, resources, options.limits.best_effort, note)?;
             }
             keep(&now, serde_json::to_value(resources).map_err(UpdateError::Form)?)?;
         }
@@ -64,6 +70,26 @@ pub fn update(engine: &Engine, wanted: &str, options: &UpdateOptions) -> Result<
     })?;
     events::emit_container(engine.root(), &found.record, "update", &[]);
     Ok(())
+}
+
+/// Changes the limits of a container that runs.
+fn change(
+    now: &Container,
+    resources: &LinuxResources,
+    best_effort: bool,
+    note: &mut dyn FnMut(&str),
+) -> Result<(), EngineError> {
+    let cgroup = now.state.as_ref().and_then(|state| state.cgroup.as_ref());
+    let Some(mut cgroup) = cgroup.cloned() else {
+        if !best_effort {
+            return Err(UpdateError::NoCgroup(now.record.called().to_owned()).into());
+        }
+        let states = cgroup::unenforced(resources, "the container runs without a cgroup");
+        confinement::tell(&states, note);
+        return Ok(container::publish_json(&now.path, LIMITS_FILE, &states, true)?);
+    };
+    confinement::tell(&cgroup.update(resources, best_effort)?, note);
+    Ok(container::publish_json(&now.path, LIMITS_FILE, &cgroup.limits(), true)?)
 }
 
 /// Writes the limits where the next start reads them.

@@ -46,6 +46,7 @@ const BUNDLE: &[Flag] = &[
     valued("pid-file", "FILE", "Write the pid of the first process to FILE"),
     switch("no-pivot", "Change the root without pivot_root, for an initramfs"),
     switch("no-new-keyring", "Accepted for runc's sake: no container gets a session keyring"),
+    switch("no-subreaper", "Accepted for runc's sake: nothing here becomes a subreaper"),
     valued("preserve-fds", "N", "Give the container N more descriptors, from 3 [default: 0]"),
 ];
 

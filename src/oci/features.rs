@@ -63,6 +63,7 @@ pub fn features() -> Result<ExitCode, OciError> {
 
 /// The options that mean the same as for mount(8) and runc.
 const MOUNT_OPTIONS: &[&str] = &[
+    "acl",
     "async",
     "atime",
     "bind",
@@ -76,6 +77,7 @@ const MOUNT_OPTIONS: &[&str] = &[
     "lazytime",
     "loud",
     "mand",
+    "noacl",
     "noatime",
     "nodev",
     "nodiratime",

@@ -67,7 +67,7 @@ pub fn update(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
         return Err(OciError::Status { verb: "update", id, status });
     };
     let mut cgroup = state.cgroup()?.ok_or(OciError::NoCgroup { verb: "update", id })?;
-    cgroup.update(&resources)?;
+    cgroup.update(&resources, false)?;
     state.set_cgroup(Some(&cgroup))?;
     lock.publish(&state)?;
     Ok(ExitCode::SUCCESS)

@@ -14,7 +14,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::apply::{apply, refuse};
 use super::delegation::{enable, is};
 use super::directory::Directory;
-use super::settings::{is_below_usage, settings};
+use super::place::drop_undelegated;
+use super::settings::{Settings, is_below_usage, settings};
 use super::{Cgroup, CgroupError, LimitState};
 
 /// How long a freeze may take: processes in uninterruptible sleep freeze when they wake up.
@@ -27,10 +28,13 @@ const REMOVE_PAUSE: Duration = Duration::from_millis(2);
 const KILL_ROUNDS_MAX: u32 = 64;
 
 impl Cgroup {
-    /// Changes limits of the running container; those that are not named stay.
-    pub fn update(&mut self, resources: &LinuxResources) -> Result<(), CgroupError> {
-        let wanted = settings(resources);
-        refuse(&wanted, false)?;
+    /// Changes limits of the running container; those that are not named stay. Gives what became of each.
+    ///
+    /// With `best_effort` a limit that cannot be enforced is only reported, but one below what is in use is
+    /// an error all the same: the kernel would kill for it.
+    pub fn update(&mut self, resources: &LinuxResources, best_effort: bool) -> Result<Vec<LimitState>, CgroupError> {
+        let mut wanted = settings(resources);
+        let mut states = refuse(&wanted, best_effort)?;
         let directory = self.directory();
         if let Some(memory) = resources.memory() {
             let used_bytes = directory.read("memory.current").ok().and_then(|text| text.trim().parse().ok());
@@ -40,32 +44,35 @@ impl Cgroup {
                 return Err(CgroupError::InUse { limit, used_bytes });
             }
         }
-        let present = directory.controllers();
-        let lacking: Vec<_> = wanted.list.iter().filter(|one| !present.contains(&one.controller)).collect();
-        if !lacking.is_empty() {
-            // Not enabled yet where it was made without limits.
-            let parent = self.path.parent().map(Directory::new);
-            let needed = wanted.controllers();
-            let has_all = |base: &Directory| needed.iter().all(|one| base.controllers().contains(one));
-            match parent.filter(has_all) {
-                Some(parent) => enable(&parent, &needed)?,
-                None => {
-                    return Err(CgroupError::Controllers {
-                        fields: super::apply::fields(lacking.iter().copied()),
-                        controllers: names(&lacking),
-                        cgroup: self.path.clone(),
-                    });
-                }
-            }
-        }
+        self.enable_missing(&wanted, best_effort)?;
+        states.extend(drop_undelegated(&directory, &mut wanted, best_effort)?);
         if let Some(unit) = &self.unit {
             unit.update(&wanted)?;
         }
-        for state in apply(&directory, &wanted, false)? {
-            self.limits.retain(|old| old.name != state.name || differs_in_device(old, &state));
-            self.limits.push(state);
+        states.extend(apply(&directory, &wanted, best_effort)?);
+        for state in &states {
+            self.limits.retain(|old| old.name != state.name || differs_in_device(old, state));
+            self.limits.push(state.clone());
         }
-        Ok(())
+        Ok(states)
+    }
+
+    /// Switches on the controllers that a cgroup without limits was made without, where its parent has them.
+    fn enable_missing(&self, wanted: &Settings, best_effort: bool) -> Result<(), CgroupError> {
+        let present = self.directory().controllers();
+        let needed = wanted.controllers();
+        let Some(parent) = self.path.parent().map(Directory::new) else { return Ok(()) };
+        if needed.iter().all(|one| present.contains(one)) {
+            return Ok(());
+        }
+        let there = parent.controllers();
+        let possible: Vec<_> = needed.iter().copied().filter(|one| there.contains(one)).collect();
+        match possible.len() == needed.len() {
+            true => enable(&parent, &possible),
+            // What is still missing then is reported.
+            false if best_effort => enable(&parent, &possible).or(Ok(())),
+            false => Ok(()),
+        }
     }
 
     /// Stops every process of it where it is; returns when the kernel says that all of them stand still.
@@ -162,13 +169,6 @@ impl Cgroup {
         }
         Ok(())
     }
-}
-
-fn names(lacking: &[&super::settings::Setting]) -> String {
-    let mut names: Vec<&str> = lacking.iter().map(|setting| setting.controller.name()).collect();
-    names.sort_unstable();
-    names.dedup();
-    names.join(", ")
 }
 
 /// Rates are limits by device: the first word of what was asked names it.

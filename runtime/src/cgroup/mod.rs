@@ -110,6 +110,11 @@ pub fn make(request: &Request<'_>) -> Result<Made, CgroupError> {
     place::make(hierarchy::Host::detect().as_ref(), request)
 }
 
+/// What becomes of limits where there is no cgroup to put them on.
+pub fn unenforced(resources: &LinuxResources, why: &str) -> Vec<LimitState> {
+    apply::all_unenforced(&settings::settings(resources), why)
+}
+
 impl Cgroup {
     /// Makes a cgroup and sets its limits; `None` where none can be had and no limit was asked for.
     pub fn create(request: &Request<'_>) -> Result<Option<Self>, CgroupError> {

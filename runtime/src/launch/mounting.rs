@@ -116,11 +116,13 @@ fn mount_one(
         }
         (MountSource::Devices { data, .. }, _) => (new_mount("tmpfs", None, data, fresh_attr, step)?, false),
         (MountSource::Proc { data }, _) => fresh_or_host("proc", data, "/proc", fresh_attr, step)?,
-        (MountSource::Sys, _) => fresh_or_host("sysfs", &[], "/sys", fresh_attr, step)?,
-        (MountSource::Cgroup, _) => (cgroup(fresh_attr, step)?, false),
+        (MountSource::Sys { data }, _) => fresh_or_host("sysfs", data, "/sys", fresh_attr, step)?,
+        (MountSource::Cgroup { data }, _) => (cgroup(data, fresh_attr, step)?, false),
     };
     if is_bound {
         set_attributes(&tree, step)?;
+    } else {
+        set_propagation(&tree, step)?;
     }
     let shape = if is_directory(&tree).fault(STAGE, "stat", step.destination.display())? {
         Shape::Directory
@@ -260,6 +262,11 @@ fn fresh_or_host(
 ) -> Result<(OwnedFd, bool), LaunchFailure> {
     match new_mount(kind, None, data, attr, step) {
         Err(failure) if failure.errno == libc::EPERM => {
+            if let Some((word, _)) = data.first() {
+                let statement =
+                    format!("the kernel allows none but the host's own {kind}, which has no option {word:?}");
+                return Err(LaunchFailure::rule(STAGE, step.destination.display(), &statement));
+            }
             let tree = clone_tree(Path::new(host), true)?;
             // Everything below the host's tree follows the same flags: its cgroups, its debugfs.
             let all = MountAttr { set: step.attr.set, ..step.recursive_attr };
@@ -275,8 +282,8 @@ fn fresh_or_host(
 /// Where the kernel refuses (no own cgroup namespace, or the host has no unified hierarchy) an empty
 /// read-only tmpfs takes its place: never the host's tree, through which limits could be lifted
 /// (CVE-2023-25809). On a hybrid host this shows cgroup2 without controllers, which is the truth.
-fn cgroup(attr: MountAttrFlags, step: &MountStep) -> Result<OwnedFd, LaunchFailure> {
-    match new_mount("cgroup2", None, &[], attr, step) {
+fn cgroup(data: &[(String, Option<String>)], attr: MountAttrFlags, step: &MountStep) -> Result<OwnedFd, LaunchFailure> {
+    match new_mount("cgroup2", None, data, attr, step) {
         Err(failure) if [libc::EPERM, libc::EBUSY, libc::ENODEV].contains(&failure.errno) => {
             new_mount("tmpfs", None, &empty_tmpfs(), attr | MountAttrFlags::MOUNT_ATTR_RDONLY, step)
         }
@@ -296,6 +303,16 @@ pub(crate) fn empty_directory() -> Result<OwnedFd, LaunchFailure> {
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     create(Stage::Confine, "tmpfs", "tmpfs", &empty_tmpfs(), attr, "tmpfs for masked directories")
+}
+
+/// Lets a new mount be shared or forbids to bind it; it is private without a word, and has nobody to be a slave of.
+fn set_propagation(tree: &OwnedFd, step: &MountStep) -> Result<(), LaunchFailure> {
+    let wanted = [step.attr.propagation, step.recursive_attr.propagation];
+    for propagation in wanted.into_iter().filter(|one| one & (libc::MS_SHARED | libc::MS_UNBINDABLE) != 0) {
+        let attr = MountAttr { propagation, ..MountAttr::default() };
+        mount_setattr(tree.as_fd(), false, &attr).fault(STAGE, "set propagation of", step.destination.display())?;
+    }
+    Ok(())
 }
 
 /// Restricts a bound tree: first everything, then its top.

@@ -37,6 +37,25 @@ pub(crate) struct OptionWords {
     pub(crate) data: Vec<(String, Option<String>)>,
 }
 
+/// Words that say what is so anyway: a fresh mount is not remounted, access times are relative unless another
+/// word says otherwise, tmpfs always has access lists, and versions of inodes are nobody's choice any more.
+const EMPTY: [&str; 14] = [
+    "",
+    "defaults",
+    "remount",
+    "silent",
+    "loud",
+    "async",
+    "nomand",
+    "nolazytime",
+    "iversion",
+    "noiversion",
+    "acl",
+    "noacl",
+    "norelatime",
+    "rnorelatime",
+];
+
 /// Reads the words in order; a later word undoes an earlier one.
 pub(crate) fn parse(words: &[String]) -> Result<OptionWords, LaunchFailure> {
     let mut options = OptionWords::default();
@@ -45,8 +64,7 @@ pub(crate) fn parse(words: &[String]) -> Result<OptionWords, LaunchFailure> {
             "bind" => options.bind = true,
             "rbind" => (options.bind, options.recursive_bind) = (true, true),
             "copyup" | "tmpcopyup" => options.copy_up = true,
-            // A fresh mount is not remounted, and `defaults` and `loud` say nothing.
-            "" | "defaults" | "remount" | "silent" | "loud" | "async" | "nomand" | "nolazytime" | "noiversion" => {}
+            _ if EMPTY.contains(&word.as_str()) => {}
             "idmap" => options.owners = Some(false),
             "ridmap" => options.owners = Some(true),
             _ => {
@@ -70,20 +88,27 @@ pub(crate) fn parse(words: &[String]) -> Result<OptionWords, LaunchFailure> {
 struct Change {
     set: u64,
     clear: u64,
+    /// For a word that only undoes another one: the access time that it ends.
+    undoes: Option<u64>,
 }
 
 impl Change {
     fn apply(self, attr: &mut MountAttr) {
+        let said = attr.clear & ATIME != 0;
+        if self.undoes.is_some_and(|undone| said && attr.set & ATIME != undone) {
+            return;
+        }
         attr.set = (attr.set & !self.clear) | self.set;
         attr.clear = (attr.clear & !self.set) | self.clear;
     }
 }
 
 fn attribute(word: &str) -> Option<Change> {
-    let on = |bit| Some(Change { set: bit, clear: 0 });
-    let off = |bit| Some(Change { set: 0, clear: bit });
+    let on = |bit| Some(Change { set: bit, clear: 0, undoes: None });
+    let off = |bit| Some(Change { set: 0, clear: bit, undoes: None });
     // The access time is one field: setting it needs the whole field cleared.
-    let atime = |value| Some(Change { set: value, clear: ATIME });
+    let atime = |value| Some(Change { set: value, clear: ATIME, undoes: None });
+    let undo = |value| Some(Change { set: 0, clear: ATIME, undoes: Some(value) });
     match word {
         "ro" => on(RDONLY),
         "rw" => off(RDONLY),
@@ -99,7 +124,9 @@ fn attribute(word: &str) -> Option<Change> {
         "symfollow" => off(NOSYMFOLLOW),
         "noatime" => atime(NOATIME),
         "strictatime" => atime(STRICTATIME),
-        "atime" | "relatime" | "norelatime" | "nostrictatime" => atime(0),
+        "relatime" => atime(0),
+        "atime" => undo(NOATIME),
+        "nostrictatime" => undo(STRICTATIME),
         _ => None,
     }
 }
@@ -155,6 +182,18 @@ mod tests {
     fn access_time_is_one_field() {
         let attr = words("noatime,strictatime").attr;
         assert_eq!((attr.set & ATIME, attr.clear & ATIME), (STRICTATIME, ATIME));
+        // A word with "no" ends its own setting and nobody else's.
+        for (text, expect) in [
+            ("noatime,atime", 0),
+            ("noatime,norelatime", NOATIME),
+            ("noatime,nostrictatime", NOATIME),
+            ("strictatime,atime", STRICTATIME),
+            ("strictatime,nostrictatime", 0),
+            ("strictatime,relatime", 0),
+        ] {
+            assert_eq!(words(text).attr.set & ATIME, expect, "{text}");
+        }
+        assert_eq!(words("rstrictatime,rnorelatime").recursive_attr.set & ATIME, STRICTATIME);
     }
 
     #[test]

@@ -48,9 +48,9 @@ pub(crate) enum MountSource {
     /// procfs of the container's own processes.
     Proc { data: Vec<(String, Option<String>)> },
     /// sysfs of the container's own network, or the host's where the kernel refuses that.
-    Sys,
+    Sys { data: Vec<(String, Option<String>)> },
     /// The container's own cgroup.
-    Cgroup,
+    Cgroup { data: Vec<(String, Option<String>)> },
     /// A tmpfs with the device nodes of a container.
     Devices { data: Vec<(String, Option<String>)>, nodes: Vec<DeviceNode> },
 }
@@ -175,8 +175,8 @@ fn source(mount: &Mount, destination: &Path, words: &OptionWords) -> Result<Moun
     }
     Ok(match kind {
         "proc" => MountSource::Proc { data },
-        "sysfs" => MountSource::Sys,
-        "cgroup" | "cgroup2" => MountSource::Cgroup,
+        "sysfs" => MountSource::Sys { data },
+        "cgroup" | "cgroup2" => MountSource::Cgroup { data },
         "tmpfs" if destination == Path::new("/dev") => MountSource::Devices { data, nodes: default_nodes() },
         kind if NEW_KINDS.contains(&kind) => {
             MountSource::New { kind: kind.to_owned(), source: given.map(|source| source.display().to_string()), data }
@@ -203,7 +203,7 @@ fn guard_special(destination: &Path, source: &MountSource) -> Result<(), LaunchF
         return if fits { Ok(()) } else { only("proc") };
     }
     if destination == Path::new("/sys") {
-        let fits = *source == MountSource::Sys || host == Some(Path::new("/sys"));
+        let fits = matches!(source, MountSource::Sys { .. }) || host == Some(Path::new("/sys"));
         return if fits { Ok(()) } else { only("sysfs") };
     }
     if destination == Path::new("/dev") {
@@ -213,7 +213,7 @@ fn guard_special(destination: &Path, source: &MountSource) -> Result<(), LaunchF
     if destination.starts_with("/proc") && !may_cover(destination) {
         return Err(refuse(&shown.to_string(), "nothing may be mounted below /proc"));
     }
-    if matches!(source, MountSource::Proc { .. } | MountSource::Sys) {
+    if matches!(source, MountSource::Proc { .. } | MountSource::Sys { .. }) {
         return Err(refuse(&shown.to_string(), "proc and sysfs belong to /proc and /sys"));
     }
     Ok(())
