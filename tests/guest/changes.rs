@@ -2,7 +2,7 @@
 //! from inside and outside.
 
 use crate::container::{Container, usage, within};
-use crate::host::{Delegated, Guest, User};
+use crate::host::{CORACLE, Delegated, Guest, User};
 
 const BUSY: &str = "while :; do :; done";
 
@@ -69,25 +69,76 @@ fn update_of_memory_and_processes_bites() {
     assert_eq!(room.inspect("State.Running"), "true");
 }
 
+/// What a device did for a container while a line of shell ran inside: of the kernel's own counter, in a second.
+fn per_second(container: &Container<'_>, counter: &str, line: &str) -> f64 {
+    let clock = "cut -d' ' -f1 /proc/uptime";
+    let count = format!("grep -o '{counter}=[0-9]*' /sys/fs/cgroup/io.stat || echo {counter}=0");
+    let output = container.inside(&format!("{clock}; {count}; {line} 2>/dev/null; {clock}; {count}"));
+    let prefix = format!("{counter}=");
+    let numbers: Vec<f64> =
+        output.ok().lines().map(|line| line.trim_start_matches(prefix.as_str()).parse().unwrap()).collect();
+    assert_eq!(numbers.len(), 4, "{output:?}");
+    (numbers[3] - numbers[1]) / (numbers[2] - numbers[0])
+}
+
+const MEBIBYTE: f64 = (1 << 20) as f64;
+
 #[test]
-fn update_changes_the_rate_of_writes() {
-    let Some(guest) = Guest::find("update_changes_the_rate_of_writes") else { return };
+fn update_changes_rates_of_bytes() {
+    let Some(guest) = Guest::find("update_changes_rates_of_bytes") else { return };
     guest.delegate(Delegated::All);
     guest.sh(User::Alice, "mkdir -p ~/data").ok();
-    let flags = ["-v", "/home/alice/data:/data", "--device-write-bps", "/dev/vda:1mb"];
-    let writer = Container::start(&guest, User::Alice, "writer", &flags, "sleep 1000");
-    // MiB in a second of a direct write, by the kernel's own counter of what reached the device.
-    let rate = |chunks: u32| {
-        let line = "cut -d' ' -f1 /proc/uptime; grep -o 'wbytes=[0-9]*' /sys/fs/cgroup/io.stat || echo wbytes=0";
-        let write = format!("dd if=/dev/zero of=/data/rate bs=64k count={chunks} oflag=direct 2>/dev/null");
-        let output = writer.inside(&format!("{line}; {write}; {line}"));
-        let numbers: Vec<f64> =
-            output.ok().lines().map(|line| line.trim_start_matches("wbytes=").parse().unwrap()).collect();
-        assert_eq!(numbers.len(), 4, "{output:?}");
-        (numbers[3] - numbers[1]) / (numbers[2] - numbers[0]) / f64::from(1 << 20)
+    let flags =
+        ["-v", "/home/alice/data:/data", "--device-write-bps", "/dev/vda:1mb", "--device-read-bps", "/dev/vda:8mb"];
+    let busy = Container::start(&guest, User::Alice, "rates", &flags, "sleep 1000");
+    let write = |chunks: u32| format!("dd if=/dev/zero of=/data/rate bs=64k count={chunks} oflag=direct");
+    let read = |chunks: u32| format!("dd if=/data/rate of=/dev/null bs=64k count={chunks} iflag=direct");
+    within(per_second(&busy, "wbytes", &write(64)) / MEBIBYTE, 0.85, 1.15, "MiB written in a second");
+    busy.update(&["--device-write-bps", "/dev/vda:2mb", "--device-read-bps", "/dev/vda:1mb"]);
+    within(per_second(&busy, "wbytes", &write(128)) / MEBIBYTE, 1.7, 2.3, "MiB written in a second after the update");
+    within(per_second(&busy, "rbytes", &read(64)) / MEBIBYTE, 0.85, 1.15, "MiB read in a second");
+    busy.update(&["--device-read-bps", "/dev/vda:2mb"]);
+    within(per_second(&busy, "rbytes", &read(128)) / MEBIBYTE, 1.7, 2.3, "MiB read in a second after the update");
+    let limits = busy.inside("cat /sys/fs/cgroup/io.max");
+    assert!(limits.ok().contains("rbps=2097152 wbps=2097152"), "{limits:?}");
+}
+
+#[test]
+fn update_changes_rates_of_operations() {
+    let Some(guest) = Guest::find("update_changes_rates_of_operations") else { return };
+    guest.delegate(Delegated::All);
+    guest
+        .sh(User::Alice, "mkdir -p ~/data && dd if=/dev/zero of=data/operations bs=4k count=400 2>/dev/null; sync")
+        .ok();
+    let flags = ["-v", "/home/alice/data:/data", "--device-write-iops", "/dev/vda:20"];
+    let busy = Container::start(&guest, User::Alice, "operations", &flags, "sleep 1000");
+    // Blocks that are there already: no other write comes with them.
+    let write =
+        |count: u32| format!("dd if=/dev/zero of=/data/operations bs=4k count={count} oflag=direct conv=notrunc");
+    let read = |count: u32| format!("dd if=/data/operations of=/dev/null bs=4k count={count} iflag=direct");
+    within(per_second(&busy, "wios", &write(80)), 17.0, 23.0, "writes in a second");
+    busy.update(&["--device-write-iops", "/dev/vda:40", "--device-read-iops", "/dev/vda:20"]);
+    within(per_second(&busy, "wios", &write(160)), 34.0, 46.0, "writes in a second after the update");
+    within(per_second(&busy, "rios", &read(80)), 17.0, 23.0, "reads in a second");
+    busy.update(&["--device-read-iops", "/dev/vda:40"]);
+    within(per_second(&busy, "rios", &read(160)), 34.0, 46.0, "reads in a second after the update");
+}
+
+#[test]
+fn update_of_what_nobody_can_enforce() {
+    let Some(guest) = Guest::find("update_of_what_nobody_can_enforce") else { return };
+    guest.delegate(Delegated::Default);
+    let wished = Container::start(&guest, User::Alice, "wished", &["--memory", "64m"], "sleep 1000");
+    let update = |flags: &[&str]| {
+        let argv = [CORACLE, "update"].iter().chain(flags).copied().chain(["wished"]);
+        guest.run(User::Alice, &argv.collect::<Vec<_>>())
     };
-    within(rate(64), 0.85, 1.15, "MiB in a second");
-    writer.update(&["--device-write-bps", "/dev/vda:2mb"]);
-    within(rate(128), 1.7, 2.3, "MiB in a second after the update");
-    assert!(writer.inside("cat /sys/fs/cgroup/io.max").ok().contains("wbps=2097152"));
+    let strict = update(&["--cpuset-cpus", "1", "--pids-limit", "33"]);
+    assert!(strict.failed().contains("controller cpuset"), "{strict:?}");
+    assert_ne!(wished.outside("pids.max"), "33", "what is refused changes nothing");
+    let effort = update(&["--cpuset-cpus", "1", "--pids-limit", "33", "--limits=best-effort"]);
+    assert_eq!(effort.ok(), "wished");
+    assert!(effort.stderr.contains("note: cpu.cpus is not enforced: the controller cpuset"), "{effort:?}");
+    assert_eq!(wished.outside("pids.max"), "33");
+    assert_eq!(wished.outside("memory.max"), "67108864");
 }

@@ -75,13 +75,21 @@ fn block_weights_share_a_device_in_proportion() {
     let wanted = weight(&heavy) / weight(&light);
     assert!((3.5..4.5).contains(&wanted), "{wanted}");
     assert_eq!(heavy.inside("cat /sys/fs/cgroup/io.weight").ok(), heavy.outside("io.weight"));
-    let files = format!("{}/io.stat {}/io.stat", heavy.cgroup(), light.cgroup());
-    let line = format!("grep -ho '^254:0 .*wbytes=[0-9]*' {files} | sed 's/.*=//'");
-    let seconds = 2 * WINDOW_SECONDS;
-    let output = guest.sh(User::Root, &format!("{line}; sleep {seconds}; {line}"));
+    let share = || {
+        let files = format!("{}/io.stat {}/io.stat", heavy.cgroup(), light.cgroup());
+        let line = format!("grep -ho '^254:0 .*wbytes=[0-9]*' {files} | sed 's/.*=//'");
+        let seconds = 2 * WINDOW_SECONDS;
+        let output = guest.sh(User::Root, &format!("{line}; sleep {seconds}; {line}"));
+        let numbers: Vec<f64> = output.ok().lines().map(|line| line.parse().unwrap()).collect();
+        assert_eq!(numbers.len(), 4, "{output:?}");
+        (numbers[2] - numbers[0]) / (numbers[3] - numbers[1])
+    };
+    within(share(), wanted * 0.75, wanted * 1.25, "heavy to light");
+    // The other way round while both go on.
+    heavy.update(&["--blkio-weight", "200"]);
+    light.update(&["--blkio-weight", "800"]);
+    assert_eq!((weight(&light) / weight(&heavy)).round(), wanted.round());
+    let turned = share();
     guest.sh(User::Root, "echo '254:0 enable=0' >/sys/fs/cgroup/io.cost.qos").ok();
-    let numbers: Vec<f64> = output.ok().lines().map(|line| line.parse().unwrap()).collect();
-    assert_eq!(numbers.len(), 4, "{output:?}");
-    let (heavy_bytes, light_bytes) = (numbers[2] - numbers[0], numbers[3] - numbers[1]);
-    within(heavy_bytes / light_bytes, wanted * 0.75, wanted * 1.25, "heavy to light");
+    within(1.0 / turned, wanted * 0.75, wanted * 1.25, "light to heavy after the update");
 }

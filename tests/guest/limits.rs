@@ -162,6 +162,35 @@ fn every_limit_is_read_back_inside_and_outside() {
     }
 }
 
+/// A container is where its limits are, and cannot change them, its kind, or its place (CVE-2025-47291).
+#[test]
+fn a21_a_container_is_in_its_own_leaf_and_stays_there() {
+    let Some(guest) = Guest::find("a21_a_container_is_in_its_own_leaf_and_stays_there") else { return };
+    for more in [&["--label", "cgroup=/"][..], &["--cap-add", "ALL"]] {
+        let flags = [&["--memory", "64m", "--pids-limit", "50"], more].concat();
+        let held = Container::start(&guest, User::Alice, "held", &flags, "sleep 1000");
+        let (id, cgroup) = (held.inspect("Id"), held.cgroup());
+        let base = "/sys/fs/cgroup/user.slice/user-1001.slice/user@1001.service/app.slice/coracle.scope";
+        assert_eq!(cgroup, format!("{base}/coracle-{id}"), "exactly the leaf");
+        let limits = || (held.outside("memory.max"), held.outside("pids.max"));
+        assert_eq!(limits(), ("67108864".to_owned(), "50".to_owned()));
+        // With every capability it may mount the hierarchy once more, and writes there in vain as well.
+        let hostile = "mount -t cgroup2 none /tmp 2>/dev/null; mount -o remount,rw /sys/fs/cgroup 2>/dev/null
+                       for place in /sys/fs/cgroup /tmp; do cd $place || continue
+                         [ -e cgroup.procs ] || continue
+                         for i in memory.max=max pids.max=max cgroup.type=threaded memory.high=max cgroup.freeze=1 \
+                                  cgroup.kill=1 cgroup.max.descendants=9 ../cgroup.procs=1 ../memory.max=max; do
+                           [ -e ${i%%=*} ] && echo ${i#*=} 2>/dev/null >${i%%=*} && echo written $place $i
+                         done
+                       done; cat /proc/1/cgroup /proc/self/cgroup; true";
+        assert_eq!(held.inside(hostile).ok(), "0::/\n0::/", "{more:?}");
+        assert_eq!(held.cgroup(), cgroup);
+        assert_eq!(limits(), ("67108864".to_owned(), "50".to_owned()));
+        assert_eq!(held.outside("cgroup.type"), "domain");
+        assert_eq!(held.inspect("State.Running"), "true");
+    }
+}
+
 #[test]
 fn f20_an_undelegated_controller_is_an_error_and_the_printed_fix_works() {
     let Some(guest) = Guest::find("f20_an_undelegated_controller_is_an_error_and_the_printed_fix_works") else {

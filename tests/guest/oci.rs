@@ -61,6 +61,31 @@ fn pause_update_events_and_stats_of_a_bundle() {
         assert_eq!(stats("memory/usage/limit"), json!(32 << 20));
         assert_eq!(bundle.oci("exec events cat /sys/fs/cgroup/pids.max").ok(), "10");
 
+        // A file, the standard input, and a sub-cgroup for one more process.
+        let file = r#"{"memory":{"limit":41943040,"swap":41943040},"pids":{"limit":15}}"#;
+        guest.sh(user, &format!("echo '{file}' >{}/limits.json", bundle.directory)).ok();
+        bundle.oci("update -r limits.json events").ok();
+        assert_eq!((stats("memory/usage/limit"), stats("pids/limit")), (json!(40 << 20), json!(15)));
+        bundle
+            .oci(
+                r#"update --resources - events <<'END'
+{"pids":{"limit":12}}
+END"#,
+            )
+            .ok();
+        assert_eq!((stats("memory/usage/limit"), stats("pids/limit")), (json!(40 << 20), json!(12)));
+        bundle.oci("exec --cgroup ../.. events true").failed();
+        let every = "--cpu-period 50000 --cpu-quota 25000 --cpu-share 512 --memory-reservation 8m";
+        bundle.oci(&format!("update {every} events")).ok();
+        let read = |file: &str| bundle.oci(&format!("exec events cat /sys/fs/cgroup/{file}")).ok().to_owned();
+        assert_eq!((read("cpu.max").as_str(), read("memory.low").as_str()), ("25000 50000", "8388608"));
+        assert_eq!(read("cpu.weight"), "20");
+        bundle.oci("update --cpu-quota -1 events").ok();
+        assert_eq!(read("cpu.max"), "max 100000");
+        let refused = bundle.oci("update --cpu-rt-runtime 1000 events");
+        assert!(refused.failed().contains("--cpu-rt-runtime"), "{refused:?}");
+        bundle.oci("update --memory 32m --memory-swap 32m events").ok();
+
         let state = || {
             let state: Value = serde_json::from_str(bundle.oci("state events").ok()).unwrap();
             state["status"].as_str().unwrap().to_owned()
@@ -71,7 +96,16 @@ fn pause_update_events_and_stats_of_a_bundle() {
         let frozen =
             format!("grep 'frozen 1' /sys/fs/cgroup$(sed 's/^0:://' /proc/{}/cgroup)/cgroup.events", pid["pid"]);
         guest.sh(User::Root, &frozen).ok();
+        let refused = bundle.oci("exec events true");
+        assert!(refused.failed().contains("--ignore-paused"), "{refused:?}");
+        // One that is started all the same stands still with the others, and goes on with them.
+        let manager = if user == User::Root { "cgroupfs" } else { "systemd" };
+        let patient = [OCI, "--cgroup-manager", manager, "exec", "--ignore-paused", "events", "cat", "/proc/1/comm"];
+        let patient = guest.start(user, &patient);
+        guest.wait_for(user, &format!("[ $({OCI} ps events | wc -l) -gt 3 ]"), "one more process");
+        assert_eq!(state(), "paused");
         bundle.oci("resume events").ok();
+        assert_eq!(patient.wait().ok(), "sh");
         assert_eq!(state(), "running");
 
         // The watcher tells of memory that ran out, and ends with the container.
