@@ -53,7 +53,7 @@ bodies! {
         /// The most it may do.
         role: Role,
         /// How long it lives.
-        #[schema(minimum = 1, maximum = 31622400000u64)] ttl_ms: u64,
+        #[schema(minimum = 1000, maximum = 31622400000u64)] ttl_ms: u64,
     }
     /// A new join token.
     JoinNew {
@@ -64,7 +64,7 @@ bodies! {
         /// The trust given on joining.
         #[serde(default)] tier: Tier,
         /// How long it may be used, an hour at most.
-        #[schema(minimum = 1, maximum = 3600000)] ttl_ms: u64,
+        #[schema(minimum = 1000, maximum = 3600000)] ttl_ms: u64,
     }
     /// The only answer that shows a secret.
     SecretShown {

@@ -151,8 +151,8 @@ pub(super) fn grant_token(state: &mut State, now: u64, actor: Option<Actor>, wis
             if role > actor.role || (actor.role != Role::Admin && actor.user != Some(user)) {
                 return Err(Refusal::Forbidden);
             }
-            if !(1..=TOKEN_MS).contains(&ttl_ms) {
-                return invalid("ttl_ms", "not between a millisecond and 366 days");
+            if !(limits::TTL_MIN_MS..=TOKEN_MS).contains(&ttl_ms) {
+                return invalid("ttl_ms", "not between a second and 366 days");
             }
             let id = TokenId::new(state.random.id(now));
             let expires_at_ms = Some(now + ttl_ms);
@@ -185,8 +185,8 @@ pub(super) fn grant_join(state: &mut State, now: u64, actor: Option<Actor>, wish
             if tier > Tier::New && actor.role != Role::Admin {
                 return Err(Refusal::Forbidden);
             }
-            if !(1..=JOIN_MS).contains(&ttl_ms) {
-                return invalid("ttl_ms", "not between a millisecond and an hour");
+            if !(limits::TTL_MIN_MS..=JOIN_MS).contains(&ttl_ms) {
+                return invalid("ttl_ms", "not between a second and an hour");
             }
             let user = actor.user.ok_or(Refusal::Forbidden)?;
             let id = JoinId::new(state.random.id(now));
