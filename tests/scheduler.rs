@@ -136,3 +136,24 @@ fn a_scheduler_says_what_it_cannot_do() {
     unreachable.refused(1).says("cannot open the store postgres://127.0.0.1:1/pool");
     assert!(!unreachable.stderr.contains("s3cret"), "a80: {unreachable}");
 }
+
+#[test]
+fn s30_another_process_of_the_same_user_does_not_look_into_a_scheduler() {
+    require!();
+    if nix::unistd::getuid().is_root() {
+        return fixtures::elsewhere("root looks into every process");
+    }
+    let env = TestEnv::new();
+    let token = env.coracle(&["scheduler", "init"]).ok();
+    let pool = Pool::serve_own(&env, &token);
+    let process = PathBuf::from(format!("/proc/{}", pool.running.pid()));
+    for file in ["environ", "mem", "maps"] {
+        let refused = fs_err::File::open(process.join(file)).and_then(|mut file| {
+            let mut text = [0; 16];
+            std::io::Read::read(&mut file, &mut text)
+        });
+        assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied, "{file}");
+    }
+    pool.running.signal(Signal::SIGTERM);
+    pool.running.wait().code(0);
+}
