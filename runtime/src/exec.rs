@@ -7,8 +7,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
-use oci_spec::runtime::{Linux, LinuxSeccomp, Process};
-use rustix::fs::stat;
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp, Process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags, stat};
 use rustix::io::Errno;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
@@ -22,8 +23,8 @@ use crate::launch::join::clone_inside;
 use crate::launch::listener::Listener;
 use crate::launch::program::{self, Departure, Hold, Streams, follow_parent, set_streams};
 use crate::launch::scheduling::{bind_first, bind_last};
-use crate::launch::{Gate, Launched, Running, Stdio, become_root, limit, open_namespace, send_master};
-use crate::plan::{ProcessPlan, plan_process};
+use crate::launch::{Gate, Launched, Running, Stdio, become_root, limit, open_namespace, send_master, take_root};
+use crate::plan::{ProcessPlan, check_joined_mounts, plan_process};
 use crate::sys::{CloneOptions, default_child_signal};
 
 /// Everything about one more process in a container.
@@ -95,6 +96,7 @@ pub fn exec(options: ExecOptions<'_>) -> Result<Running, LaunchFailure> {
     if process.terminal != matches!(options.stdio, Stdio::Console) {
         return Err(LaunchFailure::rule(Stage::Plan, "process.terminal", "does not fit the standard streams"));
     }
+    let root = own_root(&options, &process)?;
     let userns = open_namespace(options.pid, "user")?;
     let state = || options.subject.map_or(serde_json::Value::Null, |subject| subject.state("running", options.pid));
     let listener = process.listener.as_ref().map(|plan| Listener::connect(plan, state())).transpose()?;
@@ -113,12 +115,32 @@ pub fn exec(options: ExecOptions<'_>) -> Result<Running, LaunchFailure> {
         &ours,
         theirs,
         |channel| match join(&options, late) {
-            Ok(()) => run(&options, &process, idmap.as_ref(), listener.as_ref(), channel),
+            Ok(()) => run(&options, (&process, root.as_ref()), idmap.as_ref(), listener.as_ref(), channel),
             Err(failure) => program::report(&channel, failure),
         },
     )?;
     let launched = Launched { cloned, channel: ours };
     launched.conclude(&Gate::Immediate, userns, None).inspect_err(|_| launched.abandon())
+}
+
+/// The root of a container that lives in a mount namespace of others: joining that one leads to theirs.
+fn own_root(options: &ExecOptions<'_>, process: &ProcessPlan) -> Result<Option<OwnedFd>, LaunchFailure> {
+    let namespaces = options.linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+    let joins_mounts = |one: &LinuxNamespace| one.typ() == LinuxNamespaceType::Mount && one.path().is_some();
+    if !namespaces.iter().any(joins_mounts) {
+        return Ok(None);
+    }
+    check_joined_mounts(process, &[], 0)?;
+    let path = format!("/proc/{}/root", options.pid);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(&path, flags, Mode::empty()).fault(Stage::Rootfs, "open", &path)?;
+    // While it lives its number is nobody else's.
+    let mut polled = [PollFd::new(&options.pidfd, PollFlags::IN)];
+    match poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+        Ok(0) => Ok(Some(root)),
+        Ok(_) => Err(Errno::SRCH).fault(Stage::Namespaces, "find root of process", options.pid),
+        Err(errno) => Err(errno).fault(Stage::Namespaces, "find root of process", options.pid),
+    }
 }
 
 fn join(options: &ExecOptions<'_>, kinds: ThreadNameSpaceType) -> Result<(), LaunchFailure> {
@@ -160,12 +182,13 @@ fn map_of(pid: i32) -> Result<IdMap, LaunchFailure> {
 /// Runs in the container, in the child that becomes the process.
 fn run(
     options: &ExecOptions<'_>,
-    process: &ProcessPlan,
+    (process, root): (&ProcessPlan, Option<&OwnedFd>),
     idmap: Option<&IdMap>,
     listener: Option<&Listener>,
     channel: OwnedFd,
 ) -> i32 {
-    if let Err(failure) = settle(options, process, idmap, &channel) {
+    let settled = root.map_or(Ok(()), take_root).and_then(|()| settle(options, process, idmap, &channel));
+    if let Err(failure) = settled {
         return program::report(&channel, failure);
     }
     let departure = Departure {

@@ -284,3 +284,50 @@ fn c18_terminal_of_run_is_the_callers() {
     assert!(terminal.is_cooked());
     assert_eq!(oci.run(&[&root, "list", "-q"]).ok(), "");
 }
+
+/// The program and what is executed beside it live in a mount namespace of others and have a root of their own.
+#[test]
+fn oci_joins_a_mount_namespace_by_path() {
+    let env = TestEnv::new();
+    let oci = Oci::new(&env, &["sleep", "1000"]);
+    let (host, guest) = (&unique("mounts-host"), &unique("mounts-guest"));
+    oci.quiet(&["run", "--detach", host]).ok();
+    let pid = oci.state(host)["pid"].clone();
+    let link = |pid: &Value| fs_err::read_link(format!("/proc/{pid}/ns/mnt")).unwrap();
+    let mounts = || fs_err::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+    let before = mounts();
+    let log = env.path("log");
+    oci.change(|config| {
+        for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
+            let name = match namespace["type"].as_str() {
+                Some("mount") => "mnt",
+                Some("user") => "user",
+                _ => continue,
+            };
+            namespace["path"] = json!(format!("/proc/{pid}/ns/{name}"));
+        }
+        let linux = config["linux"].as_object_mut().unwrap();
+        linux.remove("uidMappings");
+        linux.remove("gidMappings");
+        let tmpfs = json!({ "destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"] });
+        config["mounts"].as_array_mut().unwrap().push(tmpfs);
+        config["hooks"] = json!({ "createRuntime": noting("createRuntime", log.to_str().unwrap()) });
+    });
+    oci.quiet(&["create", guest]).ok();
+    oci.run(&["start", guest]).ok();
+    assert_eq!(link(&oci.state(guest)["pid"]), link(&pid));
+    assert_eq!(mounts(), before, "nothing of it appears to the others");
+    let exec = |script: &str| oci.run(&["exec", guest, "sh", "-c", script]).outcome();
+    exec("echo own >/etc/mark").ok();
+    let said = exec("cat /etc/mark; readlink /proc/self/ns/mnt; ls /proc/1/root/etc; cat /proc/keys | wc -c; pwd")
+        .ok()
+        .to_owned();
+    assert_eq!(said, format!("own\n{}\nmark\n0\n/", link(&pid).display()));
+    oci.run(&["exec", "--cap", "CAP_SYS_ADMIN", guest, "true"]).outcome().refused(255).says("CAP_SYS_ADMIN");
+    assert_eq!(oci.run(&["exec", host, "ls", "/etc"]).ok(), "");
+    assert!(fs_err::read_to_string(&log).unwrap().starts_with("createRuntime"));
+    oci.run(&["delete", "--force", guest]).ok();
+    assert_eq!(mounts(), before);
+    oci.run(&["delete", "--force", host]).ok();
+    oci.is_empty();
+}

@@ -228,3 +228,35 @@ fn root_maps_the_owners_of_a_mount() {
     assert_eq!(run(mount(json!({})), true), "65534:65534");
     assert_eq!(run(mount(json!({ "options": ["bind", "idmap"] })), true), "5:6");
 }
+
+/// On the guest's older kernel too: a root of its own in a mount namespace of others.
+#[test]
+fn a_bundle_lives_in_a_mount_namespace_of_others() {
+    let Some(guest) = Guest::find("a_bundle_lives_in_a_mount_namespace_of_others") else { return };
+    let line = "echo $$ >/run/others.new && mv /run/others.new /run/others && exec sleep 1000";
+    let others = guest.start(User::Root, &["unshare", "--mount", "sh", "-c", line]);
+    let pid = guest.wait_for(User::Root, "cat /run/others", "the others are there");
+    let bundle = Bundle::new(&guest, User::Root, "joins", |config| {
+        let script = "readlink /proc/self/ns/mnt; cat /proc/self/comm; ls /";
+        config["process"]["args"] = json!(["sh", "-c", script]);
+        for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
+            if namespace["type"] == "mount" {
+                namespace["path"] = json!(format!("/proc/{pid}/ns/mnt"));
+            }
+        }
+    });
+    guest
+        .sh(
+            User::Root,
+            &format!("ln -sf busybox {0}/rootfs/bin/readlink; ln -sf busybox {0}/rootfs/bin/ls", bundle.directory),
+        )
+        .ok();
+    let mounts = || guest.run(User::Root, &["cat", &format!("/proc/{pid}/mountinfo")]).ok().to_owned();
+    let before = mounts();
+    bundle.oci("delete -f joins");
+    let wanted = guest.run(User::Root, &["readlink", &format!("/proc/{pid}/ns/mnt")]).ok().to_owned();
+    assert_eq!(bundle.oci("run joins").ok(), format!("{wanted}\ncat\nbin\ndev\netc\nproc\nsys\ntmp"));
+    assert_eq!(mounts(), before);
+    drop(others);
+    guest.sh(User::Root, "rm -f /run/others");
+}

@@ -18,6 +18,7 @@ use super::channel::{self, Message};
 use super::devices::{self, Terminal};
 use super::fault::Fault;
 use super::inside::{Inside, Shape};
+use super::join::Joined;
 use super::listener::Listener;
 use super::mounting::{self, Mounted, PROC_MAGIC};
 use super::options::{Rootfs, Stdio};
@@ -34,6 +35,8 @@ use crate::sys::{CloneFlags, MountAttr, mount_setattr, raise_loopback};
 /// Everything the child needs, opened and decided by its parent.
 pub(crate) struct Child<'a> {
     pub(crate) plan: &'a Plan,
+    /// Where it ends up when everything is made.
+    pub(crate) mount_namespace: Option<&'a Joined>,
     pub(crate) subject: &'a Subject,
     pub(crate) hooks: Option<&'a Hooks>,
     pub(crate) sources: &'a Sources,
@@ -87,7 +90,7 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
     set_oom_score(plan.process.oom_score_adj)?;
     // Processes of a namespace that is joined must not look into this one. In new namespaces there
     // are none, and the network helper has to reach them through /proc until it is ready.
-    let joins = !plan.namespaces.join.is_empty();
+    let joins = !plan.namespaces.join.is_empty() || child.mount_namespace.is_some();
     if joins {
         hide()?;
     }
@@ -130,6 +133,9 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
     rootfs::enter(&root, child.no_pivot)?;
     failpoint::pass(Stage::Rootfs, "pivoted")?;
     rootfs::share(&root, plan.root_propagation)?;
+    if let Some(joined) = child.mount_namespace {
+        rootfs::carry_into(joined)?;
+    }
     if !plan.hooks_before_root {
         expect(channel, Stage::Network, |message| matches!(message, Message::Proceed))?;
     }

@@ -24,6 +24,7 @@ const STAGE: Stage = Stage::Namespaces;
 const NSFS_MAGIC: u64 = 0x6e73_6673;
 
 /// One namespace to join.
+#[derive(Debug)]
 pub(crate) struct Joined {
     pub(crate) namespace: OwnedFd,
     pub(crate) kind: CloneFlags,
@@ -35,7 +36,7 @@ pub(crate) fn open_all(list: &[(CloneFlags, PathBuf)]) -> Result<Vec<Joined>, La
     list.iter().map(|(kind, path)| open_one(*kind, path)).collect()
 }
 
-fn open_one(kind: CloneFlags, path: &Path) -> Result<Joined, LaunchFailure> {
+pub(crate) fn open_one(kind: CloneFlags, path: &Path) -> Result<Joined, LaunchFailure> {
     let shown = path.display();
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let namespace = rustix::fs::open(path, flags, Mode::empty()).fault(STAGE, "open namespace", &shown)?;
@@ -67,7 +68,7 @@ pub(crate) fn enter_early(list: &[Joined], creates_user: bool) -> Result<(), Lau
     list.iter().filter(|joined| !is_late(joined, creates_user)).try_for_each(enter)
 }
 
-fn enter(joined: &Joined) -> Result<(), LaunchFailure> {
+pub(crate) fn enter(joined: &Joined) -> Result<(), LaunchFailure> {
     let link = link_type(joined.kind);
     move_into_link_name_space(joined.namespace.as_fd(), link).fault(STAGE, "join namespace", joined.path.display())
 }

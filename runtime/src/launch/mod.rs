@@ -32,7 +32,7 @@ pub use running::{Exit, Running, open_gate, signal_process};
 
 pub(crate) use child::send_master;
 pub(crate) use identity::{become_root, limit};
-pub(crate) use rootfs::mount_root;
+pub(crate) use rootfs::{mount_root, take_root};
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -76,8 +76,11 @@ pub fn launch(options: LaunchOptions<'_>) -> Result<Running, LaunchFailure> {
     let state = || subject.state("creating", 0);
     let listener = plan.process.listener.as_ref().map(|plan| Listener::connect(plan, state())).transpose()?;
     let sources = sources::open(&plan, options.bundle)?;
+    let mount_namespace =
+        plan.namespaces.mount.as_ref().map(|path| join::open_one(CloneFlags::MOUNT, path)).transpose()?;
     let child = Child {
         plan: &plan,
+        mount_namespace: mount_namespace.as_ref(),
         sources: &sources,
         subject: &subject,
         hooks,

@@ -13,6 +13,7 @@ use rustix::process::{chroot, fchdir, pivot_root};
 
 use super::fault::Fault;
 use super::inside::{is_directory, open_host};
+use super::join::{self, Joined};
 use super::mounting::{attach, clone_tree, explain};
 use super::options::Rootfs;
 use crate::failure::{LaunchFailure, Stage};
@@ -207,6 +208,24 @@ pub(crate) fn enter(root: &OwnedFd, no_pivot: bool) -> Result<(), LaunchFailure>
         unmount(".", UnmountFlags::DETACH).fault(STAGE, "detach", "the host's root")?;
     }
     rustix::process::chdir("/").fault(STAGE, "enter", "/")
+}
+
+/// Goes into a mount namespace that others live in, and keeps its own root.
+///
+/// The finished tree goes along as a copy that is in no mount namespace at all: nothing of it appears to
+/// the others, nothing of it is left when the last process that uses it ends, and above its top there is
+/// nothing, so that who may chroot(2) cannot climb out of it as out of a directory of theirs. When the
+/// last descriptor of such a copy is closed the kernel lets go of it as a whole, mounts and all.
+pub(crate) fn carry_into(joined: &Joined) -> Result<(), LaunchFailure> {
+    let tree = clone_tree(Path::new("/"), true)?;
+    join::enter(joined)?;
+    take_root(&tree)
+}
+
+/// Makes an open directory this process's root.
+pub(crate) fn take_root(root: &OwnedFd) -> Result<(), LaunchFailure> {
+    fchdir(root).fault(STAGE, "enter", "root")?;
+    chroot(".").fault(STAGE, "chroot to", "root")
 }
 
 /// Propagation that the finished root itself was asked to have.

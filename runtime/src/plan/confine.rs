@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     fn path(key: &str, own: CloneFlags) -> Result<PathBuf, &'static str> {
-        sysctl_path(key, &NamespacePlan { create: own, join: Vec::new() })
+        sysctl_path(key, &NamespacePlan { create: own, ..NamespacePlan::default() })
     }
 
     #[test]

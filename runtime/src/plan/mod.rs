@@ -18,6 +18,7 @@ pub(crate) use scheduling::Scheduling;
 
 use oci_spec::runtime::{LinuxIdMapping, Spec};
 
+use crate::caps::{CapSet, Capability};
 use crate::failure::{LaunchFailure, Stage};
 use crate::hooks::Moment;
 use crate::idmap::IdMap;
@@ -79,8 +80,12 @@ pub(crate) fn plan(spec: &Spec, idmap: Option<&IdMap>) -> Result<Plan, LaunchFai
     process.keep_groups =
         spec.annotations().as_ref().is_some_and(|map| map.get(KEEP_GROUPS).is_some_and(|on| on == "1"));
     crate::hooks::check(spec.hooks().as_ref())?;
+    let root_propagation = flags::root_propagation(linux.rootfs_propagation().as_deref())?;
+    if namespaces.mount.is_some() {
+        check_joined_mounts(&process, &mounts, root_propagation)?;
+    }
     Ok(Plan {
-        root_propagation: flags::root_propagation(linux.rootfs_propagation().as_deref())?,
+        root_propagation,
         mounts,
         devices_elsewhere,
         time_offsets: namespaces::time_offsets(linux, &namespaces)?,
@@ -94,6 +99,31 @@ pub(crate) fn plan(spec: &Spec, idmap: Option<&IdMap>) -> Result<Plan, LaunchFai
         idmap,
     })
 }
+
+/// What a container in a mount namespace of others cannot have: a way to their root, and mounts that are not copied.
+pub(crate) fn check_joined_mounts(
+    process: &ProcessPlan,
+    mounts: &[MountStep],
+    root_propagation: u64,
+) -> Result<(), LaunchFailure> {
+    let sets = &process.capabilities;
+    let any = [sets.effective, sets.permitted, sets.inheritable, sets.ambient].into_iter();
+    if any.fold(sets.bounding, CapSet::union).contains(Capability::CAP_SYS_ADMIN) {
+        return Err(refuse(
+            "process.capabilities",
+            "CAP_SYS_ADMIN opens the whole of a mount namespace that is joined",
+        ));
+    }
+    let unbindable = |bits: u64| bits & libc::MS_UNBINDABLE != 0;
+    let kept = mounts.iter().find(|step| unbindable(step.attr.propagation | step.recursive_attr.propagation));
+    match kept {
+        Some(step) => Err(refuse(&step.destination.display().to_string(), UNBINDABLE)),
+        None if unbindable(root_propagation) => Err(refuse("linux.rootfsPropagation", UNBINDABLE)),
+        None => Ok(()),
+    }
+}
+
+const UNBINDABLE: &str = "what is unbindable cannot go along into a mount namespace that is joined";
 
 /// crun's annotation, which podman sets for `--group-add keep-groups`.
 const KEEP_GROUPS: &str = "run.oci.keep_original_groups";

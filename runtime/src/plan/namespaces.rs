@@ -14,6 +14,8 @@ pub(crate) struct NamespacePlan {
     pub(crate) create: CloneFlags,
     /// Namespaces joined by path, user first.
     pub(crate) join: Vec<(CloneFlags, PathBuf)>,
+    /// A mount namespace to end up in; everything is made in a new one first.
+    pub(crate) mount: Option<PathBuf>,
 }
 
 impl NamespacePlan {
@@ -39,12 +41,16 @@ pub(super) fn plan(list: &[LinuxNamespace]) -> Result<NamespacePlan, LaunchFailu
             return Err(refuse("linux.namespaces", &format!("names {} twice", namespace.typ())));
         }
         match namespace.path() {
+            Some(path) if !path.as_os_str().is_empty() && kind == CloneFlags::MOUNT => {
+                plan.mount = Some(path.clone());
+                plan.create = plan.create.with(kind);
+            }
             Some(path) if !path.as_os_str().is_empty() => plan.join.push((kind, path.clone())),
             _ => plan.create = plan.create.with(kind),
         }
     }
     if !plan.create.contains(CloneFlags::MOUNT) {
-        return Err(refuse("linux.namespaces", "must create a mount namespace"));
+        return Err(refuse("linux.namespaces", "has no mount namespace"));
     }
     // Joining the owner first is what gives the right to join the others.
     plan.join.sort_by_key(|(kind, _)| *kind != CloneFlags::USER);

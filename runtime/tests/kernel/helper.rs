@@ -28,9 +28,28 @@ pub fn run(args: &[String]) -> ExitCode {
             ExitCode::SUCCESS
         }
         ["look"] => look(),
+        ["climb"] => climb(),
         ["exchange", one, other] => exchange(Path::new(one), Path::new(other)),
         other => panic!("unknown helper {other:?}"),
     }
+}
+
+/// Climbs out of a root that is only a directory of a larger tree, and tells what is at the top.
+fn climb() -> ExitCode {
+    use rustix::process::{chdir, chroot};
+    fs_err::create_dir_all("/tmp/step").expect("made");
+    chroot("/tmp/step").expect("CAP_SYS_CHROOT");
+    for _ in 0..100 {
+        chdir("..").expect("climbed");
+    }
+    chroot(".").expect("CAP_SYS_CHROOT");
+    let mut names: Vec<String> = fs_err::read_dir("/")
+        .expect("listed")
+        .map(|entry| entry.expect("entry").file_name().display().to_string())
+        .collect();
+    names.sort();
+    println!("{}", names.join(" "));
+    ExitCode::SUCCESS
 }
 
 fn launch_and_wait(spec: &Path, bundle: &Path) -> ExitCode {

@@ -13,6 +13,7 @@ use crate::runner::{ALL, Case, User};
 
 pub const CASES: &[Case] = &[
     Case { name: "joins_namespaces_by_path", users: ALL, run: joins },
+    Case { name: "joins_a_mount_namespace_and_keeps_its_root", users: ALL, run: joins_mounts },
     Case { name: "run_in_a_user_namespace", users: ALL, run: run_in },
     Case { name: "run_in_forwards_signals", users: &[User::Alice], run: forwards },
     Case { name: "enter_removes_what_subordinate_ids_own", users: &[User::Alice], run: enter },
@@ -50,6 +51,65 @@ fn joins(place: &Place) {
     second.spec["process"]["args"] =
         json!(["sh", "-c", "readlink /proc/self/ns/pid; ps -o args | grep -c '[s]leep 60'"]);
     assert_eq!(second.says(), format!("{}\n1", link(first.pid, "pid")));
+    first.signal(Signal::KILL).expect("sent");
+    first.wait().expect("waited");
+}
+
+/// The program is in the mount namespace that was named, sees its own root alone, and changes nothing there.
+fn joins_mounts(place: &Place) {
+    use crate::runner::HELPER;
+    let first = Container::new(place, "exec sleep 60").launch(Stdio::Inherit).expect("launched");
+    let link = |pid: i32| fs_err::read_link(format!("/proc/{pid}/ns/mnt")).expect("read").display().to_string();
+    let mounts = || fs_err::read_to_string(format!("/proc/{}/mountinfo", first.pid)).expect("read");
+    let before = mounts();
+    let joining = |script: &str| {
+        let mut second = Container::new(place, script);
+        let namespaces = second.spec["linux"]["namespaces"].as_array_mut().expect("a list");
+        for one in namespaces.iter_mut() {
+            let name = match one["type"].as_str() {
+                Some("mount") => Some("mnt"),
+                Some("user") => Some("user"),
+                _ => None,
+            };
+            if let Some(name) = name {
+                one["path"] = json!(format!("/proc/{}/ns/{name}", first.pid));
+            }
+        }
+        second.mount("/mine", "tmpfs", "tmpfs", &["mode=755"]);
+        second
+    };
+    let script = "readlink /proc/self/ns/mnt; ls / | tr '\\n' ' '; pwd; echo x >/mine/file && cat /mine/file; \
+                  head -c 2 /dev/zero | wc -c; echo 1 2>/dev/null >/proc/sys/kernel/panic || echo read-only; \
+                  readlink /proc/self/exe; cat /proc/mounts | wc -l; cat /proc/keys | wc -c; ls /proc/1/root/mine";
+    let said = joining(script).says();
+    let names = "bin dev etc home mine proc root sys tmp";
+    let rest = "x\n2\nread-only\n/bin/busybox\n0\n0\nfile";
+    assert_eq!(said, format!("{}\n{names} /\n{rest}", link(first.pid)));
+    assert_eq!(mounts(), before, "nothing was mounted where others live");
+    // Not even chroot(2) leads above its own root.
+    let mut climber = joining("true");
+    let own = std::env::current_exe().expect("a program");
+    climber.mount("/climber", "bind", own.to_str().expect("text"), &["bind", "ro"]);
+    climber.spec["process"]["args"] = json!(["/climber", HELPER, "climb"]);
+    for set in ["bounding", "effective", "permitted"] {
+        climber.spec["process"]["capabilities"][set] = json!(["CAP_SYS_CHROOT", "CAP_DAC_OVERRIDE"]);
+    }
+    assert_eq!(climber.says(), "bin climber dev etc home mine proc root sys tmp");
+    // Who could leave by setns(2), and mounts that cannot be copied, are refused by name.
+    let mut admin = joining("true");
+    for set in ["bounding", "effective", "permitted"] {
+        admin.spec["process"]["capabilities"][set] = json!(["CAP_SYS_ADMIN"]);
+    }
+    assert!(admin.fails().to_string().contains("CAP_SYS_ADMIN"));
+    let mut stuck = joining("true");
+    stuck.mount("/stuck", "tmpfs", "tmpfs", &["unbindable"]);
+    assert!(stuck.fails().to_string().contains("unbindable"));
+    let mut file = joining("true");
+    let namespaces = file.spec["linux"]["namespaces"].as_array_mut().expect("a list");
+    namespaces.iter_mut().filter(|one| one["type"] == "mount").for_each(|one| one["path"] = json!("/etc/passwd"));
+    assert!(file.fails().to_string().contains("is not a namespace"));
+    // What it left is gone with it.
+    assert_eq!(mounts(), before);
     first.signal(Signal::KILL).expect("sent");
     first.wait().expect("waited");
 }
