@@ -30,6 +30,7 @@ mod network_outside;
 mod network_rate;
 mod networks;
 mod options;
+mod pool;
 mod probe;
 mod provider;
 mod pull;

@@ -17,6 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// A call that nobody answered is made again this often, with the same idempotency key.
 const RETRIES: u32 = 5;
+/// Longest wait before a stream of events is asked for again.
+const FOLLOW_RETRY_MAX: Duration = Duration::from_secs(5);
 /// Wait before the first repetition; it doubles.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -80,6 +82,11 @@ impl Pool {
         self.call(&Method::POST, path, Some(body))
     }
 
+    /// Replaces what a route names.
+    pub fn put(&self, path: &str, body: &Value) -> Result<Value, PoolError> {
+        self.call(&Method::PUT, path, Some(body))
+    }
+
     /// Deletes what a route names.
     pub fn delete(&self, path: &str) -> Result<Value, PoolError> {
         self.call(&Method::DELETE, path, None)
@@ -107,7 +114,7 @@ impl Pool {
         if *method != Method::GET {
             request = request.header("Idempotency-Key", key);
         }
-        if let Some(body) = body {
+        if let Some(body) = body.filter(|body| !body.is_null()) {
             request = request.json(body);
         }
         let response = request.send().await.map_err(send)?;
@@ -165,7 +172,77 @@ impl Pool {
 
     /// Reads every page of a list.
     pub fn list(&self, path: &str) -> Result<Vec<Value>, PoolError> {
-        let (mut all, mut after) = (Vec::new(), String::new());
+        self.pages(path, String::new())
+    }
+
+    /// Reads every page of a list whose rows have numbers, after one of them.
+    pub fn list_after(&self, path: &str, after: u64) -> Result<Vec<Value>, PoolError> {
+        self.pages(path, format!("&after={after}"))
+    }
+
+    /// Calls `each` with every event after a number, and goes on with those that happen. A connection that is cut is
+    /// made again and goes on after the last event; a scheduler that is away is waited for.
+    pub fn follow(
+        &self,
+        path: &str,
+        after: u64,
+        mut each: impl FnMut(&Value) -> std::io::Result<()>,
+    ) -> Result<(), PoolError> {
+        let (mut after, mut wait) = (after, RETRY);
+        loop {
+            let before = after;
+            let outcome = self.runtime.block_on(self.follow_once(path, &mut after, &mut each));
+            if after > before {
+                wait = RETRY;
+            }
+            match outcome {
+                Ok(()) => return Ok(()),
+                Err(PoolError::Send { .. } | PoolError::Refused { status: 502..=504, .. }) => {
+                    std::thread::sleep(wait);
+                    wait = (wait * 2).min(FOLLOW_RETRY_MAX);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Reads one connection's events; Ok means that nobody wants more.
+    async fn follow_once(
+        &self,
+        path: &str,
+        after: &mut u64,
+        each: &mut impl FnMut(&Value) -> std::io::Result<()>,
+    ) -> Result<(), PoolError> {
+        let send = |source| PoolError::Send { scheduler: self.base.clone(), source };
+        let request = self.http.get(format!("{}{path}", self.base)).bearer_auth(&self.token).timeout(FOREVER);
+        let request = request.header("accept", "text/event-stream").header("last-event-id", after.to_string());
+        let mut response = request.send().await.map_err(send)?;
+        if !response.status().is_success() {
+            return Err(refusal(response).await);
+        }
+        let mut text = Vec::new();
+        loop {
+            // A living stream says so every few seconds.
+            let chunk = tokio::time::timeout(PATIENCE, response.chunk()).await;
+            let chunk = chunk.map_err(|_| PoolError::Silent(self.base.clone()));
+            let Some(chunk) = chunk.unwrap_or(Ok(None)).map_err(send)? else {
+                return Err(PoolError::Refused { status: 503, detail: "the stream was cut".to_owned() });
+            };
+            text.extend_from_slice(&chunk);
+            while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = text.drain(..=end).collect();
+                let Some(event) = line.strip_prefix(b"data: ") else { continue };
+                let Ok(event) = serde_json::from_slice::<Value>(event) else { continue };
+                *after = event["seq"].as_u64().unwrap_or(*after);
+                if each(&event).is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn pages(&self, path: &str, mut after: String) -> Result<Vec<Value>, PoolError> {
+        let mut all = Vec::new();
         loop {
             let page = self.get(&format!("{path}?limit=1000{after}"))?;
             all.extend(page["items"].as_array().cloned().unwrap_or_default());

@@ -1,7 +1,11 @@
 //! `coracle pool`: a pool of lent machines as its users see it.
 
 mod ask;
+mod change;
+mod events;
+mod keys;
 mod show;
+mod spec;
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +15,7 @@ use clap::{Args, Subcommand};
 use coracle_scheduler::client::Pool;
 use coracle_scheduler::model::{Name, Role, StreamKind};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::error::{CliError, line, note};
 use super::provider::read_token;
@@ -59,7 +63,11 @@ enum PoolCommand {
     /// Forget the pool and its token
     Logout,
     Run(Box<ask::RunArgs>),
-    Stop(ask::StopArgs),
+    Stop(change::StopArgs),
+    Start(change::StartArgs),
+    Rm(change::RmArgs),
+    Events(events::EventsArgs),
+    Keys(keys::KeysArgs),
     Logs(LogsArgs),
     Ps(show::PsArgs),
     Inspect(show::InspectArgs),
@@ -170,13 +178,17 @@ pub fn run(args: PoolArgs) -> Result<ExitCode, CliError> {
         PoolCommand::Login(args) => login(&args)?,
         PoolCommand::Logout => fs_err::remove_file(folder()?.join(FILE))?,
         PoolCommand::Run(args) => return ask::run(&open()?, *args),
-        PoolCommand::Stop(args) => ask::stop(&open()?, &args)?,
+        PoolCommand::Stop(args) => change::stop(&open()?, &args)?,
+        PoolCommand::Start(args) => change::start(&open()?, &args)?,
+        PoolCommand::Rm(args) => change::rm(&open()?, &args)?,
+        PoolCommand::Events(args) => events::events(&open()?, &args)?,
+        PoolCommand::Keys(args) => keys::keys(&open()?, &args)?,
         PoolCommand::Logs(args) => logs(open()?, &args)?,
         PoolCommand::Ps(args) => show::ps(&open()?, &args)?,
         PoolCommand::Inspect(args) => show::inspect(&open()?, &args)?,
         PoolCommand::Providers(args) => show::providers(&open()?, &args)?,
         PoolCommand::Usage(args) => show::usage(&open()?, &args)?,
-        PoolCommand::Drain(args) => drain(&open()?, &args)?,
+        PoolCommand::Drain(args) => change::drain(&open()?, &args.provider, (!args.undo).then_some(args.within))?,
         PoolCommand::Token(args) => {
             let body = json!({ "role": args.role, "ttl_ms": args.days.saturating_mul(24 * 60 * MINUTE_MS) });
             secret(&open()?.post("/v1/tokens", &body)?)?;
@@ -220,13 +232,6 @@ fn logs(pool: Pool, args: &LogsArgs) -> Result<(), CliError> {
     Ok(done?)
 }
 
-fn drain(pool: &Pool, args: &DrainArgs) -> Result<(), CliError> {
-    let provider = pool.find("/v1/providers", "provider", &args.provider)?;
-    let path = format!("/v1/providers/{}/drain", provider["id"].as_str().unwrap_or_default());
-    if args.undo {
-        pool.delete(&path)?;
-    } else {
-        pool.post(&path, &json!({ "within_ms": args.within.saturating_mul(1000) }))?;
-    }
-    Ok(())
+fn word<'a>(object: &'a Value, field: &str) -> &'a str {
+    object[field].as_str().unwrap_or_default()
 }

@@ -15,6 +15,7 @@ use super::error::{CliError, line, note};
 use super::format::Format;
 use super::pool;
 use crate::engine::limits::parse_nano_cpus;
+use crate::engine::networks::Rate;
 use crate::engine::provider::{self, Provider, Shares, shares};
 use crate::engine::size::parse_size_bytes;
 use crate::engine::{self, provider::presence::Presence};
@@ -74,6 +75,9 @@ struct SharesArgs {
     /// Disk [default: half of what is free]
     #[arg(long, value_name = "SIZE")]
     disk: Option<String>,
+    /// Network bandwidth, as in 50mbit [default: 1gbit]
+    #[arg(long, value_name = "RATE")]
+    bandwidth: Option<String>,
     /// Only images whose reference begins with this; may be given several times [default: all]
     #[arg(long, value_name = "REFERENCE")]
     allow_image: Vec<String>,
@@ -119,16 +123,27 @@ const TOKEN_BYTES_MAX: u64 = 4096;
 
 /// Reads a token from a file, or from standard input for `-`.
 pub fn read_token(from: &Path) -> Result<String, CliError> {
-    let mut text = String::new();
-    if from == Path::new("-") {
-        std::io::stdin().take(TOKEN_BYTES_MAX).read_to_string(&mut text)?;
-    } else {
-        fs_err::File::open(from)?.take(TOKEN_BYTES_MAX).read_to_string(&mut text)?;
-    }
-    match text.trim() {
+    match read_text(from, TOKEN_BYTES_MAX)?.trim() {
         "" => Err(CliError::message("the token is empty")),
         token => Ok(token.to_owned()),
     }
+}
+
+/// Reads the beginning of a file, or of standard input for `-`.
+pub fn read_text(from: &Path, bytes_max: u64) -> Result<String, CliError> {
+    let mut text = String::new();
+    if from == Path::new("-") {
+        std::io::stdin().take(bytes_max).read_to_string(&mut text)?;
+    } else {
+        fs_err::File::open(from)?.take(bytes_max).read_to_string(&mut text)?;
+    }
+    Ok(text)
+}
+
+/// Reads a rate of bits as bytes a second.
+fn bandwidth_bps(text: &str) -> Result<u64, CliError> {
+    let rate: Rate = format!("up={text}").parse()?;
+    Ok(rate.up_bits.unwrap_or(0) / 8)
 }
 
 fn join(folder: &Path, args: JoinArgs) -> Result<(), CliError> {
@@ -138,6 +153,7 @@ fn join(folder: &Path, args: JoinArgs) -> Result<(), CliError> {
         cpu_millis: lent.cpus.as_deref().map(parse_nano_cpus).transpose()?.map(|nanos| nanos / 1_000_000),
         memory_bytes: lent.memory.as_deref().map(parse_size_bytes).transpose()?,
         disk_bytes: lent.disk.as_deref().map(parse_size_bytes).transpose()?,
+        bandwidth_bps: lent.bandwidth.as_deref().map(bandwidth_bps).transpose()?,
         best_effort: lent.best_effort,
         network: lent.network,
         images: lent.allow_image,

@@ -8,6 +8,7 @@ pub mod command;
 pub mod fixtures;
 pub mod image;
 pub mod leak;
+pub mod lent;
 pub mod mock;
 pub mod registry;
 pub mod terminal;

@@ -28,6 +28,17 @@ pub struct EngineStream {
     pub child: Child,
 }
 
+/// What an allocation is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// What to run.
+    pub spec: &'a InstanceSpec,
+    /// The name of the group that asks.
+    pub group: &'a str,
+    /// The secrets that the spec asks for, in its order.
+    pub secrets: &'a [Delivered],
+}
+
 /// Runs containers. Every call returns at once; progress shows in `report`.
 pub trait Engine: Send {
     /// What the owner lends.
@@ -44,13 +55,11 @@ pub trait Engine: Send {
     fn facts(&mut self) -> BTreeMap<String, FactReport>;
     /// Begins an allocation; one that is here already, ended or not, is left alone. Secrets go into the container's own
     /// memory or a file in memory that only its user reads, and nowhere else.
-    fn start(
-        &mut self,
-        instance: InstanceId,
-        epoch: u64,
-        spec: &InstanceSpec,
-        secrets: &[Delivered],
-    ) -> Result<(), EngineError>;
+    fn start(&mut self, instance: InstanceId, epoch: u64, asked: Asked<'_>) -> Result<(), EngineError>;
+    /// Stops an allocation and keeps what it has written; one that is halted already is left alone.
+    fn halt(&mut self, instance: InstanceId, epoch: u64, grace_ms: u64) -> Result<(), EngineError>;
+    /// Starts an allocation again that was halted; any other is left alone.
+    fn resume(&mut self, instance: InstanceId, epoch: u64) -> Result<(), EngineError>;
     /// Ends an allocation; one that is not here is no error.
     fn stop(&mut self, instance: InstanceId, epoch: u64, grace_ms: u64) -> Result<(), EngineError>;
     /// Lists every allocation that is here, ended ones included until they are forgotten.
@@ -102,9 +111,15 @@ impl SimulatedEngine {
         }
     }
 
+    fn turn(&mut self, instance: InstanceId, epoch: u64, when: impl Fn(&Phase) -> bool, to: Phase) {
+        if let Some((_, phase)) = self.allocs.get_mut(&(instance, epoch)).filter(|(_, phase)| when(phase)) {
+            *phase = to;
+        }
+    }
+
     /// Lists what runs or is about to.
     pub fn running(&self) -> Vec<(InstanceId, u64)> {
-        let alive = self.allocs.iter().filter(|(_, (_, phase))| !matches!(phase, Phase::Exited { .. }));
+        let alive = self.allocs.iter().filter(|(_, (_, phase))| !matches!(phase, Phase::Exited { .. } | Phase::Halted));
         alive.map(|(key, _)| *key).collect()
     }
 
@@ -137,18 +152,22 @@ impl Engine for SimulatedEngine {
         self.facts.clone()
     }
 
-    fn start(
-        &mut self,
-        instance: InstanceId,
-        epoch: u64,
-        spec: &InstanceSpec,
-        secrets: &[Delivered],
-    ) -> Result<(), EngineError> {
-        self.secrets.insert((instance, epoch), secrets.to_vec());
+    fn start(&mut self, instance: InstanceId, epoch: u64, asked: Asked<'_>) -> Result<(), EngineError> {
+        self.secrets.insert((instance, epoch), asked.secrets.to_vec());
         if !self.allocs.contains_key(&(instance, epoch)) {
             *self.starts.entry((instance, epoch)).or_default() += 1;
-            self.allocs.insert((instance, epoch), (spec.clone(), Phase::Pulling));
+            self.allocs.insert((instance, epoch), (asked.spec.clone(), Phase::Pulling));
         }
+        Ok(())
+    }
+
+    fn halt(&mut self, instance: InstanceId, epoch: u64, _grace_ms: u64) -> Result<(), EngineError> {
+        self.turn(instance, epoch, |phase| !matches!(phase, Phase::Exited { .. }), Phase::Halted);
+        Ok(())
+    }
+
+    fn resume(&mut self, instance: InstanceId, epoch: u64) -> Result<(), EngineError> {
+        self.turn(instance, epoch, |phase| *phase == Phase::Halted, Phase::Running { healthy: true });
         Ok(())
     }
 

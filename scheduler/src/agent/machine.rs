@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::engine::Engine;
+use super::engine::{Asked, Engine, EngineError};
 use crate::model::*;
 
 /// An answer that took longer is dropped unread; the scheduler's own patience is longer than this.
@@ -206,10 +206,11 @@ impl Machine {
             }
             session.applied = numbered.seq;
             match numbered.command {
-                Command::Start { instance, epoch, spec, secrets } => {
+                Command::Start { instance, epoch, spec, group, secrets } => {
                     // Half of what it needs to know would make it run wrongly.
                     let outcome = if secrets.len() == spec.secrets.len() {
-                        engine.start(instance, epoch, &spec, &secrets).map_err(|error| error.to_string())
+                        let asked = Asked { spec: &spec, group: &group, secrets: &secrets };
+                        engine.start(instance, epoch, asked).map_err(|error| error.to_string())
                     } else {
                         Err("a secret cannot be opened by the scheduler".to_owned())
                     };
@@ -218,13 +219,29 @@ impl Machine {
                     }
                 }
                 Command::Stop { instance, epoch, grace_ms } => {
-                    let here = engine.report().iter().any(|found| (found.instance, found.epoch) == (instance, epoch));
-                    let stopped = engine.stop(instance, epoch, grace_ms);
-                    if !here || stopped.is_err() {
-                        self.phantoms.insert((instance, epoch), "is not here".to_owned());
-                    }
+                    self.told(engine, instance, epoch, |engine| engine.stop(instance, epoch, grace_ms));
+                }
+                Command::Halt { instance, epoch, grace_ms } => {
+                    self.told(engine, instance, epoch, |engine| engine.halt(instance, epoch, grace_ms));
+                }
+                Command::Resume { instance, epoch } => {
+                    self.told(engine, instance, epoch, |engine| engine.resume(instance, epoch));
                 }
             }
+        }
+    }
+
+    /// Carries an order about an allocation out, which may not be here any more.
+    fn told(
+        &mut self,
+        engine: &mut dyn Engine,
+        instance: InstanceId,
+        epoch: u64,
+        order: impl FnOnce(&mut dyn Engine) -> Result<(), EngineError>,
+    ) {
+        let here = engine.report().iter().any(|found| (found.instance, found.epoch) == (instance, epoch));
+        if order(engine).is_err() || !here {
+            self.phantoms.insert((instance, epoch), "is not here".to_owned());
         }
     }
 
@@ -233,7 +250,7 @@ impl Machine {
         for status in engine.report() {
             let alone = engine.alone_ms(status.instance, status.epoch);
             let over = alone.is_some_and(|most| now_ms.saturating_sub(self.contact_ms) >= most);
-            if over && !matches!(status.phase, Phase::Exited { .. }) {
+            if over && !matches!(status.phase, Phase::Exited { .. } | Phase::Halted) {
                 let _ = engine.stop(status.instance, status.epoch, 0);
             }
         }

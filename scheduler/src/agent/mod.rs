@@ -11,7 +11,7 @@ mod membership;
 mod stream;
 
 pub use client::{Agent, Client, ClientError, FileKeeper, Keeper};
-pub use engine::{Engine, EngineError, EngineStream, SimulatedEngine};
+pub use engine::{Asked, Engine, EngineError, EngineStream, SimulatedEngine};
 pub use identity::{Identity, IdentityError};
 pub use machine::{Machine, REPLY_MAX_MS};
 pub use membership::{Membership, MembershipError};

@@ -6,7 +6,7 @@
 use super::live::{charge, discharge, register, release, reserve, unregister};
 use super::state::State;
 use super::timer::Timer;
-use super::{job, provider, queue, service};
+use super::{halt, job, provider, queue, service};
 use crate::model::*;
 
 /// Moves because of a loss within an hour; more would be a storm (F35).
@@ -20,7 +20,9 @@ const BACKOFF_MAX_MS: u64 = 300_000;
 /// Slack on top of `stop_after`, for clocks that run up to a tenth apart and for the stop itself.
 const STOP_AFTER_SLACK_MS: u64 = 30_000;
 /// Polite time before the final signal, when none is asked: Docker's.
-const GRACE_MS: u64 = 10_000;
+pub(super) const GRACE_MS: u64 = 10_000;
+/// Instances of one user on one provider that get a number: each new one looks through them.
+const NUMBERS_MAX: u32 = 1_000;
 /// Bytes of an agent's words that are kept.
 const REASON_BYTES: usize = 200;
 
@@ -30,6 +32,8 @@ pub(super) struct New {
     pub user: UserId,
     pub owner: Owner,
     pub name: Name,
+    /// Nobody chose the name.
+    pub unnamed: bool,
     pub spec: InstanceSpec,
     pub pinned: Option<ProviderId>,
     pub gang: Option<Gang>,
@@ -43,6 +47,7 @@ pub(super) fn create(state: &mut State, now: u64, new: New) -> InstanceId {
     state.put_instance(Instance {
         id,
         name: new.name,
+        unnamed: new.unnamed,
         group: new.group,
         user: new.user,
         owner: new.owner,
@@ -56,6 +61,7 @@ pub(super) fn create(state: &mut State, now: u64, new: New) -> InstanceId {
         alloc: None,
         old: Vec::new(),
         stop: None,
+        halt: false,
         exit: None,
         failures: 0,
         moves_ms: Vec::new(),
@@ -73,7 +79,7 @@ pub(super) fn create(state: &mut State, now: u64, new: New) -> InstanceId {
     id
 }
 
-fn tell(state: &mut State, now: u64, id: InstanceId, kind: &str, text: String) {
+pub(super) fn tell(state: &mut State, now: u64, id: InstanceId, kind: &str, text: String) {
     if let Some(group) = state.instances.get(&id).map(|found| found.group) {
         state.notice(now, group, kind, id.to_string(), text);
     }
@@ -105,9 +111,27 @@ pub(super) fn placed(state: &mut State, now: u64, id: InstanceId, provider: Prov
     }
     reserve(state, id, provider, epoch);
     charge(state, id);
+    call_by_place(state, id, provider);
     state.count("placements");
     start(state, id);
     tell(state, now, id, "instance.placed", sentence);
+}
+
+/// Gives an instance that nobody named the first free name of `<user>-<provider>-<n>`, once: it keeps it when it moves.
+fn call_by_place(state: &mut State, id: InstanceId, provider: ProviderId) {
+    let Some(found) = state.instances.get(&id).filter(|found| found.unnamed) else { return };
+    let (user, place) = (state.users.get(&found.user), state.providers.get(&provider));
+    let Some((user, place)) = user.zip(place) else { return };
+    let (group, stem) = (found.group, format!("{}-{}", user.name, place.name));
+    let names = (1..=NUMBERS_MAX).map_while(|number| format!("{stem}-{number}").parse::<Name>().ok());
+    let Some(name) = names.map(|name| (group, name)).find(|name| !state.live.instance_names.contains_key(name)) else {
+        return;
+    };
+    let Some(found) = state.instance_mut(id) else { return };
+    let before = std::mem::replace(&mut found.name, name.1.clone());
+    found.unnamed = false;
+    state.live.instance_names.remove(&(group, before));
+    state.live.instance_names.insert(name, id);
 }
 
 /// Tells the provider to start the current allocation.
@@ -115,7 +139,9 @@ pub(super) fn start(state: &mut State, id: InstanceId) {
     let Some(found) = state.instances.get(&id) else { return };
     let Some(alloc) = &found.alloc else { return };
     let (to, epoch) = (alloc.provider, alloc.epoch);
-    let command = Command::Start { instance: id, epoch, spec: Box::new(found.spec.clone()), secrets: Vec::new() };
+    let group = state.groups.get(&found.group).map(|group| group.name.to_string()).unwrap_or_default();
+    let spec = Box::new(found.spec.clone());
+    let command = Command::Start { instance: id, epoch, spec, group, secrets: Vec::new() };
     provider::send(state, to, command);
 }
 
@@ -236,9 +262,14 @@ fn current_status(state: &mut State, now: u64, status: AllocStatus) {
     note_usage(state, now, id, &status.usage);
     let Some(found) = state.instances.get(&id) else { return };
     let before = (found.state, found.alloc.as_ref().is_some_and(|alloc| alloc.healthy));
-    let stopping = found.stop.is_some();
+    let (gone, halt) = (found.stop.is_some(), found.halt);
+    let stopping = gone || halt;
+    halt::remind(state, id, &status.phase);
     let after = match status.phase {
         Phase::Exited { code, reason } => return ended(state, now, id, code, &clean(&reason)),
+        Phase::Halted if gone => (InstanceState::Stopping, false),
+        Phase::Halted if halt => (InstanceState::Halted, false),
+        Phase::Halted => (InstanceState::Placed, false),
         Phase::Pulling if stopping => (InstanceState::Stopping, false),
         Phase::Pulling => (InstanceState::Pulling, false),
         Phase::Running { healthy } if stopping => (InstanceState::Stopping, healthy),
@@ -267,8 +298,13 @@ fn current_status(state: &mut State, now: u64, status: AllocStatus) {
         state.live.arm(now + limit, Timer::Limit(id, epoch));
     }
     if before.0 != after.0 {
-        let kind = if after.0 == InstanceState::Running { "instance.running" } else { "instance.pulling" };
-        tell(state, now, id, kind, String::new());
+        let kind = match after.0 {
+            InstanceState::Running => Some("instance.running"),
+            InstanceState::Pulling => Some("instance.pulling"),
+            InstanceState::Halted => Some("instance.halted"),
+            _ => None,
+        };
+        kind.into_iter().for_each(|kind| tell(state, now, id, kind, String::new()));
     }
     if let Some(Owner::Service { service, .. }) = state.instances.get(&id).map(|found| found.owner) {
         service::changed(state, now, service);
@@ -331,6 +367,7 @@ pub(super) fn over(state: &mut State, now: u64, id: InstanceId, code: Option<i32
     let Some(found) = state.instances.get(&id) else { return };
     let Some(alloc) = found.alloc.clone() else { return };
     let (stop, owner, restart) = (found.stop, found.owner, found.spec.restart);
+    let halted = found.halt;
     release(state, id, alloc.provider, alloc.epoch);
     discharge(state, id);
     if let Some(found) = state.instance_mut(id) {
@@ -340,7 +377,11 @@ pub(super) fn over(state: &mut State, now: u64, id: InstanceId, code: Option<i32
     match (stop, owner) {
         (Some(StopReason::Asked), _) => finish(state, now, id, InstanceState::Stopped, words(StopReason::Asked)),
         (Some(StopReason::Ttl), _) => finish(state, now, id, InstanceState::Stopped, words(StopReason::Ttl)),
+        (Some(StopReason::Preempted | StopReason::Drained), _) if halted => {
+            finish(state, now, id, InstanceState::Stopped, "its provider lends less, its data is gone");
+        }
         (Some(reason @ (StopReason::Preempted | StopReason::Drained)), _) => requeue(state, now, id, 0, words(reason)),
+        (None, _) if halted && code != Some(0) => finish(state, now, id, InstanceState::Failed, reason),
         (None, Owner::Service { .. }) => again(state, now, id, reason),
         (None, _) if good && restart == Restart::Always => again(state, now, id, "ended and is started again"),
         (None, _) if good => finish(state, now, id, InstanceState::Stopped, "completed"),
@@ -375,6 +416,7 @@ fn requeue(state: &mut State, now: u64, id: InstanceId, wait_ms: u64, reason: &s
     let Some(found) = state.instance_mut(id) else { return };
     found.alloc = None;
     found.stop = None;
+    found.halt = false;
     found.state = InstanceState::Pending;
     found.reason = reason.to_owned();
     found.retry_at_ms = (wait_ms > 0).then_some(now + wait_ms);
@@ -440,8 +482,10 @@ pub(super) fn silent(state: &mut State, id: InstanceId, epoch: u64, seen_ms: u64
     let at = seen_ms + patience_ms(state, found);
     let stopping = found.state == InstanceState::Stopping;
     if let Some(found) = state.instance_mut(id).filter(|_| !stopping) {
+        let kept = found.state == InstanceState::Halted;
+        let what = if kept { "its data is most likely still there" } else { "it most likely still runs" };
         found.state = InstanceState::Unknown;
-        found.reason = "its provider is silent; it most likely still runs".to_owned();
+        found.reason = format!("its provider is silent; {what}");
     }
     state.live.arm(at, Timer::Lost(id, epoch));
 }
@@ -475,7 +519,8 @@ pub(super) fn give_up(state: &mut State, now: u64, id: InstanceId, epoch: u64) {
             StopReason::Preempted | StopReason::Drained => requeue(state, now, id, 0, words(reason)),
         };
     }
-    let stays = found.spec.on_loss == OnLoss::Keep || !found.spec.volumes.is_empty() || found.pinned.is_some();
+    let stays =
+        found.spec.on_loss == OnLoss::Keep || found.halt || !found.spec.volumes.is_empty() || found.pinned.is_some();
     let recent: Vec<u64> = found.moves_ms.iter().copied().filter(|at| at + HOUR_MS > now).collect();
     let storm = recent.len() >= MOVES_PER_HOUR;
     let was = found.state;

@@ -63,7 +63,7 @@ pub(super) fn fill(state: &mut State, now: u64, id: JobId) {
         instance::create(
             state,
             now,
-            New { group, user, owner, name, spec: template, pinned: None, gang, time_limit_ms: limit },
+            New { group, user, owner, name, unnamed: false, spec: template, pinned: None, gang, time_limit_ms: limit },
         );
     }
     if room > STEP_MEMBERS {

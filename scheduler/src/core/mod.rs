@@ -9,6 +9,7 @@ mod ask;
 pub mod check;
 mod explain;
 mod gang;
+mod halt;
 mod index;
 mod instance;
 mod job;

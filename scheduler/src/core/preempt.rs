@@ -86,6 +86,8 @@ fn victim<'a>(state: &'a State, ask: &Ask, id: InstanceId, epoch: u64) -> Option
     let found = state.instances.get(&id)?;
     let current = found.alloc.as_ref().is_some_and(|alloc| alloc.epoch == epoch);
     let lower = found.spec.priority().saturating_add(PRIORITY_GAP) <= ask.spec.priority();
+    // What is halted would lose what it is halted for.
+    let lower = lower && !found.halt;
     let yields = found.spec.class == Class::Backfill || (ask.spec.preempts && lower && found.spec.volumes.is_empty());
     (current && (yields || found.stop.is_some())).then_some(found)
 }

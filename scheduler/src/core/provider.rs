@@ -216,7 +216,7 @@ fn missing(state: &mut State, now: u64, id: ProviderId, instance: InstanceId, ep
         return false;
     }
     let Some(alloc) = found.alloc.as_ref().filter(|alloc| alloc.epoch == epoch) else { return false };
-    if alloc.started_at_ms.is_none() && found.stop.is_none() {
+    if alloc.started_at_ms.is_none() && found.stop.is_none() && !found.halt {
         // The start never arrived, or what it began is gone; the same allocation may begin again.
         if found.state != InstanceState::Placed
             && let Some(found) = state.instance_mut(instance)
@@ -227,7 +227,7 @@ fn missing(state: &mut State, now: u64, id: ProviderId, instance: InstanceId, ep
         instance::start(state, instance);
         return false;
     }
-    let asked = found.stop.is_some();
+    let asked = found.stop.is_some() || found.halt;
     instance::over(state, now, instance, None, "was gone when its provider came back");
     !asked
 }
@@ -432,7 +432,10 @@ pub(super) fn drain_due(state: &mut State, now: u64, id: ProviderId) {
     let due = state.providers.get(&id).and_then(|record| record.drain).is_some_and(|drain| drain.deadline_ms <= now);
     if due {
         for (instance, _) in current_on(state, id) {
-            instance::stop(state, now, instance, StopReason::Drained);
+            // What is halted uses nothing, and elsewhere its data would be missing.
+            if state.instances.get(&instance).is_some_and(|found| !found.halt) {
+                instance::stop(state, now, instance, StopReason::Drained);
+            }
         }
     }
 }

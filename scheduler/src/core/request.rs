@@ -12,7 +12,7 @@ use super::ask::Ask;
 use super::instance::{self, New};
 use super::state::State;
 use super::timer::Timer;
-use super::{Action, Answer, Refusal, job, place, provider, service, tenant, volume};
+use super::{Action, Answer, Refusal, halt, job, place, provider, service, tenant, volume};
 use crate::model::*;
 use people::{bootstrap, grant_group, grant_join, grant_token, grant_user, join, set_key};
 use work::{grant_instance, grant_job, grant_provider, grant_secret, grant_service, grant_volume};
@@ -119,6 +119,14 @@ pub enum Wish {
     DeleteInstance {
         id: InstanceId,
     },
+    /// Stops an instance and keeps its data.
+    HaltInstance {
+        id: InstanceId,
+    },
+    /// Starts it again.
+    ResumeInstance {
+        id: InstanceId,
+    },
     DryRun {
         group: GroupId,
         spec: Box<InstanceSpec>,
@@ -182,6 +190,8 @@ impl Wish {
             Self::DeleteProvider { .. } => "provider.delete",
             Self::CreateInstance { .. } => "instance.create",
             Self::DeleteInstance { .. } => "instance.delete",
+            Self::HaltInstance { .. } => "instance.stop",
+            Self::ResumeInstance { .. } => "instance.start",
             Self::DryRun { .. } => "instance.dry-run",
             Self::CreateService { .. } => "service.create",
             Self::UpdateService { .. } => "service.update",
@@ -205,7 +215,7 @@ impl Wish {
             Self::SetTier { id, .. } | Self::Drain { id, .. } | Self::Undrain { id } | Self::DeleteProvider { id } => {
                 Key::Provider(*id)
             }
-            Self::DeleteInstance { id } => Key::Instance(*id),
+            Self::DeleteInstance { id } | Self::HaltInstance { id } | Self::ResumeInstance { id } => Key::Instance(*id),
             Self::UpdateService { id, .. } | Self::DeleteService { id } => Key::Service(*id),
             Self::CancelJob { id } => Key::Job(*id),
             Self::DeleteVolume { id } => Key::Volume(*id),
@@ -378,9 +388,11 @@ fn grant(state: &mut State, now: u64, actor: Option<Actor>, wish: Wish) -> Resul
         Wish::SetTier { .. } | Wish::Drain { .. } | Wish::Undrain { .. } | Wish::DeleteProvider { .. } => {
             grant_provider(state, now, actor, wish)
         }
-        Wish::CreateInstance { .. } | Wish::DeleteInstance { .. } | Wish::DryRun { .. } => {
-            grant_instance(state, now, actor, wish)
-        }
+        Wish::CreateInstance { .. }
+        | Wish::DeleteInstance { .. }
+        | Wish::HaltInstance { .. }
+        | Wish::ResumeInstance { .. }
+        | Wish::DryRun { .. } => grant_instance(state, now, actor, wish),
         Wish::CreateService { .. } | Wish::UpdateService { .. } | Wish::DeleteService { .. } => {
             grant_service(state, now, actor, wish)
         }

@@ -168,6 +168,7 @@ fn make(state: &mut State, now: u64, id: ServiceId, pinned: Option<ProviderId>) 
         spec: service.spec.template.clone(),
         pinned,
         gang: None,
+        unnamed: false,
         time_limit_ms: None,
     };
     instance::create(state, now, new);

@@ -21,6 +21,8 @@ pub enum InstanceState {
     Lost,
     /// Told to stop.
     Stopping,
+    /// Stopped on request with its data kept where it ran; it can be started again, so its room stays reserved.
+    Halted,
     /// Ended well or on request.
     Stopped,
     /// Ended badly and will not be tried again.

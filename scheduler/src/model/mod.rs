@@ -7,6 +7,7 @@ mod fact;
 mod id;
 mod life;
 mod name;
+mod options;
 mod plan;
 mod protocol;
 mod record;
@@ -19,6 +20,7 @@ pub use fact::{Fact, FactReport, FactValue};
 pub use id::{GroupId, IdError, InstanceId, JobId, JoinId, ProviderId, SecretId, ServiceId, TokenId, UserId, VolumeId};
 pub use life::InstanceState;
 pub use name::{Name, NameError};
+pub use options::{LimitOptions, ProcessOptions};
 pub use plan::{Explanation, ScoreLine};
 pub use protocol::{
     AllocStatus, Command, Hello, HelloReply, NumberedCommand, PROTOCOL_MAX, PROTOCOL_MIN, Phase, StreamKind,

@@ -27,6 +27,8 @@ pub enum Phase {
         /// Its health check passes, or it has none.
         healthy: bool,
     },
+    /// Stopped with its data kept.
+    Halted,
     /// Ended.
     Exited {
         /// Exit code, when there is one.
@@ -189,6 +191,9 @@ pub enum Command {
         epoch: u64,
         /// What to run.
         spec: Box<InstanceSpec>,
+        /// Whose it is: the owner of a provider may let in only some.
+        #[serde(default)]
+        group: String,
         /// The secrets that the spec asks for, in its order; only in the answer to the agent.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         secrets: Vec<Delivered>,
@@ -201,6 +206,22 @@ pub enum Command {
         epoch: u64,
         /// Time between the polite and the final signal.
         grace_ms: u64,
+    },
+    /// Stop this allocation and keep what it has written.
+    Halt {
+        /// Which instance.
+        instance: InstanceId,
+        /// Which allocation of it.
+        epoch: u64,
+        /// Time between the polite and the final signal.
+        grace_ms: u64,
+    },
+    /// Start an allocation again that was halted; one that runs is left alone.
+    Resume {
+        /// Which instance.
+        instance: InstanceId,
+        /// Which allocation of it.
+        epoch: u64,
     },
 }
 

@@ -111,6 +111,9 @@ pub struct Instance {
     pub id: InstanceId,
     /// Its name, unique among the group's unfinished instances.
     pub name: Name,
+    /// Nobody chose the name: it gets one that says whose it is and where when it gets its first place.
+    #[serde(default)]
+    pub unnamed: bool,
     /// Its group.
     pub group: GroupId,
     /// Who asked for it.
@@ -137,6 +140,9 @@ pub struct Instance {
     pub old: Vec<OldAllocation>,
     /// Told to stop, and why.
     pub stop: Option<StopReason>,
+    /// Wanted stopped, with its data kept.
+    #[serde(default)]
+    pub halt: bool,
     /// How the last allocation ended.
     pub exit: Option<Exit>,
     /// Tries that ended badly.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Name, Resources, SecretMount, VolumeId};
+use super::{LimitOptions, Name, ProcessOptions, Resources, SecretMount, VolumeId};
 use crate::expr::Expr;
 
 /// Bounds on specs. Each is far above what people use and far below what hurts.
@@ -169,6 +169,10 @@ pub struct InstanceSpec {
     pub labels: BTreeMap<String, String>,
     /// What is reserved.
     pub resources: Resources,
+    /// How its process is begun.
+    pub process: ProcessOptions,
+    /// Limits beside what is reserved.
+    pub limits: LimitOptions,
     /// Ports of the provider.
     pub ports: Vec<Port>,
     /// Expressions over the provider's facts.
@@ -251,6 +255,9 @@ impl InstanceSpec {
         {
             return refuse("restart", "more than 1000 restarts");
         }
+        if let Some(wrong) = self.limits.wrong() {
+            return refuse("limits", wrong);
+        }
         self.validate_places()
     }
 
@@ -302,12 +309,13 @@ impl InstanceSpec {
             return refuse("image", "not an image reference");
         }
         let secrets = self.secrets.iter().flat_map(|mount| mount.env.iter().chain(&mount.file));
-        let lists: [(&'static str, Vec<&String>); 5] = [
+        let lists: [(&'static str, Vec<&String>); 6] = [
             ("command", self.command.iter().collect()),
             ("env", self.env.iter().collect()),
             ("labels", self.labels.iter().flat_map(|(key, value)| [key, value]).collect()),
             ("volumes", self.volumes.iter().map(|mount| &mount.path).collect()),
             ("secrets", secrets.collect()),
+            ("process", self.process.texts()),
         ];
         let mut total = 0;
         for (field, list) in lists {

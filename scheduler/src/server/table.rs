@@ -116,7 +116,9 @@ routes! {
     POST "/v1/instances" User(Member), "Asks for an instance", [], Some(s::instance_new), 201 Some(s::instance), writes::create_instance;
     POST "/v1/instances/dry-run" User(Reader), "Tells where an instance would be placed", [], Some(s::instance_new), 200 Some(s::explanation), writes::dry_run;
     GET "/v1/instances/{id}" User(Reader), "Returns an instance", [], None, 200 Some(s::instance), objects::instance;
-    DELETE "/v1/instances/{id}" User(Member), "Stops an instance", [], None, 200 Some(s::instance), writes::delete_instance;
+    DELETE "/v1/instances/{id}" User(Member), "Ends an instance and removes its data", [], None, 200 Some(s::instance), writes::delete_instance;
+    POST "/v1/instances/{id}/stop" User(Member), "Stops an instance and keeps its data", [], None, 200 Some(s::instance), writes::halt_instance;
+    POST "/v1/instances/{id}/start" User(Member), "Starts an instance again that was stopped", [], None, 200 Some(s::instance), writes::resume_instance;
 
     POST "/v1/instances/{id}/streams" User(Member), "Leaves HTTP for a stream to an instance that runs", [], Some(s::stream_new), 101 None, streams::open;
 

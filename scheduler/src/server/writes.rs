@@ -95,6 +95,8 @@ writes! {
         let body: InstanceNew = call.json()?;
         Wish::DryRun { group: own(&call, body.group)?, spec: Box::new(body.spec) }
     };
+    halt_instance "instance" OK |call| Wish::HaltInstance { id: call.id("instance")? };
+    resume_instance "instance" OK |call| Wish::ResumeInstance { id: call.id("instance")? };
     delete_instance "instance" OK |call| Wish::DeleteInstance { id: call.id("instance")? };
     create_service "service" CREATED |call| {
         let body: ServiceNew = call.json()?;

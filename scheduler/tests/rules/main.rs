@@ -2,6 +2,7 @@
 //! (`life`), what people are granted (`people`), and here fair share, volumes, dependencies, failures and who is to blame, a provider that lends less,
 //! silence and return (F31, F35).
 
+mod halt;
 mod life;
 mod people;
 mod placement;

@@ -149,6 +149,15 @@ fn disturb(world: &mut World, admin: Actor) {
             world.ask(Some(admin), Wish::DeleteInstance { id });
         }
     }
+    if world.dice.chance(300) {
+        let own = world.state.instances.values().filter(|found| found.owner == Owner::User && found.alloc.is_some());
+        let own: Vec<(InstanceId, bool)> =
+            own.filter(|found| !found.state.is_final()).map(|found| (found.id, found.halt)).collect();
+        if !own.is_empty() {
+            let (id, halted) = own[world.dice.below(own.len() as u64) as usize];
+            world.ask(Some(admin), if halted { Wish::ResumeInstance { id } } else { Wish::HaltInstance { id } });
+        }
+    }
     let provider = world.agents[world.dice.below(world.options.providers) as usize].id;
     if world.dice.chance(50) {
         world.ask(Some(admin), Wish::Drain { id: provider, within_ms: 20_000 });

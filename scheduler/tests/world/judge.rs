@@ -72,7 +72,9 @@ impl Judge {
             "instance.stopping" => {
                 self.stopping.entry(notice.subject.clone()).or_insert(notice.at_ms);
             }
-            "instance.pending" | "instance.stopped" | "instance.failed" => drop(self.stopping.remove(&notice.subject)),
+            "instance.pending" | "instance.stopped" | "instance.failed" | "instance.halted" | "instance.starting" => {
+                self.stopping.remove(&notice.subject);
+            }
             _ => {}
         }
         if notice.kind.ends_with(".removed") {
@@ -133,7 +135,7 @@ impl Judge {
                 InstanceState::Running | InstanceState::Pulling => {
                     assert_eq!(here, 1, "{} is {:?} and runs {here} times", instance.id, instance.state);
                 }
-                InstanceState::Pending | InstanceState::Stopped | InstanceState::Failed => {
+                InstanceState::Pending | InstanceState::Halted | InstanceState::Stopped | InstanceState::Failed => {
                     assert_eq!(here, 0, "{} is {:?} and runs {here} times", instance.id, instance.state);
                 }
                 InstanceState::Placed => assert!(here <= 1),

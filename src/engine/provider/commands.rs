@@ -12,7 +12,8 @@ use coracle_scheduler::agent::EngineStream;
 use coracle_scheduler::model::{InstanceSpec, StreamKind};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Key, Shares, container_name};
+use super::words::{self, Given};
+use super::{Key, container_name};
 
 /// The label that every container of a pool carries.
 pub const LABEL: &str = "coracle.pool.instance";
@@ -23,6 +24,7 @@ const SAID_BYTES_MAX: u64 = 2048;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
     Run,
+    Start,
     Stop,
     Remove,
 }
@@ -61,8 +63,13 @@ impl Children {
     }
 
     /// Pulls what is missing and starts the container.
-    pub fn run(&mut self, key: Key, spec: &InstanceSpec, shares: &Shares) {
-        self.spawn(key, Verb::Run, &run_arguments(key, spec, shares));
+    pub fn run(&mut self, key: Key, spec: &InstanceSpec, given: &Given) {
+        self.spawn(key, Verb::Run, &words::of(key, spec, given));
+    }
+
+    /// Starts the container again.
+    pub fn start(&mut self, key: Key) {
+        self.spawn(key, Verb::Start, &["start".into(), container_name(key)]);
     }
 
     /// Stops the container.
@@ -148,78 +155,4 @@ fn said(file: &mut std::fs::File) -> String {
     let text = String::from_utf8_lossy(&text);
     let error = text.lines().find_map(|line| line.strip_prefix("error: "));
     error.or_else(|| text.lines().last()).unwrap_or("ended without a word").to_owned()
-}
-
-/// Says an instance in words of `coracle run`.
-fn run_arguments(key: Key, spec: &InstanceSpec, shares: &Shares) -> Vec<String> {
-    let mut words: Vec<String> = vec!["run".into(), "-d".into(), "--name".into(), container_name(key)];
-    let mut add = |flag: &str, value: String| words.extend([format!("{flag}={value}")]);
-    add("--label", format!("{LABEL}={}", key.0));
-    for (name, value) in &spec.labels {
-        add("--label", format!("{name}={value}"));
-    }
-    for entry in &spec.env {
-        add("--env", entry.clone());
-    }
-    let asked = &spec.resources;
-    if asked.cpu_millis > 0 {
-        add("--cpus", format!("{}.{:03}", asked.cpu_millis / 1000, asked.cpu_millis % 1000));
-    }
-    if asked.memory_bytes > 0 {
-        add("--memory", asked.memory_bytes.to_string());
-    }
-    for port in &spec.ports {
-        add("--publish", format!("{}:{}", port.host, port.container));
-    }
-    for mount in &spec.volumes {
-        add("--volume", format!("pool-{}:{}", mount.volume, mount.path));
-    }
-    if shares.best_effort {
-        add("--limits", "best-effort".into());
-    }
-    if let Some(network) = &shares.network {
-        add("--network", network.clone());
-    }
-    words.push("--".into());
-    words.push(spec.image.clone());
-    words.extend(spec.command.iter().cloned());
-    words
-}
-
-#[cfg(test)]
-mod tests {
-    use coracle_scheduler::model::{InstanceId, Port, Resources};
-
-    use super::*;
-
-    #[test]
-    fn an_instance_is_one_command_line() {
-        let spec = InstanceSpec {
-            image: "busybox:1".into(),
-            command: vec!["sh".into(), "-c".into(), "--rm".into()],
-            env: vec!["A=b c".into()],
-            resources: Resources { cpu_millis: 1500, memory_bytes: 64 << 20, ..Resources::default() },
-            ports: vec![Port { host: 8080, container: 80 }],
-            ..InstanceSpec::default()
-        };
-        let words = run_arguments((InstanceId::new(1), 3), &spec, &Shares::default());
-        let name = "pool-00000000000000000000000001-3";
-        let expected = [
-            "run",
-            "-d",
-            "--name",
-            name,
-            "--label=coracle.pool.instance=00000000000000000000000001",
-            "--env=A=b c",
-            "--cpus=1.500",
-            "--memory=67108864",
-            "--publish=8080:80",
-            "--",
-            "busybox:1",
-            "sh",
-            "-c",
-            "--rm",
-        ];
-        assert_eq!(words, expected);
-    }
 }

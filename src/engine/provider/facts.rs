@@ -6,6 +6,10 @@ use std::path::Path;
 use coracle_runtime::cgroup::{Controller, Outlook, outlook};
 use coracle_scheduler::model::{FactReport, FactValue};
 
+use super::Shares;
+use crate::engine::quota;
+use coracle_runtime::programs;
+
 /// What changes by itself is believed for so long.
 const FLEETING_MS: u64 = 60_000;
 /// A battery's charge and a disk's room change slowly.
@@ -33,7 +37,7 @@ pub fn disk_free_bytes(path: &Path) -> u64 {
 }
 
 /// Measures everything.
-pub fn measure(root: &Path) -> BTreeMap<String, FactReport> {
+pub fn measure(root: &Path, shares: &Shares) -> BTreeMap<String, FactReport> {
     let mut facts = Facts(BTreeMap::new());
     let uname = rustix::system::uname();
     facts.put("kernel", FactValue::Text(uname.release().to_string_lossy().into_owned()), None);
@@ -46,7 +50,7 @@ pub fn measure(root: &Path) -> BTreeMap<String, FactReport> {
     facts.number("disk_free", disk_free_bytes(root), Some(SLOW_MS));
     load(&mut facts, &text("/proc/loadavg"), cpus);
     power(&mut facts);
-    limits(&mut facts, &outlook());
+    limits(&mut facts, &outlook(), &missing_limits(root, shares));
     facts.0
 }
 
@@ -91,8 +95,24 @@ fn power(facts: &mut Facts) {
     facts.put("on_battery", FactValue::Bool(on_battery), Some(FLEETING_MS));
 }
 
+/// Names the limits beside the cgroup's that nothing here can enforce.
+pub fn missing_limits(root: &Path, shares: &Shares) -> Vec<&'static str> {
+    let mut missing = Vec::new();
+    if quota::choose(root).is_err() {
+        missing.push("disk");
+    }
+    // A rate needs a network of the container's own, which pasta leads out of.
+    let network = shares.network.as_deref().unwrap_or("pasta");
+    let shared = network == "host" || network.starts_with("container:");
+    // Where there is no network, nothing flows.
+    if shared || (network != "none" && programs::find("pasta").is_none()) {
+        missing.push("bandwidth");
+    }
+    missing
+}
+
 /// Says which limits hold here.
-fn limits(facts: &mut Facts, outlook: &Outlook) {
+fn limits(facts: &mut Facts, outlook: &Outlook, missing: &[&str]) {
     let there = match outlook {
         Outlook::Place { controllers, .. } => controllers.as_slice(),
         Outlook::NoHierarchy { .. } | Outlook::NoPlace { .. } => &[],
@@ -100,6 +120,10 @@ fn limits(facts: &mut Facts, outlook: &Outlook) {
     for controller in [Controller::Cpu, Controller::Cpuset, Controller::Io, Controller::Memory, Controller::Pids] {
         let word = if there.contains(&controller) { "hard" } else { "none" };
         facts.put(&format!("limit_{}", controller.name()), FactValue::Text(word.to_owned()), None);
+    }
+    for name in ["disk", "bandwidth"] {
+        let word = if missing.contains(&name) { "none" } else { "hard" };
+        facts.put(&format!("limit_{name}"), FactValue::Text(word.to_owned()), None);
     }
 }
 
@@ -114,10 +138,12 @@ mod tests {
         assert_eq!(facts.0["load15"].value, FactValue::Number(3.0));
         assert_eq!(facts.0["system_overload_10min"].value, FactValue::Number(50.0));
         load(&mut facts, "broken", 4);
-        limits(&mut facts, &Outlook::NoHierarchy { hybrid: true });
+        limits(&mut facts, &Outlook::NoHierarchy { hybrid: true }, &["disk"]);
+        assert_eq!(facts.0["limit_disk"].value, FactValue::Text("none".into()));
+        assert_eq!(facts.0["limit_bandwidth"].value, FactValue::Text("hard".into()));
         assert_eq!(facts.0["limit_memory"].value, FactValue::Text("none".into()));
         let some = Outlook::Place { cgroup: "/x".into(), scope: true, controllers: vec![Controller::Memory] };
-        limits(&mut facts, &some);
+        limits(&mut facts, &some, &[]);
         assert_eq!(facts.0["limit_memory"].value, FactValue::Text("hard".into()));
         assert_eq!(facts.0["limit_cpu"].value, FactValue::Text("none".into()));
     }

@@ -22,6 +22,9 @@ pub enum LedgerError {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Entry {
     pub spec: InstanceSpec,
+    /// The group that asked for it.
+    #[serde(default)]
+    pub group: String,
     /// Its container was made.
     #[serde(default)]
     pub begun: bool,
@@ -30,12 +33,28 @@ pub struct Entry {
     pub stopping: bool,
     #[serde(default)]
     pub grace_s: u64,
+    /// It is to be stopped with its data kept, or to run again.
+    #[serde(default)]
+    pub halt: Halt,
     /// It has ended.
     #[serde(default)]
     pub end: Option<End>,
     /// The scheduler knows that it has ended: what is left of it may go.
     #[serde(default)]
     pub forgotten: bool,
+}
+
+/// Is what is wanted of a container that may stand still.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Halt {
+    /// It runs until it ends.
+    #[default]
+    No,
+    /// It stands still, with what it has written.
+    Wanted,
+    /// It is to be started once after this run of the container, so that a killed agent does not start it twice.
+    Resuming { after_run: u64 },
 }
 
 /// Is how an allocation ended. Once written it never changes.
@@ -94,8 +113,17 @@ impl Ledger {
     }
 
     /// Adds one; it is on the disk when this returns.
-    pub fn add(&mut self, key: Key, spec: InstanceSpec) -> Result<(), LedgerError> {
-        let entry = Entry { spec, begun: false, stopping: false, grace_s: 0, end: None, forgotten: false };
+    pub fn add(&mut self, key: Key, spec: InstanceSpec, group: &str) -> Result<(), LedgerError> {
+        let entry = Entry {
+            spec,
+            group: group.to_owned(),
+            begun: false,
+            stopping: false,
+            grace_s: 0,
+            halt: Halt::No,
+            end: None,
+            forgotten: false,
+        };
         container::publish_json(&self.folder, &file_name(key), &entry, true)?;
         self.entries.insert(key, entry);
         Ok(())
@@ -128,7 +156,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let key = (InstanceId::new(7), 2);
         let mut ledger = Ledger::open(folder.path()).unwrap();
-        ledger.add(key, InstanceSpec { image: "busybox".into(), ..InstanceSpec::default() }).unwrap();
+        ledger.add(key, InstanceSpec { image: "busybox".into(), ..InstanceSpec::default() }, "ops").unwrap();
         ledger.change(key, |entry| entry.end(Some(3), "first".into()));
         ledger.change(key, |entry| entry.end(None, "second".into()));
         fs_err::write(folder.path().join("0000.new"), "{").unwrap();

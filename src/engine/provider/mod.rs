@@ -10,22 +10,22 @@ pub mod facts;
 mod ledger;
 pub mod presence;
 pub mod shares;
+mod words;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use coracle_scheduler::agent::{self, EngineStream};
-use coracle_scheduler::model::{
-    AllocStatus, Delivered, FactReport, InstanceId, InstanceSpec, OnLoss, Phase, Resources, StreamOrder, Usage,
-};
+use coracle_scheduler::agent::{self, Asked, EngineStream};
+use coracle_scheduler::model::{AllocStatus, FactReport, InstanceId, OnLoss, Phase, Resources, StreamOrder, Usage};
 
 use super::consumption;
 use super::containers::{self, Container, Status};
 use commands::{Children, Outcome, Verb};
 pub use ledger::LedgerError;
-use ledger::{Entry, Ledger};
+use ledger::{Entry, Halt, Ledger};
 pub use shares::Shares;
+use words::Given;
 
 /// How old an answer about the containers may be; the agent asks twenty times a second.
 const LOOK: Duration = Duration::from_millis(250);
@@ -101,9 +101,18 @@ impl Provider {
                 let said = outcome.said.clone();
                 self.ledger.change(key, |entry| entry.end(None, said));
             }
+            Verb::Start if !outcome.success => self.not_started(key, &outcome.said),
             Verb::Remove if outcome.success || self.container(key).is_none() => self.ledger.remove(key),
             // Tried again at the next look.
-            Verb::Stop | Verb::Remove => {}
+            Verb::Start | Verb::Stop | Verb::Remove => {}
+        }
+    }
+
+    /// Takes in that a halted container cannot be started again.
+    fn not_started(&mut self, key: Key, said: &str) {
+        let Some(Halt::Resuming { after_run }) = self.ledger.get(key).map(|entry| entry.halt) else { return };
+        if self.container(key).is_none_or(|container| container.run() <= after_run && !container.status().is_active()) {
+            self.ledger.change(key, |entry| entry.end(None, said.to_owned()));
         }
     }
 
@@ -137,11 +146,23 @@ impl Provider {
         let status = container.map(|container| (container, container.status()));
         match status {
             Some((container, Status::Running | Status::Paused | Status::Restarting)) => {
-                if entry.stopping && busy.is_none() {
+                if matches!(entry.halt, Halt::Resuming { .. }) && busy.is_none() {
+                    self.ledger.change(key, |entry| entry.halt = Halt::No);
+                }
+                if (entry.stopping || entry.halt == Halt::Wanted) && busy.is_none() {
                     self.children.stop(key, entry.grace_s);
                 }
                 let healthy = container.health().is_none_or(|health| health.status == "healthy");
                 Phase::Running { healthy }
+            }
+            // Its shim is about to write its end down, or is stopped and will when it goes on.
+            Some((container, Status::Exited)) if container.is_undecided() => Phase::Running { healthy: false },
+            Some((_, Status::Exited)) if entry.halt == Halt::Wanted && !entry.stopping => Phase::Halted,
+            Some((container, Status::Exited)) if is_resumed(entry, container) => {
+                if busy.is_none() {
+                    self.children.start(key);
+                }
+                Phase::Halted
             }
             Some((container, Status::Exited)) if busy != Some(Verb::Run) => {
                 let code = container.exit.as_ref().filter(|exit| !exit.unknown).map(|exit| exit.exit_code);
@@ -166,12 +187,19 @@ impl Provider {
         } else if entry.begun {
             "removed on the provider"
         } else {
-            self.children.run(key, &entry.spec, &Shares::read(&self.folder).unwrap_or_default());
+            let shares = Shares::read(&self.folder).unwrap_or_default();
+            let missing = facts::missing_limits(&self.root, &shares);
+            self.children.run(key, &entry.spec, &Given { shares: &shares, missing: &missing });
             return Phase::Pulling;
         };
         self.ledger.change(key, |entry| entry.end(None, reason.to_owned()));
         Phase::Exited { code: None, reason: reason.to_owned() }
     }
+}
+
+/// Tells whether a container is to be started again and was not yet.
+fn is_resumed(entry: &Entry, container: &Container) -> bool {
+    matches!(entry.halt, Halt::Resuming { after_run } if container.run() <= after_run) && !entry.stopping
 }
 
 fn refuse(op: &'static str, key: Key, reason: impl ToString) -> agent::EngineError {
@@ -194,7 +222,8 @@ impl agent::Engine for Provider {
     fn facts(&mut self) -> BTreeMap<String, FactReport> {
         let due = self.facts.as_ref().is_none_or(|(at, _)| at.elapsed() >= FACTS);
         if due {
-            self.facts = Some((Instant::now(), facts::measure(&self.root)));
+            self.facts =
+                Some((Instant::now(), facts::measure(&self.root, &Shares::read(&self.folder).unwrap_or_default())));
         }
         self.facts.as_ref().map(|(_, facts)| facts.clone()).unwrap_or_default()
     }
@@ -203,8 +232,7 @@ impl agent::Engine for Provider {
         &mut self,
         instance: InstanceId,
         epoch: u64,
-        spec: &InstanceSpec,
-        secrets: &[Delivered],
+        Asked { spec, group, secrets }: Asked<'_>,
     ) -> Result<(), agent::EngineError> {
         let key = (instance, epoch);
         if self.ledger.get(key).is_some() {
@@ -218,9 +246,37 @@ impl agent::Engine for Provider {
         if shares::is_paused(&self.folder) {
             return Err(refuse("start", key, "the owner has paused this provider"));
         }
-        self.ledger.add(key, spec.clone()).map_err(|error| refuse("start", key, error))?;
-        self.children.run(key, spec, &shares);
+        let missing = facts::missing_limits(&self.root, &shares);
+        let given = Given { shares: &shares, missing: &missing };
+        if let Some(reason) = words::unenforced(spec, &given) {
+            return Err(refuse("start", key, reason));
+        }
+        self.ledger.add(key, spec.clone(), group).map_err(|error| refuse("start", key, error))?;
+        self.children.run(key, spec, &given);
         self.reported = None;
+        Ok(())
+    }
+
+    fn halt(&mut self, instance: InstanceId, epoch: u64, grace_ms: u64) -> Result<(), agent::EngineError> {
+        let key = (instance, epoch);
+        let asked = self.ledger.get(key).is_some_and(|entry| entry.halt != Halt::Wanted && entry.end.is_none());
+        if asked {
+            self.ledger.change(key, |entry| {
+                entry.halt = Halt::Wanted;
+                entry.grace_s = grace_ms.div_ceil(1000);
+            });
+            self.reported = None;
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self, instance: InstanceId, epoch: u64) -> Result<(), agent::EngineError> {
+        let key = (instance, epoch);
+        if self.ledger.get(key).is_some_and(|entry| entry.halt == Halt::Wanted) {
+            let after_run = self.container(key).map_or(0, |container| container.run());
+            self.ledger.change(key, |entry| entry.halt = Halt::Resuming { after_run });
+            self.reported = None;
+        }
         Ok(())
     }
 

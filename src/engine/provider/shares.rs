@@ -12,6 +12,8 @@ const FILE: &str = "shares.json";
 const PAUSED: &str = "paused";
 /// So much of the free disk is offered when the owner does not say.
 const DISK_PERCENT: u64 = 50;
+/// Bytes a second that are offered when the owner does not say: what a usual cable carries.
+const BANDWIDTH_BPS: u64 = 125_000_000;
 
 /// Says why what is lent is not known.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +33,8 @@ pub struct Shares {
     pub cpu_millis: Option<u64>,
     pub memory_bytes: Option<u64>,
     pub disk_bytes: Option<u64>,
+    /// Bytes a second.
+    pub bandwidth_bps: Option<u64>,
     /// Limits that this host cannot enforce do not keep an instance from starting.
     pub best_effort: bool,
     /// The network that instances get.
@@ -68,6 +72,7 @@ impl Shares {
             cpu_millis: wanted(self.cpu_millis, whole.cpu_millis),
             memory_bytes: wanted(self.memory_bytes, whole.memory_bytes),
             disk_bytes: wanted(self.disk_bytes, whole.disk_bytes),
+            bandwidth_bps: self.bandwidth_bps.unwrap_or(BANDWIDTH_BPS),
             ..whole
         }
     }

@@ -69,6 +69,7 @@ pub(super) fn grant_instance(state: &mut State, now: u64, actor: Option<Actor>, 
             spec.normalise();
             check_spec(state, group, &spec)?;
             count_quota(state, group, 1)?;
+            let unnamed = name.is_none();
             let name = match name {
                 Some(name) => name,
                 None => format!("i-{:08x}", state.random.number() >> 32).parse().map_err(|_| Refusal::Forbidden)?,
@@ -82,12 +83,21 @@ pub(super) fn grant_instance(state: &mut State, now: u64, actor: Option<Actor>, 
                 user,
                 owner: Owner::User,
                 name,
+                unnamed,
                 spec: *spec,
                 pinned: None,
                 gang: None,
                 time_limit_ms: None,
             };
             Ok(Answer::Object(Key::Instance(instance::create(state, now, new))))
+        }
+        Wish::HaltInstance { id } | Wish::ResumeInstance { id } => {
+            seen(actor, state.instances.get(&id).map(|found| found.group), "instance")?;
+            match wish {
+                Wish::HaltInstance { .. } => halt::halt(state, now, id)?,
+                _ => halt::resume(state, now, id)?,
+            }
+            Ok(Answer::Object(Key::Instance(id)))
         }
         Wish::DeleteInstance { id } => {
             seen(actor, state.instances.get(&id).map(|found| found.group), "instance")?;
