@@ -15,8 +15,6 @@ pub struct Lent {
     pub scheduler: Option<Running>,
     pub url: String,
     pub image: String,
-    /// The administrator's.
-    pub token: String,
     agents: BTreeMap<String, Running>,
 }
 
@@ -32,14 +30,8 @@ impl Lent {
         let image = env.image("busybox");
         let at = env.root().join("central");
         let secret = env.coracle(&["--root"]).args(&[&at]).args(&["scheduler", "init"]).ok();
-        let mut lent = Self {
-            env,
-            scheduler: None,
-            url: "https://127.0.0.1:0".to_owned(),
-            image,
-            token: secret.clone(),
-            agents: BTreeMap::new(),
-        };
+        let mut lent =
+            Self { env, scheduler: None, url: "https://127.0.0.1:0".to_owned(), image, agents: BTreeMap::new() };
         lent.start_scheduler(more);
         let token = lent.env.write("admin", &secret);
         let login = lent.env.coracle(&["pool", "login", "--scheduler", &lent.url, "--ca"]).args(&[lent.authority()]);
@@ -87,10 +79,6 @@ impl Lent {
         let mut agent = self.machine(name, &["provider", "run"]).spawn();
         agent.wait_for("works for");
         self.agents.insert(name.to_owned(), agent);
-    }
-
-    pub fn agent(&self, name: &str) -> &Running {
-        &self.agents[name]
     }
 
     /// Sends a signal to an agent and waits for its end.

@@ -15,7 +15,7 @@ use super::problem::Problem;
 use super::secret::{Secret, TOKEN_PREFIX};
 use super::shapes::{Certificate, CertificateNew, JoinBody, Joined};
 use crate::core::{self, Answer, Event, Wish};
-use crate::model::{Command, Delivered, Hello, Key, NumberedCommand, Plain, ProviderId, SecretId, Sync};
+use crate::model::{Command, Delivered, Hello, Key, NumberedCommand, Phase, Plain, ProviderId, SecretId, Sync};
 
 /// Longest hold of a sync: below the time after which an agent drops an answer.
 pub const WAIT_MAX_MS: u64 = 20_000;
@@ -108,6 +108,9 @@ pub async fn sync(call: Call) -> Result<Response, Problem> {
     let applied = sync.applied;
     let wait = call.query("wait_ms").map_or(Ok(0), str::parse::<u64>);
     let wait = wait.map_err(|_| Problem::invalid("wait_ms", "not a number of milliseconds"))?.min(WAIT_MAX_MS);
+    // An agent removes what ended when it knows that the end is durable: it should not wait for that.
+    let ended = sync.statuses.iter().any(|status| matches!(status.phase, Phase::Exited { .. }));
+    let wait = if ended { 0 } else { wait };
     // Registered before the state is looked at, so that no command falls between.
     let wake = call.site.desk.shared.wake(provider);
     let event = move |ticket| Event::Sync { ticket, provider, sync: Box::new(sync) };

@@ -124,18 +124,26 @@ async fn s12_no_request_has_a_url_that_the_scheduler_would_follow() {
     let known = [
         "affinities",
         "boot_id",
+        "cap_drop",
         "command",
         "constraints",
+        "entrypoint",
         "env",
         "facts",
         "file",
+        "health_command",
+        "hostname",
         "image",
         "keys",
         "labels",
         "path",
         "reason",
         "request",
+        "stop_signal",
+        "tmpfs",
+        "user",
         "value",
+        "workdir",
     ];
     assert_eq!(found, known);
 }
