@@ -29,6 +29,7 @@ e2e:
 
 bench:
 	tests/bench/run
+	tests/bench/disk/run
 	tests/bench/scheduler
 
 guest:

@@ -36,6 +36,7 @@ mod provider;
 mod pull;
 mod push;
 mod quota;
+mod quota_backends;
 mod refused;
 mod rows;
 mod run;

@@ -14,7 +14,7 @@ use crate::subid;
 mod cgroups;
 mod trial;
 
-pub use trial::overlay_works;
+pub use trial::{limit_holds, overlay_works};
 
 /// One fact about the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

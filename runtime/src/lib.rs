@@ -20,6 +20,7 @@ pub mod launch;
 pub mod memory;
 mod plan;
 pub mod programs;
+pub mod quota;
 pub mod seal;
 pub mod seccomp;
 mod subid;

@@ -17,7 +17,7 @@ use crate::engine::options::{
     EnvEntry, HealthOptions, PullPolicy, RunOptions, SecurityOptions, Terminal, UserNsChoice, VolumesFrom,
 };
 use crate::engine::ports::parse_publish;
-use crate::engine::quota::DiskSize;
+use crate::engine::quota::DiskAsk;
 use crate::engine::record::{LogDriver, LogOptions, RestartPolicy};
 use crate::engine::size::{Ulimit, parse_size_bytes};
 use crate::env;
@@ -130,7 +130,7 @@ pub struct ContainerArgs {
     oom_score_adj: Option<i32>,
     #[command(flatten)]
     limits: LimitArgs,
-    /// What may be written: SIZE[,inodes=N]; a write beyond it fails
+    /// What may be written: SIZE[,inodes=N][,backend=NAME]; a write beyond it fails; none [default: of config.json]
     #[arg(long, value_name = "SIZE[,inodes=N]", help_heading = "Limits")]
     disk: Option<String>,
     /// The same as --disk, for Docker's size=SIZE
@@ -281,8 +281,8 @@ pub fn options(args: ContainerArgs, mut command: Vec<String>) -> Result<RunOptio
 }
 
 /// Reads --disk and Docker's words for it.
-fn disk_size(disk: Option<&str>, options: &[String]) -> Result<Option<DiskSize>, CliError> {
-    let mut wanted = disk.map(str::parse::<DiskSize>).transpose()?;
+fn disk_size(disk: Option<&str>, options: &[String]) -> Result<DiskAsk, CliError> {
+    let mut wanted = disk.map(str::parse::<DiskAsk>).transpose()?;
     for option in options {
         let size = option.strip_prefix("size=").ok_or_else(|| {
             CliError::message(format!("invalid storage option {option:?}: only size=SIZE is implemented"))
@@ -292,7 +292,7 @@ fn disk_size(disk: Option<&str>, options: &[String]) -> Result<Option<DiskSize>,
         }
         wanted = Some(size.parse()?);
     }
-    Ok(wanted)
+    Ok(wanted.unwrap_or_default())
 }
 
 /// Splits NAME=VALUE; a name alone has an empty value.

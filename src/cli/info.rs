@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use coracle_runtime::host;
+use coracle_runtime::{UserNs, host};
 use serde_json::{Value, json};
 
 use super::error::{CliError, line};
@@ -13,6 +13,7 @@ use super::table;
 use crate::engine::Engine;
 use crate::engine::containers::{self, Status};
 use crate::engine::provider::facts::memory_bytes;
+use crate::engine::quota::{self, Offer};
 
 /// Show what this host offers to containers, and what would give more
 #[derive(Args)]
@@ -37,6 +38,13 @@ pub fn run(root: Option<PathBuf>, args: InfoArgs) -> Result<ExitCode, CliError> 
     for fact in &facts.facts {
         line(&format!("{:<22} {}", fact.name, fact.value));
     }
+    let (works, not): (Vec<_>, Vec<_>) = disk_limits(&engine)?.into_iter().partition(|(_, works)| works.is_ok());
+    let words: Vec<_> = works.iter().map(|(backend, _)| backend.word()).collect();
+    let words = if words.is_empty() { "none".to_owned() } else { words.join(", ") };
+    line(&format!("{:<22} {words}", "disk limits"));
+    for (backend, reason) in not {
+        line(&format!("{:<22} not {}: {}", "", backend.word(), reason.err().unwrap_or_default()));
+    }
     let missing: Vec<_> = facts.facts.iter().filter_map(|fact| Some((fact.name, fact.missing.as_ref()?))).collect();
     if !missing.is_empty() {
         line("\nmissing:");
@@ -46,6 +54,11 @@ pub fn run(root: Option<PathBuf>, args: InfoArgs) -> Result<ExitCode, CliError> 
         line(&format!("    fix: {}", missing.fix));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tries what keeps disk limits, for a container that is thrown away.
+fn disk_limits(engine: &Engine) -> Result<Vec<Offer>, CliError> {
+    Ok(quota::offers(engine.root(), &engine.idmap(UserNs::Auto)?))
 }
 
 /// Gives everything as one object, under Docker's names where Docker has one.
@@ -76,5 +89,11 @@ fn document(engine: &Engine, facts: &host::HostFacts) -> Result<Value, CliError>
         "version": env!("CARGO_PKG_VERSION"),
         "root": engine.root(),
         "facts": facts.facts,
+        "DiskLimits": disk_limits(engine)?.into_iter().map(|(backend, works)| json!({
+            "Backend": backend.word(),
+            "Works": works.is_ok(),
+            "Hard": backend.is_hard(),
+            "Missing": works.err(),
+        })).collect::<Vec<_>>(),
     }))
 }

@@ -33,6 +33,7 @@ mod provider;
 mod ps;
 mod pull;
 mod push;
+mod quota;
 mod rename;
 mod restart;
 mod rm;
@@ -121,6 +122,7 @@ enum Command {
     Completion(completion::CompletionArgs),
     Scheduler(scheduler::SchedulerArgs),
     Provider(provider::ProviderArgs),
+    Quota(quota::QuotaArgs),
     Pool(pool::PoolArgs),
     Man(man::ManArgs),
     #[command(flatten)]
@@ -178,6 +180,7 @@ fn dispatch(root: Option<PathBuf>, command: Command) -> Result<ExitCode, CliErro
         Command::Completion(args) => completion::run(&args, Cli::command()),
         Command::Scheduler(args) => scheduler::run(root, args),
         Command::Provider(args) => provider::run(root, args),
+        Command::Quota(args) => quota::run(root, args),
         Command::Pool(args) => pool::run(args),
         Command::Man(args) => man::run(&args, Cli::command()),
         Command::System(nouns::SystemCommand::Housekeeping(command)) => data::keep_house(root, command),

@@ -113,7 +113,7 @@ fn row(now: &Measured, before: Option<&Measured>, whole: bool) -> Value {
     let percent = |hundredths: u128| format!("{}.{:02}%", hundredths / 100, hundredths % 100);
     let pair = |(from, to): (u64, u64)| format!("{} / {}", table::human_size(from), table::human_size(to));
     let id = if whole { &record.id } else { short_id(&record.id) };
-    let disk = record.disk.as_ref().map(|limit| quota::usage(&now.container.path, limit));
+    let disk = quota::usage(&now.container);
     json!({
         "Container": id,
         "ID": id,

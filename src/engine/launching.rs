@@ -41,7 +41,7 @@ pub struct Launched {
 pub struct Helpers {
     keeper: Option<Keeper>,
     link: Option<LinkProcess>,
-    disk: Option<Disk>,
+    disks: Vec<Disk>,
 }
 
 impl Helpers {
@@ -53,7 +53,7 @@ impl Helpers {
         if let Some(link) = self.link {
             link.finish();
         }
-        if let Some(disk) = self.disk {
+        for disk in self.disks {
             disk.finish();
         }
     }
@@ -99,26 +99,30 @@ impl Launching<'_> {
             _ => None,
         };
         let rootfs = match &self.record.disk {
-            Some(_) => quota::moved(&self.directory.path, &self.record.rootfs)?,
+            Some(limit) => quota::moved(&self.directory.path, limit, &self.record.rootfs)?,
             None => self.record.rootfs.clone(),
         };
         let volumes = match &self.record.disk {
             Some(_) => quota::own_volumes(self.root, self.record),
             None => Vec::new(),
         };
-        if !volumes.is_empty() {
-            quota::move_volumes(&self.directory.path, spec.to_mut(), &volumes);
+        if let (Some(limit), false) = (&self.record.disk, volumes.is_empty()) {
+            quota::move_volumes(&self.directory.path, limit, spec.to_mut(), &volumes);
         }
+        let limited = quota::start_volume(self.root, self.directory, self.record, &mut spec)?;
         let helpers = RefCell::new(Helpers::default());
         let failure: RefCell<Option<EngineError>> = RefCell::new(None);
         let running = {
             let mut serve = |pid: i32| {
-                let Some(limit) = &self.record.disk else { return Ok(()) };
-                match quota::start(&self.directory.path, limit, &volumes, pid) {
-                    Ok(started) => helpers.borrow_mut().disk = Some(started),
-                    Err(error) => {
-                        failure.replace(Some(error.into()));
-                        return Err(LaunchFailure::rule(Stage::Rootfs, "disk limit", "cannot be set"));
+                let own = self.record.disk.as_ref();
+                let own = own.map(|limit| quota::start(&self.directory.path, limit, &volumes, pid));
+                for started in own.into_iter().chain(limited.iter().map(|volume| volume.start(pid))) {
+                    match started {
+                        Ok(started) => helpers.borrow_mut().disks.extend(started),
+                        Err(error) => {
+                            failure.replace(Some(error.into()));
+                            return Err(LaunchFailure::rule(Stage::Rootfs, "disk limit", "cannot be set"));
+                        }
                     }
                 }
                 Ok(())

@@ -43,7 +43,7 @@ mod spec;
 pub mod transfer;
 pub mod update;
 pub mod usage;
-mod user;
+pub mod user;
 pub mod volumes;
 
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};

@@ -11,7 +11,7 @@ use super::limits::LimitOptions;
 use super::mounts::MountRequest;
 use super::networks::{Attachment, Rate};
 use super::ports::PortMapping;
-use super::quota::DiskSize;
+use super::quota::DiskAsk;
 use super::record::{LogOptions, RestartPolicy};
 use super::size::Ulimit;
 
@@ -67,7 +67,7 @@ pub struct RunOptions {
     pub platform: Option<Platform>,
     pub limits: LimitOptions,
     /// What may be written at most.
-    pub disk: Option<DiskSize>,
+    pub disk: DiskAsk,
     /// -1000 to 1000: how readily the kernel kills it when the whole machine runs out of memory.
     pub oom_score_adj: Option<i32>,
 }

@@ -110,10 +110,7 @@ pub fn decide<'a>(
     let mut labels: BTreeMap<String, String> = source.config.labels().clone().unwrap_or_default().into_iter().collect();
     labels.extend(options.labels.clone());
     let health = health::decide(&options.health, source.health.as_ref())?;
-    let disk = options.disk.map(|size| Ok::<_, QuotaError>(size.with(quota::choose(root)?))).transpose()?;
-    if disk.is_some() && source.layers.is_empty() {
-        return Err(QuotaError::NoOverlay.into());
-    }
+    let disk = disk_limit(root, options, &source, idmap)?;
     Ok(Decided {
         options,
         source,
@@ -130,6 +127,30 @@ pub fn decide<'a>(
         health,
         disk,
     })
+}
+
+/// Chooses what keeps the disk limit, if there is one.
+fn disk_limit(
+    root: &Path,
+    options: &RunOptions,
+    source: &Source,
+    idmap: &IdMap,
+) -> Result<Option<DiskLimit>, QuotaError> {
+    let Some(size) = options.disk.size()? else { return Ok(None) };
+    if source.layers.is_empty() {
+        return Err(QuotaError::NoOverlay);
+    }
+    let requests = with_image_volumes(options.mounts.clone(), &source.config);
+    let wanted = quota::Wanted {
+        root,
+        idmap,
+        size,
+        ephemeral: options.auto_remove,
+        memory_bytes: options.limits.memory_bytes.filter(|bytes| *bytes > 0),
+        own_volumes: requests.iter().any(|request| matches!(request.source, MountSource::Anonymous)),
+        best_effort: options.limits.best_effort,
+    };
+    quota::choose(&wanted).map(Some)
 }
 
 pub fn prepare(engine: &Engine, idmap: &IdMap, decided: Decided<'_>, mut plan: Plan) -> Result<Prepared, EngineError> {
@@ -153,11 +174,11 @@ fn fill(
     engine: &Engine,
     directory: &ContainerDir,
     idmap: &IdMap,
-    decided: Decided<'_>,
+    mut decided: Decided<'_>,
     plan: &mut Plan,
 ) -> Result<(Spec, Record), EngineError> {
     let options = decided.options;
-    let rootfs = rootfs(directory, &decided, options)?;
+    let rootfs = rootfs(engine.root(), directory, &mut decided)?;
     failpoint::hit("quota_set")?;
     let requests = with_others(engine, options)?;
     let requests = with_image_volumes(requests, &decided.source.config);
@@ -168,7 +189,7 @@ fn fill(
     // Of a container that is started at once the shim makes these durable, when nobody waits for it any more.
     let durable = !options.detach;
     directory.publish_as("container.json", &record, durable)?;
-    make_volumes(engine.root(), directory, idmap, &decided.source.layers, &mounts)?;
+    make_volumes(engine.root(), &record, idmap, &decided.source.layers, &mounts)?;
     let spec = spec::build(&SpecInputs {
         options,
         argv: decided.argv,
@@ -356,7 +377,7 @@ fn resolve_mounts(state: &Path, requests: Vec<MountRequest>) -> Result<Vec<Resol
 
 fn make_volumes(
     state: &Path,
-    directory: &ContainerDir,
+    record: &Record,
     idmap: &IdMap,
     layers: &[PathBuf],
     mounts: &[ResolvedMount],
@@ -368,7 +389,7 @@ fn make_volumes(
                 let copy = copy.then_some((layers, mount.request.destination.as_path()));
                 volumes::make_ready(state, name, idmap, copy)?;
             }
-            _ => volumes::make_anonymous(state, name, &directory.id)?,
+            _ => volumes::make_anonymous(state, name, &record.id, record.disk.as_ref())?,
         }
     }
     Ok(())
@@ -428,18 +449,18 @@ fn shared_files(
     Ok(list)
 }
 
-fn rootfs(directory: &ContainerDir, decided: &Decided<'_>, options: &RunOptions) -> Result<Rootfs, EngineError> {
+fn rootfs(root: &Path, directory: &ContainerDir, decided: &mut Decided<'_>) -> Result<Rootfs, EngineError> {
     let source = &decided.source;
     if source.layers.is_empty() {
         let path = directory.make_dir("rootfs", 0o755)?;
         hello::fill(&path)?;
         return Ok(Rootfs::Directory(path));
     }
-    let (upper, work) = match decided.disk {
-        Some(_) => quota::make_directories(directory)?,
+    let (upper, work) = match &mut decided.disk {
+        Some(limit) => quota::make_directories(root, directory, limit)?,
         None => (directory.make_dir("upper", 0o755)?, directory.make_dir("work", 0o700)?),
     };
-    Ok(Rootfs::Overlay { lower: source.layers.clone(), upper, work, volatile: options.auto_remove })
+    Ok(Rootfs::Overlay { lower: source.layers.clone(), upper, work, volatile: decided.options.auto_remove })
 }
 
 /// Gives the writable layer to the container's root where that is not the caller.

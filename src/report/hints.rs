@@ -8,6 +8,7 @@ use coracle_runtime::cgroup::CgroupError;
 use coracle_runtime::{IdMapError, LaunchFailure, Stage};
 
 use super::walk::walk;
+use crate::engine::quota::QuotaError;
 use crate::engine::{Elsewhere, EngineError, NetworkError, SpecError};
 
 /// Gives the hints for an error and its causes, most specific first; at most one is the rule.
@@ -53,6 +54,9 @@ fn hint(error: &(dyn Error + 'static)) -> Option<String> {
     }
     if let Some(SpecError::UnmappedUser { .. } | SpecError::UnmappedGroup { .. }) = error.downcast_ref::<SpecError>() {
         return Some("coracle info shows how many ids this host gives you".into());
+    }
+    if let Some(error) = error.downcast_ref::<QuotaError>() {
+        return error.hint();
     }
     match error.downcast_ref::<EngineError>()? {
         EngineError::NoImage(name) => Some(format!("coracle pull {name}")),

@@ -38,6 +38,7 @@ fn opened<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'stat
             EngineError::Container(inner) => Some(inner),
             EngineError::Cgroup(inner) => Some(inner),
             EngineError::Limit(inner) => Some(inner),
+            EngineError::Quota(inner) => Some(inner),
             EngineError::Network(inner) => Some(inner),
             EngineError::Spec(inner) => Some(inner),
             EngineError::Process(inner) => Some(inner),

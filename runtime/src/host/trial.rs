@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rustix::fs::Mode;
+use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use crate::failure::{LaunchFailure, Stage, describe};
@@ -70,6 +70,43 @@ pub fn overlay_works(directory: &Path) -> Result<(), LaunchFailure> {
     let _ = rustix::fs::chmod(base.join("work/work"), Mode::RWXU);
     let removed = fs_err::remove_dir_all(&base);
     result.and(removed.map_err(|error| failed(&error)))
+}
+
+/// Tries a limit: mounts something limited by `mount`, overlayfs with its upper directory on it, and writes
+/// beyond the limit there, all in new user and mount namespaces that nobody else sees.
+///
+/// The lower directory of `rootfs` has to be there, with a directory `removed` in which is a file `inner`; the other
+/// two are there after `mount`.
+pub fn limit_holds(
+    rootfs: &Rootfs,
+    limit_bytes: u64,
+    mount: impl FnOnce() -> std::io::Result<()>,
+) -> Result<(), LaunchFailure> {
+    const REFUSED: [Errno; 2] = [Errno::NOSPC, Errno::DQUOT];
+    try_inside(|| {
+        mount().map_err(|error| LaunchFailure::rule(Stage::Rootfs, "the limited filesystem", &error.to_string()))?;
+        let root = mount_root(rootfs)?;
+        let (create, step) = (rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CREATE, [1_u8; 1 << 16]);
+        // On Linux before 6.6 overlayfs on tmpfs mounts, and then no directory of the image can be replaced.
+        rustix::fs::unlinkat(&root, "removed/inner", AtFlags::empty())
+            .and_then(|()| rustix::fs::unlinkat(&root, "removed", AtFlags::REMOVEDIR))
+            .and_then(|()| rustix::fs::mkdirat(&root, "removed", Mode::RWXU))
+            .fault(Stage::Rootfs, "replace a directory on", "the limited filesystem")?;
+        let file = rustix::fs::openat(&root, "filling", create, Mode::RUSR | Mode::WUSR).fault(
+            Stage::Rootfs,
+            "make a file on",
+            "the limited filesystem",
+        )?;
+        let mut written = 0;
+        while written <= limit_bytes {
+            match rustix::io::write(&file, &step) {
+                Ok(bytes) => written += bytes as u64,
+                Err(errno) if REFUSED.contains(&errno) => return Ok(()),
+                Err(errno) => return Err(errno).fault(Stage::Rootfs, "write to", "the limited filesystem"),
+            }
+        }
+        Err(LaunchFailure::rule(Stage::Rootfs, "the limited filesystem", "let more than its limit be written"))
+    })
 }
 
 fn make_layers(base: &Path) -> std::io::Result<Rootfs> {

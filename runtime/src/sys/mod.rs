@@ -9,6 +9,7 @@ mod descriptor;
 mod memory;
 mod mount;
 mod net;
+mod quota;
 mod sched;
 mod seccomp;
 mod signal;
@@ -21,6 +22,10 @@ pub(crate) use memory::{
 };
 pub(crate) use mount::{MountAttr, map_owners, mount_setattr};
 pub(crate) use net::raise_loopback;
+pub(crate) use quota::{
+    FsXattr, attributes, create_group, create_subvolume, enable_group_quota, limit_group, set_attributes,
+    set_project_limit,
+};
 pub(crate) use sched::{SchedAttr, set_io_priority, set_memory_policy, set_scheduler};
 pub(crate) use seccomp::{load_filter, load_listener};
 pub(crate) use signal::{Origin, SignalSet, default_child_signal, reset_signals, send_signal, send_through};

@@ -19,6 +19,9 @@ use super::scan::open_dir;
 /// What one READDIR asks the filesystem below for at a time.
 const DIRENT_BYTES: usize = 32 * 1024;
 
+/// What statfs(2) waits for what is leaving: it only looks.
+const STATFS_PATIENCE: Duration = Duration::from_millis(50);
+
 /// Has only the crate's own answers.
 struct Plain;
 
@@ -195,7 +198,7 @@ impl FileSystem for Passthrough {
     fn statfs(&self, context: &Context, _: u64) -> Result<statvfs64> {
         let mut stat = Plain.statfs(context, 0)?;
         // What was deleted a moment ago is on its way out.
-        let _ = self.patiently(|| None::<()>);
+        let _ = self.patiently(STATFS_PATIENCE, || None::<()>);
         let (limits, counts) = (self.account.limits, self.account.counts());
         let pages = limits.blocks / PAGE_BLOCKS;
         let free = pages.saturating_sub(counts.used.div_ceil(PAGE_BLOCKS));

@@ -3,12 +3,12 @@
 //! It holds /dev/fuse, so requests wait while there is no server. It ends with the mount, or when a
 //! server cannot be replaced: before Linux 6.9 requests that a dead server had taken are lost.
 
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{Error, Result, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use coracle_runtime::fork::fork;
@@ -17,8 +17,8 @@ use rustix::fs::{FlockOperation, MemfdFlags, Mode, OFlags, flock, fstat, memfd_c
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{
-    DumpableBehavior, Resource, Rlimit, Signal, chdir, chroot, fchdir, getrlimit, set_dumpable_behavior,
-    set_parent_process_death_signal, setrlimit, setsid,
+    DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, Signal, chdir, chroot, fchdir, getrlimit, pidfd_open,
+    set_dumpable_behavior, set_parent_process_death_signal, setrlimit, setsid,
 };
 use rustix::thread::{
     CapabilitiesSecureBits, LinkNameSpaceType, move_into_link_name_space, set_capabilities_secure_bits,
@@ -27,7 +27,7 @@ use rustix::thread::{
 use super::account::{BLOCK_BYTES, Limits};
 use super::serve::{STATE_RESEND, Serving, serve};
 use super::usage::{Phase, Usage};
-use super::{ORPHANS, READY};
+use super::{IN_USE, ORPHANS, READY, memory, watch};
 
 /// A server that dies sooner than this has done nothing.
 const SHORT_LIFE: Duration = Duration::from_millis(20);
@@ -36,17 +36,48 @@ const SHORT_LIVES_MAX: u32 = 20;
 
 /// Is the guard's whole life: says on standard output that it is ready, or why not.
 pub fn guard(arguments: &[OsString]) -> Result<()> {
-    let begun = begin(arguments);
+    let [kind, arguments @ ..] = arguments else { return Err(Errno::INVAL.into()) };
+    let opened = Opened::from(arguments);
+    match kind.to_str() {
+        Some("passthrough") => told(opened.and_then(begin))?.keep_serving(),
+        Some("memory") => told(opened.and_then(|opened| {
+            enter_user_namespace(&opened.user)?;
+            memory::mount_limited(&opened.mounts, &opened.mount_point, opened.bytes, opened.inodes)
+        })),
+        Some("watch") => told(opened.and_then(|opened| {
+            enter_user_namespace(&opened.user)?;
+            confine(&opened.root)?;
+            Ok(opened)
+        }))?
+        .watch(),
+        _ => Err(Errno::INVAL.into()),
+    }
+}
+
+/// Says how it went; the starter reads until the end.
+fn told<T>(begun: Result<T>) -> Result<T> {
     let answer = match &begun {
         Ok(_) => READY.to_owned(),
         Err(error) => error.to_string(),
     };
     std::io::stdout().write_all(answer.as_bytes())?;
     std::io::stdout().flush()?;
-    let mounted = begun?;
-    // The watcher reads until the end.
-    rustix::stdio::dup2_stdout(&mounted.null)?;
-    mounted.keep_serving()
+    // Nobody may open anything by now: the input is /dev/null.
+    rustix::stdio::dup2_stdout(rustix::stdio::stdin())?;
+    begun
+}
+
+/// Is everything that is opened while the caller's paths mean something.
+struct Opened {
+    user: OwnedFd,
+    mounts: OwnedFd,
+    init: OwnedFd,
+    root: OwnedFd,
+    volumes: Vec<OwnedFd>,
+    usage: File,
+    mount_point: PathBuf,
+    bytes: u64,
+    inodes: u64,
 }
 
 /// Is a mounted filesystem.
@@ -56,7 +87,6 @@ struct Mounted {
     volumes: Vec<OwnedFd>,
     usage: File,
     state: File,
-    null: OwnedFd,
     limits: Limits,
 }
 
@@ -64,45 +94,67 @@ fn named(what: &str) -> impl Fn(Errno) -> Error {
     move |errno| Error::other(format!("{what}: {errno}"))
 }
 
-fn begin(arguments: &[OsString]) -> Result<Mounted> {
-    let [backing, mount_point, usage, numbers @ ..] = arguments else {
-        return Err(Errno::INVAL.into());
-    };
-    let [pid, bytes, inodes, volumes @ ..] = numbers else { return Err(Errno::INVAL.into()) };
-    let number = |text: &OsString| text.to_str().and_then(|text| text.parse::<u64>().ok()).ok_or(Errno::INVAL);
-    let (pid, bytes, inodes) = (number(pid)?, number(bytes)?, number(inodes)?);
-    // A terminal's signals are for the container.
-    setsid().map_err(named("make session"))?;
-    let opened = |path: &Path, flags| open(path, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
-    let usage =
-        opened(Path::new(usage), OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW).map_err(named("open usage file"))?;
-    let null = opened(Path::new("/dev/null"), OFlags::RDWR).map_err(named("open /dev/null"))?;
-    let root = opened(Path::new(backing), OFlags::RDONLY | OFlags::DIRECTORY).map_err(named("open disk"))?;
-    let volumes = volumes
-        .iter()
-        .map(|path| opened(Path::new(path), OFlags::RDONLY | OFlags::DIRECTORY).map_err(named("open volume")));
-    let volumes = volumes.collect::<Result<Vec<_>>>()?;
-    // Somebody who finds it unlocked and not ended knows that nobody serves any more.
-    flock(&usage, FlockOperation::NonBlockingLockExclusive).map_err(named("lock usage file"))?;
-    let namespace = |name: &str| {
-        opened(Path::new(&format!("/proc/{pid}/ns/{name}")), OFlags::RDONLY).map_err(named("open namespace"))
-    };
-    let (user, mounts) = (namespace("user")?, namespace("mnt")?);
+impl Opened {
+    fn from(arguments: &[OsString]) -> Result<Self> {
+        let [backing, mount_point, usage, numbers @ ..] = arguments else {
+            return Err(Errno::INVAL.into());
+        };
+        let [pid, bytes, inodes, volumes @ ..] = numbers else { return Err(Errno::INVAL.into()) };
+        let number = |text: &OsString| text.to_str().and_then(|text| text.parse::<u64>().ok()).ok_or(Errno::INVAL);
+        let (pid, bytes, inodes) = (number(pid)?, number(bytes)?, number(inodes)?);
+        // A terminal's signals are for the container.
+        setsid().map_err(named("make session"))?;
+        let opened = |path: &Path, flags| open(path, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
+        let usage = opened(Path::new(usage), OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW)
+            .map_err(named("open usage file"))?;
+        let root = opened(Path::new(backing), OFlags::RDONLY | OFlags::DIRECTORY).map_err(named("open disk"))?;
+        let volumes = volumes
+            .iter()
+            .map(|path| opened(Path::new(path), OFlags::RDONLY | OFlags::DIRECTORY).map_err(named("open volume")));
+        let volumes = volumes.collect::<Result<Vec<_>>>()?;
+        // Somebody who finds it unlocked and not ended knows that nobody serves any more.
+        flock(&usage, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
+            Errno::WOULDBLOCK => Error::other(IN_USE),
+            errno => named("lock usage file")(errno),
+        })?;
+        let namespace = |name: &str| {
+            opened(Path::new(&format!("/proc/{pid}/ns/{name}")), OFlags::RDONLY).map_err(named("open namespace"))
+        };
+        let (user, mounts) = (namespace("user")?, namespace("mnt")?);
+        let init = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
+        Ok(Self {
+            user,
+            mounts,
+            init: pidfd_open(init, PidfdFlags::empty()).map_err(named("open init"))?,
+            root,
+            volumes,
+            usage: File::from(usage),
+            mount_point: mount_point.into(),
+            bytes,
+            inodes,
+        })
+    }
+
+    fn watch(self) -> Result<()> {
+        let trees: Vec<OwnedFd> = [self.root].into_iter().chain(self.volumes).collect();
+        watch::watch(&trees, &self.usage, (self.bytes, self.inodes), &self.init)
+    }
+}
+
+fn begin(opened: Opened) -> Result<Mounted> {
+    let Opened { user, mounts, root, volumes, usage, mount_point, bytes, inodes, .. } = opened;
     enter_user_namespace(&user)?;
     // Opened here, because the kernel wants the opener's user namespace to be the mount's.
-    let device = opened(Path::new("/dev/fuse"), OFlags::RDWR).map_err(named("open /dev/fuse"))?;
-    mount_in(&mounts, &device, Path::new(mount_point))?;
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let device = open("/dev/fuse", flags, Mode::empty()).map_err(named("open /dev/fuse"))?;
+    mount_in(&mounts, || {
+        let numbers = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+        mount_at(&mount_point, "fuse", &format!("{numbers},default_permissions,allow_other"))
+    })?;
     confine(&root)?;
     let state = memfd_create("coracle-disk", MemfdFlags::CLOEXEC)?;
-    Ok(Mounted {
-        device,
-        root,
-        volumes,
-        usage: File::from(usage),
-        state: File::from(state),
-        null,
-        limits: Limits { blocks: bytes / BLOCK_BYTES, inodes },
-    })
+    let limits = Limits { blocks: bytes / BLOCK_BYTES, inodes };
+    Ok(Mounted { device, root, volumes, usage, state: File::from(state), limits })
 }
 
 /// Becomes root of the container's user namespace, unless it has none of its own.
@@ -115,25 +167,27 @@ fn enter_user_namespace(user: &OwnedFd) -> Result<()> {
 }
 
 /// Mounts in another mount namespace, by a child that goes there: the mount must end with it.
-fn mount_in(mounts: &OwnedFd, device: &OwnedFd, mount_point: &Path) -> Result<()> {
-    let child = fork(|| match mount_here(mounts, device, mount_point) {
+pub fn mount_in(mounts: &OwnedFd, work: impl FnOnce() -> rustix::io::Result<()>) -> Result<()> {
+    let child = fork(|| match enter_mounts(mounts).and_then(|()| work()) {
         Ok(()) => 0,
         Err(errno) => errno.raw_os_error(),
     })?;
     match child.wait()?.code {
         0 => Ok(()),
-        code => Err(named("mount fuse")(Errno::from_raw_os_error(code))),
+        code => Err(named("mount")(Errno::from_raw_os_error(code))),
     }
 }
 
-fn mount_here(mounts: &OwnedFd, device: &OwnedFd, mount_point: &Path) -> std::result::Result<(), Errno> {
+fn enter_mounts(mounts: &OwnedFd) -> rustix::io::Result<()> {
     move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount))?;
     // Where root makes no user namespace, the new mounts are still the host's peers.
-    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
-    let data =
-        format!("fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other\0", device.as_raw_fd());
-    let data = std::ffi::CStr::from_bytes_with_nul(data.as_bytes()).map_err(|_| Errno::INVAL)?;
-    mount("coracle", mount_point, "fuse", MountFlags::NOSUID | MountFlags::NODEV, data)
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+}
+
+/// Mounts one filesystem.
+pub fn mount_at(mount_point: &Path, kind: &str, data: &str) -> rustix::io::Result<()> {
+    let data = CString::new(data).map_err(|_| Errno::INVAL)?;
+    mount("coracle", mount_point, kind, MountFlags::NOSUID | MountFlags::NODEV, &*data)
 }
 
 /// Gives up what a server does not need.

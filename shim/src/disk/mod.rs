@@ -9,18 +9,23 @@
 //! Both are in the container's user namespace and outside of its other namespaces and its cgroup. The
 //! guard starts another server when one dies; requests wait meanwhile. Nothing is kept on disk but the
 //! directory itself: usage is measured when a server starts.
+//!
+//! Two simpler kinds share its way into the container's namespaces: a filesystem in memory, which needs no process
+//! once it is mounted, and a watch, which kills a container that has written too much.
 
 mod account;
 mod attributes;
 mod data;
 mod filesystem;
 mod guard;
+mod memory;
 mod names;
 mod nodes;
 mod passthrough;
 mod scan;
 mod serve;
 mod usage;
+mod watch;
 
 use std::ffi::CStr;
 use std::io::{Read, Result};
@@ -33,6 +38,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 pub use guard::guard;
 pub use usage::{Phase, Usage};
+pub use watch::measure;
 
 /// The hidden first argument under which the binary becomes a guard.
 pub const GUARD_ARGUMENT: &str = "__serve-disk";
@@ -40,14 +46,39 @@ pub const GUARD_ARGUMENT: &str = "__serve-disk";
 pub const ORPHANS: &CStr = c"orphans";
 /// What the guard says when the filesystem is mounted.
 const READY: &str = "ready";
+/// What it says when another container has the same directory in use.
+pub const IN_USE: &str = "in use by another container";
 /// What is read of a guard's complaint.
 const COMPLAINT_BYTES_MAX: u64 = 16 * 1024;
 /// Unmounting is over in milliseconds, unless somebody still uses a file of the container.
 const END_TIMEOUT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
+/// Says how a limit is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A filesystem of our own that passes everything on.
+    Passthrough,
+    /// A tmpfs: what is written is lost with the container.
+    Memory,
+    /// Nothing is mounted; a container that has written too much is killed.
+    Watch,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Passthrough => "passthrough",
+            Self::Memory => "memory",
+            Self::Watch => "watch",
+        }
+    }
+}
+
 /// Is what a filesystem is served by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskOptions {
+    /// How the limit is kept.
+    pub kind: Kind,
     /// The directory that everything is passed on to; it has a directory [`ORPHANS`].
     pub backing: PathBuf,
     /// An empty directory.
@@ -77,6 +108,7 @@ impl Disk {
     pub fn start(options: &DiskOptions, pid: i32) -> Result<std::result::Result<Self, String>> {
         let mut process = Command::new("/proc/self/exe")
             .arg(GUARD_ARGUMENT)
+            .arg(options.kind.word())
             .args([&options.backing, &options.mount_point, &options.usage])
             .args([pid.to_string(), options.limit_bytes.to_string(), options.limit_inodes.to_string()])
             .args(&options.volumes)

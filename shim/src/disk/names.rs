@@ -151,7 +151,7 @@ impl Passthrough {
         if let Some(node) = nodes.map.get_mut(&id) {
             node.aliases = vec![alias];
             node.orphan = true;
-            self.leaving.fetch_add(1, Ordering::AcqRel);
+            self.note_leaving();
         }
     }
 
@@ -205,7 +205,7 @@ impl Passthrough {
             node.aliases.clear();
             node.pin = pin;
             node.orphan = true;
-            self.leaving.fetch_add(1, Ordering::AcqRel);
+            self.note_leaving();
             return;
         }
         drop(nodes);

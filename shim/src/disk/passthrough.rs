@@ -8,9 +8,9 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io::Result;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuse_backend_rs::abi::fuse_abi::{Attr, stat64};
 use fuse_backend_rs::api::filesystem::Entry;
@@ -34,6 +34,8 @@ pub const NAME_BLOCKS: u64 = 2 * PAGE_BLOCKS;
 /// Inodes that are there before the container makes one: the root, upper, work, orphans, and two that
 /// overlayfs makes in work.
 const OWN_INODES: u64 = 6;
+/// How long what lost its last name may be held by the kernel alone.
+const LATELY: Duration = Duration::from_secs(2);
 /// Charges of different inodes rarely wait for each other.
 const STRIPES: usize = 64;
 
@@ -48,6 +50,11 @@ pub struct Passthrough {
     pub(super) volumes: Vec<(u64, OwnedFd)>,
     /// Nodes without a name, which give their room back when the kernel forgets them.
     pub(super) leaving: AtomicIsize,
+    /// When the last of them lost its name, after the beginning.
+    left_ms: AtomicU64,
+    begin: Instant,
+    /// A thread waits for what is leaving.
+    patient: AtomicBool,
     pub(super) device: (u32, u32),
     pub(super) on_init: fn(&Self, bool),
     pub(super) state: File,
@@ -121,6 +128,9 @@ impl Passthrough {
             volumes,
             // What was inherited is not waited for.
             leaving: AtomicIsize::new(0),
+            left_ms: AtomicU64::new(0),
+            begin: Instant::now(),
+            patient: AtomicBool::new(false),
             device: (top.stx_dev_major, top.stx_dev_minor),
             on_init,
             state,
@@ -186,25 +196,42 @@ impl Passthrough {
     /// Reserves room. What was deleted a moment ago is given back when the kernel forgets it, on
     /// another thread, so a full disk is looked at again for a short time.
     pub(super) fn reserve(&self, blocks: u64, overdraft: u64) -> Result<super::account::Reservation<'_>> {
-        self.patiently(|| self.account.reserve(blocks, overdraft)).ok_or_else(|| Errno::NOSPC.into())
+        self.patiently(LATELY, || self.account.reserve(blocks, overdraft)).ok_or_else(|| Errno::NOSPC.into())
     }
 
     pub(super) fn claim_inode(&self, overdraft: u64) -> Result<()> {
-        self.patiently(|| self.account.claim_inode(overdraft).then_some(())).ok_or_else(|| Errno::NOSPC.into())
+        self.patiently(LATELY, || self.account.claim_inode(overdraft).then_some(())).ok_or_else(|| Errno::NOSPC.into())
     }
 
     /// Attempts again while something is leaving that may free what is wanted.
-    pub(super) fn patiently<T>(&self, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+    ///
+    /// The kernel's flusher may hold a deleted file for a moment. What has been without a name for longer is held by
+    /// somebody who has it open. One thread alone is patient: another has to hear what the kernel forgets.
+    pub(super) fn patiently<T>(&self, most: Duration, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
         const PAUSE: Duration = Duration::from_millis(1);
-        const ATTEMPTS: u32 = 50;
-        for _ in 0..ATTEMPTS {
-            let got = attempt();
-            if got.is_some() || self.leaving.load(Ordering::Acquire) <= 0 {
-                return got;
-            }
-            std::thread::sleep(PAUSE);
+        let got = attempt();
+        if got.is_some() || self.patient.swap(true, Ordering::AcqRel) {
+            return got;
         }
-        attempt()
+        let (mut got, begin) = (None, Instant::now());
+        while got.is_none() && begin.elapsed() < most && self.leaving.load(Ordering::Acquire) > 0 && self.left_lately()
+        {
+            std::thread::sleep(PAUSE);
+            got = attempt();
+        }
+        self.patient.store(false, Ordering::Release);
+        got.or_else(attempt)
+    }
+
+    /// Notes that something lost its last name and gives its room back when the kernel forgets it.
+    pub(super) fn note_leaving(&self) {
+        self.leaving.fetch_add(1, Ordering::AcqRel);
+        let now = u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.left_ms.store(now, Ordering::Release);
+    }
+
+    fn left_lately(&self) -> bool {
+        self.begin.elapsed() < Duration::from_millis(self.left_ms.load(Ordering::Acquire)) + LATELY
     }
 
     /// Tells the kernel of an inode, once more or for the first time, and charges it.

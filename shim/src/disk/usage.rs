@@ -20,6 +20,8 @@ pub enum Phase {
     Ended,
     /// Its server died and could not be replaced: the container gets EIO.
     Lost,
+    /// More was written than is allowed, and the container was killed for it.
+    Exceeded,
 }
 
 /// Is what is used of a limit.

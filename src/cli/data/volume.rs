@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
+use coracle_runtime::UserNs;
 use serde_json::{Value, json};
 
 use super::super::confirm::confirm;
@@ -12,6 +13,7 @@ use super::super::error::{CliError, line};
 use super::super::filter::Filters;
 use super::super::format::Format;
 use super::super::{moment, table};
+use crate::engine::quota::{self, Charge, DiskSize};
 use crate::engine::volumes::{self, Volume, VolumeError};
 use crate::engine::{Engine, container};
 
@@ -45,6 +47,9 @@ struct CreateArgs {
     /// Set a label
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
+    /// What may be written: SIZE[,inodes=N][,backend=project|fuse]; under fuse one container at a time
+    #[arg(long, value_name = "SIZE[,inodes=N]")]
+    size: Option<DiskSize>,
     /// Kind of volume; only local
     #[arg(short, long, default_value = DRIVER)]
     driver: String,
@@ -139,7 +144,15 @@ fn create(engine: &Engine, args: CreateArgs) -> Result<ExitCode, CliError> {
         Some(name) => name,
         None => container::new_id()?,
     };
-    volumes::create(engine.root(), &name, labels, None)?;
+    let idmap = engine.idmap(UserNs::Auto)?;
+    let limit = args.size.map(|size| quota::choose_for_volume(engine.root(), &idmap, size)).transpose()?;
+    let charge = limit.as_ref().map_or(Charge::Nothing, Charge::Own);
+    let (volume, made) = volumes::create(engine.root(), &name, labels, None, charge)?;
+    if let (Some(limit), false) = (&limit, made)
+        && volume.record.disk.as_ref().map(|had| had.bytes) != Some(limit.bytes)
+    {
+        return Err(CliError::message(format!("volume {name} is there already, with another size")));
+    }
     line(&name);
     Ok(ExitCode::SUCCESS)
 }
@@ -195,6 +208,8 @@ pub fn describe(volume: &Volume) -> Value {
         "Options": {},
         "Scope": DRIVER,
         "Anonymous": record.anonymous_for.is_some(),
+        // Ours: only where it has a limit of its own.
+        "Disk": quota::volume_usage(volume),
     })
 }
 

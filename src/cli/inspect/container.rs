@@ -47,7 +47,7 @@ pub fn describe(engine: &Engine, container: &Container, size: bool) -> Result<Va
         "NetworkSettings": network(container),
         // Ours: what was asked of the cgroup, and whether the kernel enforces it.
         // Ours: what may be written, who enforces that, and what is used.
-        "Disk": record.disk.as_ref().map(|limit| quota::usage(&container.path, limit)),
+        "Disk": quota::usage(container),
         "Limits": read_json::<Vec<LimitState>>(&container.path.join(LIMITS_FILE)).unwrap_or_default(),
     });
     if size {

@@ -1,7 +1,15 @@
 //! How much a container may write: what was asked, who enforces it, and what is used.
 //!
 //! A backend is chosen when the container is made and written into its record; every start uses the same.
-//! A limit is never weakened silently: without a backend that holds, `--disk` is an error.
+//! A limit is never weakened silently: without a backend that holds, `--disk` is an error. Each backend is a file:
+//!
+//! | backend | what is limited | who can |
+//! |---|---|---|
+//! | `project` | a directory's project on ext4 or XFS | who was given limits once (`coracle quota setup`) |
+//! | `btrfs`   | a subvolume's quota group | the same |
+//! | `tmpfs`   | memory, gone with the container | `--rm`, where it fits |
+//! | `fuse`    | everything that goes through our filesystem | everybody |
+//! | `watch`   | nothing: a container that wrote too much is killed | `--limits=best-effort` |
 //!
 //! What a container under the `fuse` backend sees other than on overlayfs alone (`tests/quota/fuzz.py` finds nothing
 //! else): copy_file_range out of an image's file says EXDEV; a file of which one of several names was taken away may
@@ -12,129 +20,131 @@
 //! a number never means two things and a new server finds everything by walking the tree. Anonymous volumes are
 //! further directories at the top of the same filesystem.
 
+mod administrator;
 mod choice;
-mod fuse;
+mod directories;
+mod grammar;
+mod project;
+mod proof;
 mod report;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use choice::choose;
-pub use fuse::{make_directories, move_volumes, moved, own_volumes, start};
-pub use report::usage;
+pub use administrator::{Filesystem, Place, Setup, places, plan, setup, used_slots};
+pub use choice::{Offer, Wanted, choose, choose_for_volume, offers};
+pub use directories::{Charge, charge, make_directories, move_volumes, moved, own_volumes, start, start_volume};
+pub use grammar::{DiskAsk, DiskSize};
+pub use report::{usage, volume_usage};
 
-use super::size::{SizeError, parse_size_bytes};
+use super::size::SizeError;
 
-/// Less than this cannot hold what overlayfs itself makes.
-const BYTES_MIN: u64 = 1 << 20;
-/// One inode for every page of the limit, as nobody needs more, and never fewer than this many.
-const INODES_MIN: u64 = 16 * 1024;
-const BYTES_PER_INODE: u64 = 4096;
-
-/// Is what a person asks for: `SIZE[,inodes=N]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DiskSize {
-    pub bytes: u64,
-    pub inodes: Option<u64>,
-}
-
-/// Is what a container was given.
+/// Is what a container or a volume was given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskLimit {
     pub bytes: u64,
     pub inodes: u64,
     pub backend: Backend,
+    /// The project or the quota group's number, where the filesystem keeps the limit.
+    #[serde(default)]
+    pub slot: Option<u64>,
 }
 
 /// Names who enforces a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
+    /// A project quota of ext4 or XFS.
+    Project,
+    /// A quota group of btrfs.
+    Btrfs,
+    /// A filesystem in memory.
+    Tmpfs,
     /// Our own filesystem below overlayfs.
     Fuse,
+    /// Nobody: who writes too much is killed.
+    Watch,
 }
 
 impl Backend {
+    /// Those that hold, in the order in which they are tried.
+    pub const HARD: [Self; 4] = [Self::Project, Self::Btrfs, Self::Tmpfs, Self::Fuse];
+
     pub fn word(self) -> &'static str {
         match self {
+            Self::Project => "project",
+            Self::Btrfs => "btrfs",
+            Self::Tmpfs => "tmpfs",
             Self::Fuse => "fuse",
+            Self::Watch => "watch",
         }
+    }
+
+    fn named(word: &str) -> Option<Self> {
+        [Self::Project, Self::Btrfs, Self::Tmpfs, Self::Fuse, Self::Watch].into_iter().find(|one| one.word() == word)
     }
 
     /// Says whether a write beyond the limit fails, whatever the container does.
     pub fn is_hard(self) -> bool {
-        match self {
-            Self::Fuse => true,
-        }
+        self != Self::Watch
+    }
+
+    /// Says whether overlayfs' upper directory is mounted at each start.
+    fn is_mounted(self) -> bool {
+        matches!(self, Self::Tmpfs | Self::Fuse)
     }
 }
 
 /// Says what is wrong with a limit.
 #[derive(Debug, thiserror::Error)]
 pub enum QuotaError {
-    #[error("invalid disk limit {text:?}: expected SIZE[,inodes=N], at least 1m")]
+    #[error("invalid disk limit {text:?}: expected SIZE[,inodes=N][,backend=NAME], at least 1m")]
     Syntax { text: String },
     #[error(transparent)]
     Size(#[from] SizeError),
-    #[error("this host cannot limit what a container writes: {reason}")]
-    NoBackend { reason: String },
+    #[error("nothing on this host holds that disk limit ({})", reasons(refused))]
+    NoBackend { refused: Vec<(Backend, String)> },
+    #[error("the disk limit cannot be kept by {}: {reason}", backend.word())]
+    Refused { backend: Backend, reason: String },
     #[error("--disk needs an image with layers and overlayfs")]
     NoOverlay,
+    #[error("volume {volume} has a limit of its own, so one container at a time can use it")]
+    VolumeInUse { volume: String },
     #[error("cannot prepare {}", path.display())]
     Prepare { path: PathBuf, source: std::io::Error },
     #[error("the disk limit's filesystem did not start: {complaint}")]
     Start { complaint: String },
+    #[error("invalid {}", path.display())]
+    Configuration { path: PathBuf, source: serde_json::Error },
+    #[error("invalid {}", path.display())]
+    ConfiguredSize { path: PathBuf, source: Box<QuotaError> },
+    #[error("{} is {found}: disk limits are set up on ext4, xfs and btrfs", path.display())]
+    OtherFilesystem { path: PathBuf, found: String },
+    #[error("{} keeps no project quota; as root: {fix}", path.display())]
+    NotEnabled { path: PathBuf, fix: String },
 }
 
-impl std::str::FromStr for DiskSize {
-    type Err = QuotaError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let fail = || QuotaError::Syntax { text: text.to_owned() };
-        let (size, rest) = text.split_once(',').map_or((text, None), |(size, rest)| (size, Some(rest)));
-        let bytes = parse_size_bytes(size)?;
-        let inodes = match rest {
-            None => None,
-            Some(rest) => {
-                let number = rest.strip_prefix("inodes=").and_then(|number| number.parse().ok());
-                Some(number.filter(|number| *number > 0).ok_or_else(fail)?)
-            }
-        };
-        if bytes < BYTES_MIN {
-            return Err(fail());
-        }
-        Ok(Self { bytes, inodes })
+impl QuotaError {
+    fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Prepare { path, source }
     }
-}
 
-impl DiskSize {
-    /// Fills in what was not said.
-    pub fn with(self, backend: Backend) -> DiskLimit {
-        let inodes = self.inodes.unwrap_or_else(|| (self.bytes / BYTES_PER_INODE).max(INODES_MIN));
-        DiskLimit { bytes: self.bytes, inodes, backend }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes() {
-        let parse = |text: &str| text.parse::<DiskSize>().ok();
-        assert_eq!(parse("64m"), Some(DiskSize { bytes: 64 << 20, inodes: None }));
-        assert_eq!(parse("1g,inodes=500"), Some(DiskSize { bytes: 1 << 30, inodes: Some(500) }));
-        for bad in ["", "1k", "64m,", "64m,inodes=", "64m,inodes=0", "64m,files=3", "-1", "64m,inodes=5,inodes=6"] {
-            assert_eq!(parse(bad), None, "{bad}");
+    /// Says what a person can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoBackend { .. } | Self::Refused { .. } => Some(
+                "coracle info shows what each backend lacks: access to /dev/fuse is enough; an administrator can run \
+                 coracle quota setup once; --limits=best-effort kills a container that wrote too much"
+                    .to_owned(),
+            ),
+            _ => None,
         }
     }
+}
 
-    #[test]
-    fn inodes_follow_the_size() {
-        let limit = |bytes, inodes| DiskSize { bytes, inodes }.with(Backend::Fuse).inodes;
-        assert_eq!(limit(1 << 20, None), 16 * 1024);
-        assert_eq!(limit(1 << 30, None), 1 << 18);
-        assert_eq!(limit(1 << 30, Some(7)), 7);
-    }
+fn reasons(refused: &[(Backend, String)]) -> String {
+    let each = refused.iter().map(|(backend, reason)| format!("{}: {reason}", backend.word()));
+    each.collect::<Vec<_>>().join("; ")
 }

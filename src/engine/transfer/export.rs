@@ -11,6 +11,7 @@ use rustix::fs::{FileType, Stat};
 
 use super::{Copied, Purpose, Root, TransferError, with_root};
 use crate::engine::containers::{self, Container};
+use crate::engine::quota::Backend;
 use crate::engine::{Engine, EngineError, elsewhere};
 
 const BUFFER_BYTES: usize = 128 << 10;
@@ -43,7 +44,9 @@ pub fn diff(engine: &Engine, wanted: &str) -> Result<Vec<(Change, Vec<u8>)>, Eng
 
 /// Gives the layers below and the writable one.
 pub fn layers(container: &Container) -> Result<(&[PathBuf], &PathBuf), TransferError> {
+    let in_memory = container.record.disk.as_ref().is_some_and(|limit| limit.backend == Backend::Tmpfs);
     match &container.record.rootfs {
+        Rootfs::Overlay { .. } if in_memory => Err(TransferError::InMemory(container.record.called().to_owned())),
         Rootfs::Overlay { lower, upper, .. } => Ok((lower, upper)),
         Rootfs::Directory(_) => Err(TransferError::NoOverlay(container.record.called().to_owned())),
     }

@@ -42,6 +42,8 @@ pub enum TransferError {
     Between(String),
     #[error("container {0} was started without an overlay, so its changes are not known")]
     NoOverlay(String),
+    #[error("what container {0} writes is in memory that only it has; --disk SIZE,backend=fuse keeps it")]
+    InMemory(String),
     #[error(transparent)]
     Pack(#[from] coracle_images::pack::PackError),
     #[error(transparent)]

@@ -7,6 +7,7 @@ use coracle_images::copy_up;
 use coracle_runtime::IdMap;
 
 use super::{Volume, VolumeError, create, lock};
+use crate::engine::quota::{Charge, DiskLimit};
 use crate::engine::{EngineError, elsewhere};
 
 /// Makes sure that a volume is there and has been offered the image's files once.
@@ -19,7 +20,7 @@ pub fn make_ready(
     idmap: &IdMap,
     copy: Option<(&[PathBuf], &Path)>,
 ) -> Result<Volume, EngineError> {
-    let (volume, _) = create(root, name, Default::default(), None)?;
+    let (volume, _) = create(root, name, Default::default(), None, Charge::Nothing)?;
     if !volume.path.join("fresh").exists() {
         return Ok(volume);
     }
@@ -52,8 +53,9 @@ pub fn make_ready(
 }
 
 /// Makes the volume of one container, which its start fills: nobody else knows its name.
-pub fn make_anonymous(root: &Path, name: &str, container: &str) -> Result<(), EngineError> {
-    let (volume, _) = create(root, name, Default::default(), Some(container))?;
+pub fn make_anonymous(root: &Path, name: &str, container: &str, disk: Option<&DiskLimit>) -> Result<(), EngineError> {
+    let charge = disk.map_or(Charge::Nothing, Charge::Container);
+    let (volume, _) = create(root, name, Default::default(), Some(container), charge)?;
     let fresh = volume.path.join("fresh");
     Ok(fs_err::remove_file(&fresh).map_err(VolumeError::io("complete", &fresh))?)
 }

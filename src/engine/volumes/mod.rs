@@ -7,6 +7,7 @@
 //!   data/         what containers see
 //!   fresh         there until the first container has used it: data/ may still be filled from its image
 //!   filling/      an image's files on their way to data/; of no use when its maker was killed
+//!   limit/ usage  of one with a limit of its own, see src/engine/quota/directories.rs
 //! volumes/.new-*  a volume that is being made     volumes/.gone-*  one that is being removed
 //! ```
 //! Invariants: a volume appears and goes away by one rename; data/ is filled by one rename and never
@@ -33,6 +34,7 @@ pub use usage::users_of;
 
 use super::container::{self, ContainerError};
 use super::events::{self, Kind};
+use super::quota::{self, Charge, DiskLimit};
 use super::{Engine, EngineError, elsewhere};
 
 /// Docker's grammar bounds nothing; this leaves room in NAME_MAX for what is put before a name.
@@ -85,6 +87,9 @@ pub struct VolumeRecord {
     /// The container that it was made for, when nobody named it.
     #[serde(default)]
     pub anonymous_for: Option<String>,
+    /// What may be written at most.
+    #[serde(default)]
+    pub disk: Option<DiskLimit>,
 }
 
 /// Is a volume that is here.
@@ -95,6 +100,11 @@ pub struct Volume {
 }
 
 impl Volume {
+    /// Gives the directory that is the volume's alone.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Gives the directory that containers see.
     pub fn data(&self) -> PathBuf {
         self.path.join("data")
@@ -119,6 +129,7 @@ pub fn create(
     name: &str,
     labels: BTreeMap<String, String>,
     anonymous_for: Option<&str>,
+    charge: Charge<'_>,
 ) -> Result<(Volume, bool), EngineError> {
     check_name(name)?;
     if let Some(volume) = find(root, name)? {
@@ -128,19 +139,22 @@ pub fn create(
     private_dir(&all, true)?;
     let draft = all.join(format!("{NEW_PREFIX}{}", container::new_id()?));
     private_dir(&draft, false)?;
-    let record = VolumeRecord {
+    let mut record = VolumeRecord {
         version: VERSION,
         name: name.to_owned(),
         created_ns: super::prepare::now_ns(),
         labels,
         anonymous_for: anonymous_for.map(str::to_owned),
+        disk: None,
     };
-    let made = fill_draft(&draft, &record).and_then(|()| {
-        let path = all.join(name);
+    let path = all.join(name);
+    let made = quota::charge(root, &draft, &path, charge).map_err(EngineError::from).and_then(|disk| {
+        record.disk = disk;
+        fill_draft(&draft, &record)?;
         match renameat_with(CWD, &draft, CWD, &path, RenameFlags::NOREPLACE) {
             Ok(()) => Ok(Some(Volume { record, path })),
             Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(None),
-            Err(errno) => Err(VolumeError::io("publish", &path)(errno.into())),
+            Err(errno) => Err(VolumeError::io("publish", &path)(errno.into()).into()),
         }
     });
     match made {

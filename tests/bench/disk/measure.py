@@ -1,0 +1,118 @@
+"""Runs each workload in containers with and without a disk limit, in turn; prints ratios of medians."""
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+STAGE, IMAGES, CHOSEN = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+CORACLE, WORK = str(STAGE / "coracle"), Path.cwd()
+BACKENDS, ROUNDS = os.environ["BACKENDS"].split(), int(os.environ["ROUNDS"])
+# Name and what the issue allows the fuse backend.
+WORKLOADS = {"sequential": 1.4, "image_files": 1.0, "pip": 1.2, "untar": 3, "git_clone": 2, "small_writes": 2.5}
+# What two runs of the same thing differ by here.
+NOISE = 0.1
+MEMORY_KIB = 4096
+FILES = 20_000
+
+
+def coracle(*arguments):
+    command = [CORACLE, "--root", str(WORK / "state"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def prepare():
+    """Makes what the workloads unpack, the same in every run."""
+    place, chosen = WORK / "input", random.Random(1)
+    tree = place / "tree"
+    tree.mkdir(parents=True)
+    for number in range(FILES):
+        path = tree / f"d{number // 100}" / f"f{number}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(chosen.randbytes(chosen.choice([100, 1000, 3000, 8000, 20000])))
+    with tarfile.open(place / "files.tar", "w") as archive:
+        archive.add(tree, "tree")
+    quiet = {"cwd": tree, "check": True, "capture_output": True}
+    subprocess.run(["git", "init", "-q"], **quiet)
+    subprocess.run(["git", "add", "-A"], **quiet)
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "all"], **quiet)
+    (tree / ".git").rename(place / "repository")
+    subprocess.run(["rm", "-rf", tree], check=True)
+    with zipfile.ZipFile(place / "wheel.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        library = Path("/usr/lib/python3.11")
+        for source in sorted(library.rglob("*.py")):
+            archive.write(source, source.relative_to(library))
+    return place
+
+
+def image():
+    """Loads the Debian image; gives its id."""
+    layout = WORK / "layout"
+    subprocess.run(["skopeo", "copy", "-q", f"oci:{IMAGES}/layout:debian", f"oci:{layout}:debian"], check=True)
+    return coracle("load", "-q", "-i", layout).split("sha256:")[-1].split()[0]
+
+
+def once(name, backend, image_id, place):
+    """Runs one workload in a new container; gives its seconds and the private memory of what keeps the limit."""
+    limit = ["--disk", f"6g,inodes=200000,backend={backend}"] if backend else []
+    git = subprocess.run(["git", "--exec-path"], capture_output=True, text=True).stdout.strip()
+    # Not --rm: overlayfs would be mounted without fsync.
+    coracle("create", "--name", "box", "--network", "none", *limit, "-v", f"{place}:/input:ro", "-v", "/usr:/host:ro",
+            "-v", f"{STAGE}/inside.py:/inside.py:ro", "-e", "PYTHONHOME=/host", "-e",
+            "LD_LIBRARY_PATH=/host/lib/x86_64-linux-gnu", "-e", f"GIT_EXEC_PATH={git.replace('/usr', '/host', 1)}",
+            image_id, "/host/bin/python3", "/inside.py", name)
+    found = json.loads(coracle("start", "-a", "box").splitlines()[-1])
+    coracle("rm", "-f", "box")
+    return found["seconds"]
+
+
+def private_kib():
+    """Private memory of the processes that serve our disks."""
+    total = 0
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            line = (entry / "cmdline").read_bytes()
+            if b"__serve-disk" in line and str(WORK).encode() in line:
+                for row in (entry / "smaps_rollup").read_text().splitlines():
+                    if row.startswith(("Private_Clean", "Private_Dirty")):
+                        total += int(row.split()[1])
+        except OSError:
+            pass
+    return total
+
+
+def say(what, value, wanted, good):
+    print(f"{'ok  ' if good else 'MISS'}  {what}: {value} ({wanted})", flush=True)
+
+
+def main():
+    place, image_id = prepare(), image()
+    for name, wanted in WORKLOADS.items():
+        if CHOSEN and name not in CHOSEN:
+            continue
+        seconds = {backend: [] for backend in [None, *BACKENDS]}
+        for backend in seconds:
+            once(name, backend, image_id, place)
+        for _ in range(ROUNDS):
+            for backend, list_ in seconds.items():
+                list_.append(once(name, backend, image_id, place))
+        native = statistics.median(seconds.pop(None))
+        for backend, list_ in seconds.items():
+            ratio = statistics.median(list_) / native
+            wanted_here = wanted if backend == "fuse" else 1.0
+            spread = f"{min(list_) / native:.2f}-{max(list_) / native:.2f}, native {native:.2f} s"
+            say(f"{backend} / overlayfs alone, {name}", f"{ratio:.2f} [{spread}]", f"at most {wanted_here}",
+                ratio <= wanted_here + (NOISE if wanted_here == 1.0 else 0))
+
+
+main()
