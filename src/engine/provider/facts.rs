@@ -98,7 +98,7 @@ fn power(facts: &mut Facts) {
 /// Names the limits beside the cgroup's that nothing here can enforce.
 pub fn missing_limits(root: &Path, shares: &Shares) -> Vec<&'static str> {
     let mut missing = Vec::new();
-    if quota::choose(root).is_err() {
+    if !quota::is_likely(root) {
         missing.push("disk");
     }
     // A rate needs a network of the container's own, which pasta leads out of.

@@ -90,6 +90,12 @@ fn offer(backend: Backend, wanted: &Wanted<'_>) -> Result<DiskLimit, String> {
     }
 }
 
+/// Says whether some backend probably holds, for a caller with threads, who may not try.
+pub fn is_likely(root: &Path) -> bool {
+    let set_up = [Backend::Project, Backend::Btrfs].iter().any(|backend| project::sizes(root, *backend).is_ok());
+    set_up || fs_err::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok()
+}
+
 fn fits_memory(wanted: &Wanted<'_>) -> Result<(), String> {
     let available = memory_bytes("MemAvailable") / HOST_MEMORY_PART;
     let own = wanted.memory_bytes.map_or(u64::MAX, |bytes| bytes / OWN_MEMORY_PART);

@@ -33,7 +33,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use administrator::{Filesystem, Place, Setup, places, plan, setup, used_slots};
-pub use choice::{Offer, Wanted, choose, choose_for_volume, offers};
+pub use choice::{Offer, Wanted, choose, choose_for_volume, is_likely, offers};
 pub use directories::{Charge, charge, make_directories, move_volumes, moved, own_volumes, start, start_volume};
 pub use grammar::{DiskAsk, DiskSize};
 pub use report::{usage, volume_usage};
