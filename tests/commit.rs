@@ -173,6 +173,30 @@ fn a42_a_commit_under_a_process_that_swaps_files_has_nothing_of_the_host() {
 }
 
 #[test]
+fn a_commit_pauses_or_says_that_it_cannot() {
+    require!();
+    let env = TestEnv::new();
+    let image = env.image("busybox");
+    env.coracle(&["run", "-d", "--name", "c", "--network", "none", &image, "sleep", "1000"]).ok();
+    let note = "note: container c runs on meanwhile: it has no cgroup that could be frozen";
+    let default = env.coracle(&["commit", "c", "paused:1"]).outcome();
+    let asked = env.coracle(&["commit", "--pause", "c", "paused:2"]).outcome();
+    default.code(0);
+    if env.coracle(&["pause", "c"]).outcome().code == 0 {
+        env.coracle(&["unpause", "c"]).ok();
+        assert_eq!(default.stderr.trim(), "");
+        asked.code(0);
+        assert_eq!(env.coracle(&["exec", "c", "echo", "goes on"]).ok(), "goes on");
+    } else {
+        assert_eq!(default.stderr.trim(), note);
+        asked.error(1, "error: container c has no cgroup that could be frozen");
+        assert!(!env.coracle(&["images"]).ok().contains("paused:2"), "half an image is left");
+    }
+    assert_eq!(env.coracle(&["commit", "--pause=false", "c", "paused:3"]).outcome().code(0).stderr.trim(), "");
+    env.coracle(&["rm", "-f", "c"]).ok();
+}
+
+#[test]
 fn a_commit_that_is_killed_leaves_a_store_that_works() {
     require!();
     let env = TestEnv::new();

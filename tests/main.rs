@@ -37,6 +37,7 @@ mod pull;
 mod push;
 mod quota;
 mod quota_backends;
+mod records;
 mod refused;
 mod rows;
 mod run;

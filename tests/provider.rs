@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::env::command::Running;
-use crate::env::{Run, TestEnv, wait_until};
+use crate::env::{Run, TestEnv, fixtures, poll, wait_until};
 use crate::require;
 
 fn json(run: Run) -> Value {
@@ -167,6 +167,36 @@ fn the_owner_counts_before_the_scheduler() {
     lent.env.coracle(&["provider", "run"]).outcome().error(1, "error: this machine is in no pool");
     lent.env.coracle(&["rm", "-f", &own]).ok();
     lent.scheduler.signal(Signal::SIGCONT);
+    lent.scheduler.signal(Signal::SIGTERM);
+    lent.scheduler.wait().code(0);
+}
+
+#[test]
+fn f03_an_agent_that_is_killed_while_it_starts_something_starts_it_once() {
+    require!();
+    let lent = Lent::new();
+    let mut agent = lent.agent();
+    let rounds: u64 = if fixtures::is_full() { 20 } else { 2 };
+    for round in 0..rounds {
+        let name = format!("i{round}");
+        let mut run = lent.run(&name, &["sleep", "1000"]).spawn();
+        // From the first moment of a start to some time after it.
+        poll(std::time::Duration::from_millis((round % 2) * 150), || run.has_ended());
+        agent.signal(Signal::SIGKILL);
+        assert_eq!(agent.wait().signal, Some(9));
+        agent = lent.agent();
+        run.wait().ok();
+        wait_until("it runs", || lent.state(&name) == "running");
+        wait_until("it runs once", || lent.containers().lines().count() == 1);
+        let container = lent.containers();
+        lent.env.coracle(&["exec", &container, "true"]).ok();
+        // The agent that has adopted it also ends it.
+        lent.pool(&["stop", &name]).ok();
+        assert_eq!(lent.state(&name), "stopped");
+        wait_until("nothing is left of it", || lent.env.coracle(&["ps", "-aq"]).ok().is_empty());
+    }
+    agent.signal(Signal::SIGTERM);
+    agent.wait().code(0);
     lent.scheduler.signal(Signal::SIGTERM);
     lent.scheduler.wait().code(0);
 }

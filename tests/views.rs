@@ -272,8 +272,8 @@ fn listings_take_no_lock() {
     require!("strace");
     let env = TestEnv::new();
     env.containers_may_stay();
-    hello(&env, "web");
     hello(&env, "other");
+    env.coracle(&["run", "-d", "--name", "web", "--network", "none", &env.image("busybox"), "sleep", "1000"]).ok();
     let traced = |args: &[&str]| {
         let trace = env.path("trace");
         let flags = ["-f", "-e", "trace=flock,fcntl", "-o"];
@@ -292,6 +292,7 @@ fn listings_take_no_lock() {
         assert!(trace.contains("_GETLK"), "{args:?} looks at the lock:\n{trace}");
         assert!(!takes(&trace), "{args:?} waits for others:\n{trace}");
     }
+    env.coracle(&["rm", "-f", "web"]).ok();
 }
 
 #[test]

@@ -69,8 +69,6 @@ pub trait Owner {
     /// # Errors
     /// It cannot be written down, so nobody could reach it; it is ended.
     fn started(&mut self, running: &Running) -> Result<(), Vec<u8>>;
-    /// Does what can wait until everybody has heard that the program runs.
-    fn announced(&mut self);
     /// Writes down how it ended, or that it never ran, and decides; the exit code is what is announced.
     fn ended(&mut self, exit: Result<Exit, Vec<u8>>, running: Option<Running>) -> (i32, After);
     /// Says whether the next start is still wanted.
@@ -185,7 +183,6 @@ impl<O: Owner> Shim<O> {
             return Err(text);
         }
         self.clients.announce(&Output::Started);
-        self.owner.announced();
         let prober = self.options.probes.map(Prober::new);
         Ok(Live { running, streams, prober, quiet_since: Instant::now(), released: false })
     }

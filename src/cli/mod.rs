@@ -60,7 +60,7 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 
-use error::{CliError, EXIT_CORACLE_FAILED, EXIT_FAILURE, note};
+use error::{CliError, EXIT_CORACLE_FAILED, note};
 
 /// Run Docker images without root and without a daemon.
 #[derive(Parser)]
@@ -75,116 +75,88 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
+// What is not asked for is not built: that is nearly all of a start's time and memory.
+#[command(defer = true)]
 enum Command {
-    Run(Box<run::RunArgs>),
-    Create(Box<create::CreateArgs>),
-    Start(start::StartArgs),
-    Stop(stop::StopArgs),
-    Restart(restart::RestartArgs),
-    Kill(kill::KillArgs),
-    Pause(pause::PauseArgs),
-    /// Let paused containers go on
-    Unpause(pause::PauseArgs),
-    Wait(wait::WaitArgs),
-    Attach(attach::AttachArgs),
-    Exec(exec::ExecArgs),
-    Rename(rename::RenameArgs),
+    #[command(flatten)]
+    OnContainers(nouns::OnContainers),
     Ps(ps::PsArgs),
-    Logs(logs::LogsArgs),
-    Top(top::TopArgs),
-    Stats(stats::StatsArgs),
-    Port(port::PortArgs),
-    Update(Box<update::UpdateArgs>),
     Events(events::EventsArgs),
-    Rm(rm::RmArgs),
-    Pull(pull::PullArgs),
-    Push(push::PushArgs),
-    Login(login::LoginArgs),
-    Logout(login::LogoutArgs),
+    #[command(flatten)]
+    OnImages(nouns::OnImages),
     Images(images::ImagesArgs),
     Rmi(rmi::RmiArgs),
-    Tag(tag::TagArgs),
+    Login(login::LoginArgs),
+    Logout(login::LogoutArgs),
     Inspect(inspect::InspectArgs),
-    History(history::HistoryArgs),
-    Load(load::LoadArgs),
-    Save(save::SaveArgs),
+    Volume(data::volume::VolumeArgs),
+    Network(data::network::NetworkCommandArgs),
+    Unshare(data::unshare::UnshareArgs),
     Info(info::InfoArgs),
     Version(version::VersionArgs),
     /// Work with containers, by Docker's longer names
     #[command(subcommand)]
     Container(nouns::ContainerCommand),
-    /// Work with coracle as a whole
-    #[command(subcommand)]
-    System(nouns::SystemCommand),
     /// Work with images, by Docker's longer names
     #[command(subcommand)]
     Image(nouns::ImageCommand),
-    Completion(completion::CompletionArgs),
+    /// Work with coracle as a whole
+    #[command(subcommand)]
+    System(nouns::SystemCommand),
     Scheduler(scheduler::SchedulerArgs),
     Provider(provider::ProviderArgs),
     Quota(quota::QuotaArgs),
     Pool(pool::PoolArgs),
+    Completion(completion::CompletionArgs),
     Man(man::ManArgs),
-    #[command(flatten)]
-    Data(data::DataCommand),
 }
 
 /// Parses the arguments and runs one command.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&told_by_all(args).unwrap_or(error)),
     };
     dispatch(cli.root, cli.command).unwrap_or_else(|error| error.report())
 }
 
+/// Parses once more with every command built, whose texts belong into a help or an error.
+fn told_by_all(args: Vec<OsString>) -> Option<clap::Error> {
+    whole().try_get_matches_from(args).err()
+}
+
+/// Gives the definition of all commands, with their flags and texts.
+fn whole() -> clap::Command {
+    let mut command = Cli::command();
+    command.build();
+    command
+}
+
 fn dispatch(root: Option<PathBuf>, command: Command) -> Result<ExitCode, CliError> {
     match command {
-        Command::Run(args) => run::run(root, *args).map_err(|error| error.with_exit_code(EXIT_CORACLE_FAILED)),
-        Command::Create(args) => create::run(root, *args).map_err(|error| error.with_exit_code(EXIT_CORACLE_FAILED)),
-        Command::Start(args) => start::run(root, args),
-        Command::Stop(args) => stop::run(root, args),
-        Command::Restart(args) => restart::run(root, args),
-        Command::Kill(args) => kill::run(root, args),
-        Command::Pause(args) => pause::pause(root, args),
-        Command::Unpause(args) => pause::unpause(root, args),
-        Command::Wait(args) => wait::run(root, args),
-        Command::Attach(args) => attach::run(root, args),
-        Command::Exec(args) => exec::run(root, args).map_err(|error| error.with_exit_code(EXIT_FAILURE)),
-        Command::Rename(args) => rename::run(root, args),
+        Command::OnContainers(command) => command.run(root),
         Command::Ps(args) => ps::run(root, args),
-        Command::Logs(args) => logs::run(root, args),
-        Command::Top(args) => top::run(root, args),
-        Command::Stats(args) => stats::run(root, args),
-        Command::Port(args) => port::run(root, args),
-        Command::Update(args) => update::run(root, *args),
         Command::Events(args) => events::run(root, args),
-        Command::Rm(args) => rm::run(root, args),
-        Command::Pull(args) => pull::run(root, args),
-        Command::Push(args) => push::run(root, args),
-        Command::Login(args) => login::login(args),
-        Command::Logout(args) => login::logout(args),
+        Command::OnImages(command) => command.run(root),
         Command::Images(args) => images::run(root, args),
         Command::Rmi(args) => rmi::run(root, args),
-        Command::Tag(args) => tag::run(root, args),
+        Command::Login(args) => login::login(args),
+        Command::Logout(args) => login::logout(args),
         Command::Inspect(args) => inspect::run(root, args),
-        Command::History(args) => history::run(root, args),
-        Command::Load(args) => load::run(root, args),
-        Command::Save(args) => save::run(root, args),
+        Command::Volume(args) => data::volume::run(root, args),
+        Command::Network(args) => data::network::run(root, args),
+        Command::Unshare(args) => data::unshare::run(args),
         Command::Info(args) => info::run(root, args),
         Command::Version(args) => version::run(&args),
-        Command::System(nouns::SystemCommand::Boot(args)) => boot::boot(root, args),
-        Command::System(nouns::SystemCommand::InstallUnit(args)) => boot::install_unit(root, args),
-        Command::Container(command) => dispatch(root, command.into()),
-        Command::Image(command) => dispatch(root, command.into()),
-        Command::Completion(args) => completion::run(&args, Cli::command()),
+        Command::Container(command) => command.run(root),
+        Command::Image(command) => command.run(root),
+        Command::System(command) => command.run(root),
         Command::Scheduler(args) => scheduler::run(root, args),
         Command::Provider(args) => provider::run(root, args),
         Command::Quota(args) => quota::run(root, args),
         Command::Pool(args) => pool::run(args),
-        Command::Man(args) => man::run(&args, Cli::command()),
-        Command::System(nouns::SystemCommand::Housekeeping(command)) => data::keep_house(root, command),
-        Command::Data(command) => data::run(root, command),
+        Command::Completion(args) => completion::run(&args, whole()),
+        Command::Man(args) => man::run(&args, whole()),
     }
 }
 

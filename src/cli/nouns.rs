@@ -1,17 +1,23 @@
-//! `coracle container ls`, `coracle image rm` and so on: Docker's longer names of the same commands.
+//! What is done to containers, images and coracle as a whole; most of it also under Docker's longer names, as in
+//! `coracle container start`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::data::{DataCommand, HousekeepingCommand, commit, cp, diff, export, import, prune};
+use super::data::{commit, cp, df, diff, export, import, prune, reset};
+use super::error::{CliError, EXIT_CORACLE_FAILED, EXIT_FAILURE};
 use super::inspect::Kind;
 use super::{
-    Command, attach, boot, create, exec, history, images, inspect, kill, load, logs, pause, port, ps, pull, push,
-    rename, restart, rm, rmi, run, save, start, stats, stop, tag, top, update, wait,
+    attach, boot, create, exec, history, images, inspect, kill, load, logs, pause, port, ps, pull, push, rename,
+    restart, rm, rmi, run, save, start, stats, stop, tag, top, update, wait,
 };
 
-/// Names what can be done to containers.
+// Named alike with and without `container` before it.
 #[derive(Subcommand)]
-pub enum ContainerCommand {
+#[command(defer = true)]
+pub enum OnContainers {
     Run(Box<run::RunArgs>),
     Create(Box<create::CreateArgs>),
     Start(start::StartArgs),
@@ -19,16 +25,12 @@ pub enum ContainerCommand {
     Restart(restart::RestartArgs),
     Kill(kill::KillArgs),
     Pause(pause::PauseArgs),
-    /// Let paused containers go on
-    Unpause(pause::PauseArgs),
+    Unpause(pause::UnpauseArgs),
     Wait(wait::WaitArgs),
     Attach(attach::AttachArgs),
     Exec(exec::ExecArgs),
     Rename(rename::RenameArgs),
-    #[command(visible_aliases = ["list", "ps"])]
-    Ls(ps::PsArgs),
     Rm(rm::RmArgs),
-    Inspect(inspect::InspectArgs),
     Logs(logs::LogsArgs),
     Top(top::TopArgs),
     Stats(stats::StatsArgs),
@@ -38,82 +40,130 @@ pub enum ContainerCommand {
     Diff(diff::DiffArgs),
     Commit(commit::CommitArgs),
     Export(export::ExportArgs),
-    Prune(prune::ContainerPruneArgs),
 }
 
-/// Names what is about the whole of coracle.
-#[derive(Subcommand)]
-pub enum SystemCommand {
-    Boot(boot::BootArgs),
-    InstallUnit(boot::InstallUnitArgs),
-    #[command(flatten)]
-    Housekeeping(HousekeepingCommand),
-}
-
-/// Names what can be done to images.
-#[derive(Subcommand)]
-pub enum ImageCommand {
-    #[command(visible_alias = "list")]
-    Ls(images::ImagesArgs),
-    #[command(visible_alias = "remove")]
-    Rm(rmi::RmiArgs),
-    Pull(pull::PullArgs),
-    Push(push::PushArgs),
-    Tag(tag::TagArgs),
-    Inspect(inspect::InspectArgs),
-    History(history::HistoryArgs),
-    Load(load::LoadArgs),
-    Save(save::SaveArgs),
-    Import(import::ImportArgs),
-    Prune(prune::ImagePruneArgs),
-}
-
-impl From<ContainerCommand> for Command {
-    fn from(command: ContainerCommand) -> Self {
-        match command {
-            ContainerCommand::Run(args) => Self::Run(args),
-            ContainerCommand::Create(args) => Self::Create(args),
-            ContainerCommand::Start(args) => Self::Start(args),
-            ContainerCommand::Stop(args) => Self::Stop(args),
-            ContainerCommand::Restart(args) => Self::Restart(args),
-            ContainerCommand::Kill(args) => Self::Kill(args),
-            ContainerCommand::Pause(args) => Self::Pause(args),
-            ContainerCommand::Unpause(args) => Self::Unpause(args),
-            ContainerCommand::Wait(args) => Self::Wait(args),
-            ContainerCommand::Attach(args) => Self::Attach(args),
-            ContainerCommand::Exec(args) => Self::Exec(args),
-            ContainerCommand::Rename(args) => Self::Rename(args),
-            ContainerCommand::Ls(args) => Self::Ps(args),
-            ContainerCommand::Top(args) => Self::Top(args),
-            ContainerCommand::Stats(args) => Self::Stats(args),
-            ContainerCommand::Update(args) => Self::Update(args),
-            ContainerCommand::Port(args) => Self::Port(args),
-            ContainerCommand::Cp(args) => Self::Data(DataCommand::Cp(args)),
-            ContainerCommand::Diff(args) => Self::Data(DataCommand::Diff(args)),
-            ContainerCommand::Commit(args) => Self::Data(DataCommand::Commit(args)),
-            ContainerCommand::Export(args) => Self::Data(DataCommand::Export(args)),
-            ContainerCommand::Prune(args) => Self::Data(DataCommand::ContainerPrune(args)),
-            ContainerCommand::Logs(args) => Self::Logs(args),
-            ContainerCommand::Rm(args) => Self::Rm(args),
-            ContainerCommand::Inspect(args) => Self::Inspect(args.only(Kind::Container)),
+impl OnContainers {
+    pub fn run(self, root: Option<PathBuf>) -> Result<ExitCode, CliError> {
+        let failed = |error: CliError| error.with_exit_code(EXIT_CORACLE_FAILED);
+        match self {
+            Self::Run(args) => run::run(root, *args).map_err(failed),
+            Self::Create(args) => create::run(root, *args).map_err(failed),
+            Self::Start(args) => start::run(root, args),
+            Self::Stop(args) => stop::run(root, args),
+            Self::Restart(args) => restart::run(root, args),
+            Self::Kill(args) => kill::run(root, args),
+            Self::Pause(args) => pause::pause(root, args),
+            Self::Unpause(args) => pause::unpause(root, args),
+            Self::Wait(args) => wait::run(root, args),
+            Self::Attach(args) => attach::run(root, args),
+            Self::Exec(args) => exec::run(root, args).map_err(|error| error.with_exit_code(EXIT_FAILURE)),
+            Self::Rename(args) => rename::run(root, args),
+            Self::Rm(args) => rm::run(root, args),
+            Self::Logs(args) => logs::run(root, args),
+            Self::Top(args) => top::run(root, args),
+            Self::Stats(args) => stats::run(root, args),
+            Self::Port(args) => port::run(root, args),
+            Self::Update(args) => update::run(root, *args),
+            Self::Cp(args) => cp::run(root, args),
+            Self::Diff(args) => diff::run(root, args),
+            Self::Commit(args) => commit::run(root, args),
+            Self::Export(args) => export::run(root, args),
         }
     }
 }
 
-impl From<ImageCommand> for Command {
-    fn from(command: ImageCommand) -> Self {
-        match command {
-            ImageCommand::Ls(args) => Self::Images(args),
-            ImageCommand::Rm(args) => Self::Rmi(args),
-            ImageCommand::Pull(args) => Self::Pull(args),
-            ImageCommand::Push(args) => Self::Push(args),
-            ImageCommand::Tag(args) => Self::Tag(args),
-            ImageCommand::Inspect(args) => Self::Inspect(args.only(Kind::Image)),
-            ImageCommand::History(args) => Self::History(args),
-            ImageCommand::Load(args) => Self::Load(args),
-            ImageCommand::Save(args) => Self::Save(args),
-            ImageCommand::Import(args) => Self::Data(DataCommand::Import(args)),
-            ImageCommand::Prune(args) => Self::Data(DataCommand::ImagePrune(args)),
+// Named alike with and without `image` before it.
+#[derive(Subcommand)]
+#[command(defer = true)]
+pub enum OnImages {
+    Pull(pull::PullArgs),
+    Push(push::PushArgs),
+    Tag(tag::TagArgs),
+    History(history::HistoryArgs),
+    Load(load::LoadArgs),
+    Save(save::SaveArgs),
+    Import(import::ImportArgs),
+}
+
+impl OnImages {
+    pub fn run(self, root: Option<PathBuf>) -> Result<ExitCode, CliError> {
+        match self {
+            Self::Pull(args) => pull::run(root, args),
+            Self::Push(args) => push::run(root, args),
+            Self::Tag(args) => tag::run(root, args),
+            Self::History(args) => history::run(root, args),
+            Self::Load(args) => load::run(root, args),
+            Self::Save(args) => save::run(root, args),
+            Self::Import(args) => import::run(root, args),
+        }
+    }
+}
+
+#[derive(Subcommand)]
+#[command(defer = true)]
+pub enum ContainerCommand {
+    #[command(flatten)]
+    Alike(OnContainers),
+    #[command(visible_aliases = ["list", "ps"])]
+    Ls(ps::PsArgs),
+    Inspect(inspect::InspectArgs),
+    Prune(prune::ContainerPruneArgs),
+}
+
+impl ContainerCommand {
+    pub fn run(self, root: Option<PathBuf>) -> Result<ExitCode, CliError> {
+        match self {
+            Self::Alike(command) => command.run(root),
+            Self::Ls(args) => ps::run(root, args),
+            Self::Inspect(args) => inspect::run(root, args.only(Kind::Container)),
+            Self::Prune(args) => prune::containers(root, args),
+        }
+    }
+}
+
+#[derive(Subcommand)]
+#[command(defer = true)]
+pub enum ImageCommand {
+    #[command(flatten)]
+    Alike(OnImages),
+    #[command(visible_alias = "list")]
+    Ls(images::ImagesArgs),
+    #[command(visible_alias = "remove")]
+    Rm(rmi::RmiArgs),
+    Inspect(inspect::InspectArgs),
+    Prune(prune::ImagePruneArgs),
+}
+
+impl ImageCommand {
+    pub fn run(self, root: Option<PathBuf>) -> Result<ExitCode, CliError> {
+        match self {
+            Self::Alike(command) => command.run(root),
+            Self::Ls(args) => images::run(root, args),
+            Self::Rm(args) => rmi::run(root, args),
+            Self::Inspect(args) => inspect::run(root, args.only(Kind::Image)),
+            Self::Prune(args) => prune::images(root, args),
+        }
+    }
+}
+
+#[derive(Subcommand)]
+#[command(defer = true)]
+pub enum SystemCommand {
+    Boot(boot::BootArgs),
+    InstallUnit(boot::InstallUnitArgs),
+    Df(df::DfArgs),
+    Prune(prune::SystemPruneArgs),
+    Reset(reset::ResetArgs),
+}
+
+impl SystemCommand {
+    pub fn run(self, root: Option<PathBuf>) -> Result<ExitCode, CliError> {
+        match self {
+            Self::Boot(args) => boot::boot(root, args),
+            Self::InstallUnit(args) => boot::install_unit(root, args),
+            Self::Df(args) => df::run(root, args),
+            Self::Prune(args) => prune::system(root, args),
+            Self::Reset(args) => reset::run(root, args),
         }
     }
 }

@@ -58,6 +58,7 @@ pub struct PoolArgs {
 }
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 enum PoolCommand {
     Login(LoginArgs),
     /// Forget the pool and its token

@@ -30,6 +30,7 @@ pub struct ProviderArgs {
 }
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 enum ProviderCommand {
     Join(Box<JoinArgs>),
     /// Work for the pool until SIGTERM; instances go on without it

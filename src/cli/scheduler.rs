@@ -29,6 +29,7 @@ pub struct SchedulerArgs {
 }
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 enum SchedulerCommand {
     Serve(ServeArgs),
     Init(InitArgs),

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::containers::{self, Container, Status};
 use super::image::ImageError;
+use super::run::Notes;
 use super::transfer::{TransferError, export};
 use super::{Engine, EngineError, elsewhere, layer_space};
 
@@ -36,8 +37,8 @@ pub fn commit(
     engine: &Engine,
     wanted: &str,
     options: &AuthorOptions,
-    pause: bool,
-    progress: &dyn Progress,
+    pause: Pause,
+    progress: &(impl Progress + Notes),
 ) -> Result<String, EngineError> {
     let container = containers::find(engine.root(), wanted)?;
     let name = parse_name(options)?;
@@ -49,7 +50,7 @@ pub fn commit(
         changes::apply(section(&mut config, "config"), change)?;
     }
     let file = author::scratch(engine.store()).map_err(ImageError::from)?;
-    let paused = pause.then(|| Paused::of(&container)).flatten();
+    let paused = Paused::of(&container, pause, progress)?;
     let draft = pack_changes(&container, &file);
     drop(paused);
     let draft = draft?;
@@ -107,14 +108,39 @@ fn publish(
     })
 }
 
+/// Says whether a container's processes stand still while its changes are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pause {
+    No,
+    /// Where the host can do it, as podman does; else a note says that it cannot.
+    WherePossible,
+    /// It was asked for by name.
+    Required,
+}
+
 /// Is a container whose processes stand still; they go on when this is dropped.
 struct Paused<'a>(&'a Cgroup);
 
 impl<'a> Paused<'a> {
-    /// Stops a running container where it has a cgroup; one that the person has paused stays so.
-    fn of(container: &'a Container) -> Option<Self> {
-        let cgroup = container.state.as_ref().filter(|_| container.status() == Status::Running)?.cgroup.as_ref()?;
-        cgroup.freeze().is_ok().then_some(Self(cgroup))
+    /// Stops a running container; one that the person has paused stays so.
+    fn of(container: &'a Container, pause: Pause, notes: &impl Notes) -> Result<Option<Self>, EngineError> {
+        if pause == Pause::No || container.status() != Status::Running {
+            return Ok(None);
+        }
+        let cgroup = container.state.as_ref().and_then(|state| state.cgroup.as_ref());
+        let name = container.record.called();
+        let frozen = cgroup.ok_or_else(|| EngineError::NoFreezer(name.to_owned())).and_then(|cgroup| {
+            cgroup.freeze()?;
+            Ok(Self(cgroup))
+        });
+        match frozen {
+            Ok(paused) => Ok(Some(paused)),
+            Err(error) if pause == Pause::Required => Err(error),
+            Err(_) => {
+                notes.note(&format!("container {name} runs on meanwhile: it has no cgroup that could be frozen"));
+                Ok(None)
+            }
+        }
     }
 }
 

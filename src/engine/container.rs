@@ -203,17 +203,6 @@ impl ContainerDir {
         publish_json(&self.path, name, value, durable && !self.auto_remove)
     }
 
-    /// Brings published files to the disk, with their names.
-    pub fn sync(&self, names: &[&str]) {
-        if self.auto_remove {
-            return;
-        }
-        for name in names.iter().chain(&["."]) {
-            // What is lost after that was never promised: the container runs.
-            let _ = File::open(self.path.join(name)).and_then(|file| file.sync_all());
-        }
-    }
-
     /// Removes a container that could not be started, with the volumes that were made for it.
     pub fn discard(&self) -> Result<(), ContainerError> {
         // Without it the container is stillborn.
@@ -372,6 +361,17 @@ pub fn publish_json<T: Serialize>(path: &Path, name: &str, value: &T, durable: b
     drop(file);
     fs_err::rename(&draft, &target)?;
     Ok(())
+}
+
+/// Brings a new container's record to the disk, with every name on the way to it (fsync(2): a file alone may be
+/// nameless after a crash).
+pub fn make_durable(state: &Path, id: &str) {
+    let path = state.join("containers").join(id);
+    let files = ["container.json", "config.json", "."].map(|name| path.join(name));
+    for path in files.into_iter().chain(["containers", "names"].map(|name| state.join(name))) {
+        // A disk that cannot keep it has nobody who could: the container runs.
+        let _ = File::open(path).and_then(|file| file.sync_all());
+    }
 }
 
 /// Waits for one's turn to change a container's record; the turn ends with the file.

@@ -86,12 +86,17 @@ impl Container {
         }
         loop {
             let state: Option<State> = read_json(&path.join("state.json"));
-            let held = File::open(path.join("lock")).is_ok_and(|file| container::is_locked(&file));
-            let exit: Option<ExitRecord> = read_json(&path.join("exit.json"));
             let Some(state) = state else {
                 return Ok(Some(Self { record, state: None, exit: None, path, status: Status::Created }));
             };
-            let exit = exit.filter(|exit| exit.run == state.run);
+            let end = || read_json::<ExitRecord>(&path.join("exit.json")).filter(|exit| exit.run == state.run);
+            // Most containers of a long list have ended for good, whoever holds the lock.
+            if let Some(exit) = end().filter(|exit| !exit.restarting && state.phase != Phase::Restarting) {
+                return Ok(Some(Self { record, state: Some(state), exit: Some(exit), path, status: Status::Exited }));
+            }
+            let held = File::open(path.join("lock")).is_ok_and(|file| container::is_locked(&file));
+            // After the lock: whoever let it go has written the end before.
+            let exit = end();
             // A new run may have begun meanwhile.
             if exit.is_none()
                 && !held
@@ -323,9 +328,15 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
 
 fn read_bounded(path: &Path) -> Option<Vec<u8>> {
     use std::io::Read;
-    // Room for a whole file: growing from nothing costs a system call for each few bytes.
-    let mut text = Vec::with_capacity(FILE_BYTES_USUAL);
-    File::open(path).ok()?.take(FILE_BYTES_MAX).read_to_end(&mut text).ok()?;
+    // Room for a whole file: growing from nothing costs a system call for each few bytes, and so does asking
+    // for more than there is, because a regular file gives less than was asked for only at its end (read(2)).
+    let mut text = vec![0; FILE_BYTES_USUAL];
+    let mut file = File::open(path).ok()?;
+    let count = file.read(&mut text).ok()?;
+    text.truncate(count);
+    if count == FILE_BYTES_USUAL {
+        file.take(FILE_BYTES_MAX).read_to_end(&mut text).ok()?;
+    }
     Some(text)
 }
 

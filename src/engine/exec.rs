@@ -108,8 +108,6 @@ impl Owner for Command<'_> {
         Ok(())
     }
 
-    fn announced(&mut self) {}
-
     fn ended(&mut self, exit: Result<Exit, Vec<u8>>, _: Option<Running>) -> (i32, After) {
         (exit.map_or(i32::from(u8::MAX), |exit| exit.status()), After::Gone)
     }

@@ -186,7 +186,7 @@ fn fill(
     let mounts = resolve_mounts(engine.root(), requests)?;
     let record = record(&decided, idmap, &mounts, (rootfs, plan.clone()));
     // Before the volumes are made: whoever removes one looks at the records.
-    // Of a container that is started at once the shim makes these durable, when nobody waits for it any more.
+    // Of a container in the background that is done while its shim starts it.
     let durable = !options.detach;
     directory.publish_as("container.json", &record, durable)?;
     make_volumes(engine.root(), &record, idmap, &decided.source.layers, &mounts)?;

@@ -111,6 +111,9 @@ pub fn create<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progre
         return Err(error);
     }
     made.directory.set_abandonable(false)?;
+    if !made.record.auto_remove {
+        container::make_durable(engine.root(), &made.record.id);
+    }
     Ok(made.record.id)
 }
 
@@ -143,9 +146,13 @@ fn make<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress: &P
 /// Gives the container a shim, and the caller a place at it unless it is to be left alone.
 fn with_shim(engine: &Engine, options: &RunOptions, attaching: &Attaching, made: Prepared) -> Result<Ran, EngineError> {
     let Prepared { directory, record, .. } = made;
-    let (id, idmap) = (record.id.clone(), record.idmap.clone());
+    let (id, idmap, lasting) = (record.id.clone(), record.idmap.clone(), !record.auto_remove);
     let started = shim::spawn(engine.root(), directory, record, !options.detach).and_then(|channel| {
         let client = Client::from_socket(channel);
+        if lasting {
+            // Before anybody hears its id, and while the shim works.
+            container::make_durable(engine.root(), &id);
+        }
         if options.detach {
             return attach::wait_for_start(&client, &id).map(|()| Ran::Detached(id.clone()));
         }

@@ -232,12 +232,6 @@ impl Owner for Watch {
         Ok(())
     }
 
-    fn announced(&mut self) {
-        if self.run == 1 {
-            self.directory.sync(&["container.json", "config.json"]);
-        }
-    }
-
     fn ended(&mut self, exit: Result<Exit, Vec<u8>>, running: Option<Running>) -> (i32, After) {
         // `update --restart` and `rename` may have changed it since the start.
         if let Some(now) = read_json::<Record>(&self.directory.path.join("container.json")) {

@@ -8,7 +8,7 @@ use clap::Args;
 use super::super::error::{CliError, line};
 use super::super::progress::Bars;
 use crate::engine::Engine;
-use crate::engine::author::{self, AuthorOptions};
+use crate::engine::author::{self, AuthorOptions, Pause};
 
 /// Make an image of what a container is now
 ///
@@ -24,9 +24,9 @@ pub struct CommitArgs {
     /// Apply an instruction of a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR
     #[arg(short, long, value_name = "INSTRUCTION")]
     change: Vec<String>,
-    /// Stop the container's processes meanwhile, where its limits allow that
-    #[arg(short, long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pause: bool,
+    /// Stop the container's processes meanwhile [default: where it has a cgroup of its own]
+    #[arg(short, long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pause: Option<bool>,
     /// Say nothing but the image's id
     #[arg(short, long)]
     quiet: bool,
@@ -41,6 +41,11 @@ pub fn run(root: Option<PathBuf>, args: CommitArgs) -> Result<ExitCode, CliError
     let engine = Engine::open(root)?;
     let bars = if args.quiet { Bars::quiet() } else { Bars::new() };
     let options = AuthorOptions { name: args.name, author: args.author, message: args.message, changes: args.change };
-    line(&author::commit(&engine, &args.container, &options, args.pause, &bars)?);
+    let pause = match args.pause {
+        None => Pause::WherePossible,
+        Some(true) => Pause::Required,
+        Some(false) => Pause::No,
+    };
+    line(&author::commit(&engine, &args.container, &options, pause, &bars)?);
     Ok(ExitCode::SUCCESS)
 }

@@ -34,6 +34,7 @@ pub struct NetworkCommandArgs {
 }
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 enum NetworkCommand {
     Create(CreateArgs),
     #[command(visible_alias = "list")]

@@ -31,6 +31,7 @@ pub struct VolumeArgs {
 }
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 enum VolumeCommand {
     Create(CreateArgs),
     #[command(visible_alias = "list")]
