@@ -6,13 +6,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::env::{TestEnv, Who, wait_until};
+use crate::env::{TestEnv, Who, free_ports, wait_until};
 use crate::require;
-
-/// Finds a port that nobody uses just now.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// Asks for a page as a browser would; empty when nobody answers.
 fn page(port: u16) -> String {
@@ -59,7 +54,7 @@ fn nginx_is_reached_through_a_published_port() {
     let env = TestEnv::new();
     let image = env.image("nginx");
     env.coracle(&["pull", &image]).ok();
-    let port = free_port();
+    let port = free_ports(1);
     let publish = format!("127.0.0.1:{port}:80");
     let mut args = vec!["run", "--rm", "-p", &publish, &image];
     if env.who() == Who::Single {
@@ -99,7 +94,7 @@ fn udp_ports_are_published() {
     let receive = "use Socket; socket(S, PF_INET, SOCK_DGRAM, 0); bind(S, sockaddr_in(9000, INADDR_ANY)) or die; \
                    recv(S, $text, 99, 0); print $text";
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let port = free_port();
+    let port = free_ports(1);
     let publish = format!("{port}:9000/udp");
     let run = env.coracle(&["run", "--rm", "--init", "-p", &publish, &image, "perl", "-e", receive]).spawn();
     let mut run = run;

@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use crate::env::{TestEnv, fixtures, wait_until};
+use crate::env::{TestEnv, fixtures, free_ports, wait_until};
 use crate::network_rate::SERVER;
 use crate::require;
 
@@ -22,16 +22,19 @@ until [ "$(readlink /proc/$other/ns/net)" != "$(readlink /proc/self/ns/net)" ]; 
 trap "kill $other" EXIT
 ip link set p0 netns $other
 ip addr add 10.50.0.1/24 dev h0
+ip -6 addr add fd50::1/64 dev h0 nodad
 ip link set h0 up
 ip route add default via 10.50.0.2
+ip -6 route add default via fd50::2
 there() { nsenter -t $other -n "$@"; }
 there ip link set lo up
 there ip addr add 10.50.0.2/24 dev p0
+there ip -6 addr add fd50::2/64 dev p0 nodad
 there ip link set p0 up
 "#;
 
 /// Runs a script on the host of the two machines; gives what it says.
-fn on_the_host(env: &TestEnv, script: &str) -> String {
+pub fn on_the_host(env: &TestEnv, script: &str) -> String {
     // What the registry has is not reached from there.
     let image = env.image("python3");
     env.coracle(&["pull", "-q", &image]).ok();
@@ -100,10 +103,12 @@ def answer(q, tcp):
     return q[:2] + b"\x81\x80" + q[4:6] + b"\0\0\0\0\0\0" + q[12:end]
 def streams(t):
     while True:
-        c, _ = t.accept(); n = struct.unpack(">H", c.recv(2))[0]; a = answer(c.recv(n), True)
+        c, _ = t.accept(); h = c.recv(2)
+        if len(h) < 2: c.close(); continue
+        n = struct.unpack(">H", h)[0]; a = answer(c.recv(n), True)
         c.sendall(struct.pack(">H", len(a)) + a); c.close()
-t = socket.create_server(("10.50.0.1", 53)); threading.Thread(target=streams, args=(t,), daemon=True).start()
 u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(("10.50.0.1", 53))
+t = socket.create_server(("10.50.0.1", 53)); threading.Thread(target=streams, args=(t,), daemon=True).start()
 while True:
     q, a = u.recvfrom(4096); r = answer(q, False)
     if r: u.sendto(r, a)
@@ -116,6 +121,7 @@ fn f30_troubled_name_servers_are_survived() {
     let trouble = env.write("trouble.py", TROUBLE);
     let script = r#"
 python3 "$TROUBLE" >&2 & server=$!
+until python3 -c "import socket; socket.create_connection(('10.50.0.1', 53), 1)" 2>/dev/null; do sleep 0.05; done
 $CORACLE network create net >&2
 # The first server is nobody, the second is trouble.
 $CORACLE run -d --pull never --name asker --network net --dns 10.50.0.9 --dns 10.50.0.1 "$IMAGE" sleep 1000 >&2
@@ -170,7 +176,7 @@ print("done")
 }
 
 /// Asks a server and gives what it says.
-fn said(port: u16, question: &[u8]) -> Vec<u8> {
+pub fn said(port: u16, question: &[u8]) -> Vec<u8> {
     let mut answer = Vec::new();
     let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return answer };
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
@@ -184,8 +190,7 @@ fn published_ports_lose_nothing() {
     require!("pasta");
     let env = TestEnv::new();
     let image = env.image("python3");
-    let first = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let port = first.min(65_000);
+    let port = free_ports(2);
     let publish = format!("127.0.0.1:{port}-{}:80-81", port + 1);
     env.coracle(&["run", "-d", "--name", "server", "-p", &publish, &image, "python3", "-c", SERVER, "80"]).ok();
     wait_until("the server", || !said(port, b"who\n").is_empty());

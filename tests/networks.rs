@@ -1,21 +1,21 @@
 //! User-defined networks: containers that find each other by name, and nobody else.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::env::{TestEnv, wait_until};
+use crate::env::{TestEnv, free_ports, wait_until};
 use crate::require;
 
 /// Answers every connection with its own words.
 const ECHO: &str = "while :; do echo $WORD | nc -l -p 80; done";
 
 /// Starts a container that answers on port 80 with a word.
-fn server(env: &TestEnv, name: &str, networks: &[&str], more: &[&str]) {
+pub fn server(env: &TestEnv, name: &str, networks: &[&str], more: &[&str]) {
     let image = env.image("busybox");
     let word = format!("WORD=this-is-{name}");
     let mut args = vec!["run", "-d", "--name", name, "-e", &word];
@@ -49,7 +49,7 @@ fn address(env: &TestEnv, container: &str, network: &str) -> String {
     all["NetworkSettings"]["Networks"][network]["IPAddress"].as_str().unwrap().to_owned()
 }
 
-fn remove(env: &TestEnv, containers: &[&str]) {
+pub fn remove(env: &TestEnv, containers: &[&str]) {
     env.coracle(&["rm", "-f"]).args(containers).ok();
 }
 
@@ -174,7 +174,7 @@ fn ports_are_published_from_a_user_network() {
     require!("pasta");
     let env = TestEnv::new();
     env.coracle(&["network", "create", "net"]).ok();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_ports(1);
     server(&env, "server", &["net"], &["-p", &format!("127.0.0.1:{port}:80")]);
     let answer = || {
         let mut text = String::new();

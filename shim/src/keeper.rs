@@ -1,60 +1,99 @@
 //! Starts a network helper and ends it when its container's watcher is gone, however it went.
 //!
 //! pasta has no notion of "my container ended" for a namespace without a name. The keeper is a second
-//! process of this binary: it starts the helper, which goes into the background by itself, and then
-//! reads a pipe from the watcher. When the watcher ends, even by SIGKILL and even while the helper
-//! still starts, the pipe closes and the keeper ends the helper.
+//! process of this binary: it starts the helper and then reads a pipe from the watcher. When the watcher
+//! ends, even by SIGKILL and even while the helper still starts, the pipe closes and the keeper ends the
+//! helper. When the helper ends, so does the keeper, which is how the watcher hears of it.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Result, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, setsid, waitid};
 
 /// The hidden first argument under which the binary becomes a keeper.
 pub const KEEPER_ARGUMENT: &str = "__keep-helper";
 /// What the keeper says when the helper works.
 const READY: &str = "ready";
+/// Stands in the place of a pid file.
+const STAYS: &str = "-";
 /// Old versions of pasta hang where they may not open a device; a start takes milliseconds.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// What is kept of a helper's complaint.
 const COMPLAINT_BYTES_MAX: u64 = 16 * 1024;
 
+/// Is a program that connects a network namespace.
+#[derive(Debug, Clone, Copy)]
+pub struct Helper<'a> {
+    /// The program's path.
+    pub program: &'a Path,
+    /// What follows the program's name.
+    pub arguments: &'a [String],
+    /// Where it works.
+    pub directory: &'a Path,
+    /// Its standard input, for one that cannot open by itself what it needs.
+    pub input: Option<BorrowedFd<'a>>,
+    /// How it starts.
+    pub manner: Manner<'a>,
+}
+
+/// Is how a helper says that it works.
+#[derive(Debug, Clone, Copy)]
+pub enum Manner<'a> {
+    /// It puts itself into the background, and its process id into this file.
+    Background(&'a Path),
+    /// It stays, and writes something to its standard output.
+    Foreground,
+}
+
 /// Is the watcher's side of a keeper.
 #[derive(Debug)]
 pub struct Keeper {
     process: Child,
+    pidfd: OwnedFd,
 }
 
 impl Keeper {
     /// Starts a helper under a keeper and returns when it works; else gives the helper's complaint.
-    ///
-    /// The helper puts itself into the background and its process id into `pid_file`.
-    pub fn start(pid_file: &Path, program: &Path, arguments: &[String]) -> Result<std::result::Result<Self, String>> {
+    pub fn start(helper: &Helper<'_>) -> Result<std::result::Result<Self, String>> {
+        let pid_file = match helper.manner {
+            Manner::Background(path) => path,
+            Manner::Foreground => Path::new(STAYS),
+        };
+        let input = helper.input.map(|fd| fd.try_clone_to_owned().map(Stdio::from)).transpose()?;
         let mut process = Command::new("/proc/self/exe")
             .arg(KEEPER_ARGUMENT)
             .arg(pid_file)
-            .arg(program)
-            .args(arguments)
+            .arg(helper.program)
+            .args(helper.arguments)
+            .current_dir(helper.directory)
             .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            // The keeper says nothing there; it hands it on.
+            .stderr(input.unwrap_or_else(Stdio::null))
             .spawn()?;
+        let pidfd = pidfd_of(&process)?;
         let mut answer = Vec::new();
         if let Some(stdout) = process.stdout.take() {
             stdout.take(COMPLAINT_BYTES_MAX).read_to_end(&mut answer)?;
         }
-        let keeper = Self { process };
+        let keeper = Self { process, pidfd };
         if answer == READY.as_bytes() {
             return Ok(Ok(keeper));
         }
         keeper.finish();
         Ok(Err(String::from_utf8_lossy(&answer).into_owned()))
+    }
+
+    /// Gives what becomes readable when the helper has ended.
+    pub fn end(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// Ends the helper now and waits until that is done.
@@ -67,15 +106,17 @@ impl Keeper {
 
 /// Is the keeper's whole life; `arguments` are the pid file, the program and its arguments.
 pub fn keep(arguments: &[OsString]) -> Result<()> {
+    // A signal of the terminal is for the container; the helper ends when that has.
+    let _ = setsid();
     let [pid_file, program, arguments @ ..] = arguments else {
         return Err(Errno::INVAL.into());
     };
-    let complaint = start(program, arguments)?;
-    let helper = match &complaint {
-        None => Some(helper(Path::new(pid_file))?),
-        Some(_) => None,
+    let started = match pid_file == STAYS {
+        true => start_foreground(program, arguments)?,
+        false => start_background(program, arguments, Path::new(pid_file))?,
     };
-    std::io::stdout().write_all(complaint.as_deref().unwrap_or(READY.as_bytes()))?;
+    let complaint = started.as_ref().err().map(Vec::as_slice);
+    std::io::stdout().write_all(complaint.unwrap_or(READY.as_bytes()))?;
     std::io::stdout().flush()?;
     // The watcher reads until the end.
     rustix::stdio::dup2_stdout(std::fs::File::from(rustix::fs::open(
@@ -83,41 +124,103 @@ pub fn keep(arguments: &[OsString]) -> Result<()> {
         rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
         rustix::fs::Mode::empty(),
     )?))?;
-    let Some(helper) = helper else { return Ok(()) };
-    let mut end = Vec::new();
-    let _ = std::io::stdin().lock().read_to_end(&mut end);
+    let Ok((helper, said)) = started else { return Ok(()) };
+    wait(&helper, said)?;
     // Not SIGTERM: pasta is the first process of a pid namespace of its own and never sees it.
     match pidfd_send_signal(&helper, Signal::KILL) {
-        Ok(()) | Err(Errno::SRCH) => Ok(()),
-        Err(error) => Err(error.into()),
+        Ok(()) | Err(Errno::SRCH) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // Whoever waits for this process may use the helper's ports again.
+    let _ = poll(&mut [PollFd::new(&helper, PollFlags::IN)], None);
+    // One that stayed is this process's child; one in the background is not.
+    let _ = waitid(WaitId::PidFd(helper.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+    Ok(())
+}
+
+/// Waits until the watcher or the helper has ended; what the helper says meanwhile is nobody's business.
+fn wait(helper: &OwnedFd, mut said: Option<ChildStderr>) -> Result<()> {
+    let stdin = std::io::stdin();
+    loop {
+        let mut polled = vec![PollFd::new(&stdin, PollFlags::IN), PollFd::new(helper, PollFlags::IN)];
+        polled.extend(said.as_ref().map(|said| PollFd::new(said, PollFlags::IN)));
+        rustix::io::retry_on_intr(|| poll(&mut polled, None))?;
+        let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
+        if ready[0] || ready[1] {
+            return Ok(());
+        }
+        let mut words = [0; 4096];
+        if let Some(open) = &mut said
+            && matches!(open.read(&mut words), Ok(0) | Err(_))
+        {
+            said = None;
+        }
     }
 }
 
+type Started = std::result::Result<(OwnedFd, Option<ChildStderr>), Vec<u8>>;
+
 /// Runs the helper until it is in the background; gives its complaint when it fails.
-fn start(program: &OsStr, arguments: &[OsString]) -> Result<Option<Vec<u8>>> {
+fn start_background(program: &OsStr, arguments: &[OsString], pid_file: &Path) -> Result<Started> {
     let mut command = Command::new(program);
+    let input = std::io::stderr().as_fd().try_clone_to_owned()?;
     let mut child =
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-    let timeout = Timespec::try_from(START_TIMEOUT).map_err(|_| Errno::INVAL)?;
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
-    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    if poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))? == 0 {
+        command.args(arguments).stdin(Stdio::from(input)).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let pidfd = pidfd_of(&child)?;
+    if poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout()?))? == 0 {
         child.kill()?;
         child.wait()?;
-        return Ok(Some(format!("no answer within {} s", START_TIMEOUT.as_secs()).into_bytes()));
+        return Ok(Err(silent()));
     }
     if child.wait()?.success() {
-        return Ok(None);
+        return Ok(Ok((helper(pid_file)?, None)));
     }
+    Ok(Err(complaint(child)?))
+}
+
+/// Runs the helper until it says something.
+fn start_foreground(program: &OsStr, arguments: &[OsString]) -> Result<Started> {
+    let mut command = Command::new(program);
+    let mut child =
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let pidfd = pidfd_of(&child)?;
+    let mut stdout = child.stdout.take().ok_or(Errno::PIPE)?;
+    if poll(&mut [PollFd::new(&stdout, PollFlags::IN)], Some(&timeout()?))? == 0 {
+        child.kill()?;
+        child.wait()?;
+        return Ok(Err(silent()));
+    }
+    if stdout.read(&mut [0])? == 1 {
+        return Ok(Ok((pidfd, child.stderr.take())));
+    }
+    child.wait()?;
+    Ok(Err(complaint(child)?))
+}
+
+fn timeout() -> Result<Timespec> {
+    Ok(Timespec::try_from(START_TIMEOUT).map_err(|_| Errno::INVAL)?)
+}
+
+fn silent() -> Vec<u8> {
+    format!("no answer within {} s", START_TIMEOUT.as_secs()).into_bytes()
+}
+
+fn complaint(mut child: Child) -> Result<Vec<u8>> {
     let mut complaint = Vec::new();
     if let Some(stderr) = child.stderr.take() {
         stderr.take(COMPLAINT_BYTES_MAX).read_to_end(&mut complaint)?;
     }
-    Ok(Some(complaint))
+    // A failure without a word is no success.
+    Ok(if complaint.is_empty() { b"no message".to_vec() } else { complaint })
+}
+
+fn pidfd_of(child: &Child) -> Result<OwnedFd> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 /// Opens the helper by the number it wrote down a moment ago.
-fn helper(pid_file: &Path) -> Result<std::os::fd::OwnedFd> {
+fn helper(pid_file: &Path) -> Result<OwnedFd> {
     let number = fs_err::read_to_string(pid_file)?.trim().parse().ok();
     let pid = number.and_then(Pid::from_raw).ok_or(Errno::INVAL)?;
     Ok(pidfd_open(pid, PidfdFlags::empty())?)

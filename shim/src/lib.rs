@@ -20,7 +20,7 @@ mod supervisor;
 mod terminal;
 
 pub use foreground::Foreground;
-pub use keeper::{KEEPER_ARGUMENT, Keeper, keep};
+pub use keeper::{Helper, KEEPER_ARGUMENT, Keeper, Manner, keep};
 pub use log::LogLimits;
 pub use probe::{ProbeResult, Schedule};
 pub use signals::parse_signal;

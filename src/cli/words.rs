@@ -33,7 +33,7 @@ pub fn network(plan: &Plan) -> String {
     match plan {
         Plan::None => "none".to_owned(),
         Plan::Host => "host".to_owned(),
-        Plan::Pasta(_) => "pasta".to_owned(),
+        Plan::Pasta(outside) => outside.kind.program().to_owned(),
         Plan::Container(id) => format!("container:{id}"),
         Plan::Networks(plan) => {
             let names: Vec<&str> = plan.attachments.iter().map(|one| one.network.as_str()).collect();

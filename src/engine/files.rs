@@ -27,6 +27,8 @@ pub struct ResolverInputs<'a> {
     pub search: &'a [String],
     /// The container shares the host's network, so loopback servers work.
     pub host_network: bool,
+    /// Who answers for servers on the host's loopback else.
+    pub forwarder: &'a str,
 }
 
 /// Gives the text of /etc/resolv.conf and whether the network must forward DNS itself.
@@ -39,7 +41,7 @@ pub fn resolver(inputs: &ResolverInputs) -> (String, bool) {
         servers = usable.take(NAMESERVERS_MAX).map(ToString::to_string).collect();
         if servers.is_empty() && !all.is_empty() {
             forwarded = true;
-            servers.push(FORWARDED_DNS.to_owned());
+            servers.push(inputs.forwarder.to_owned());
         }
     }
     let search: Vec<String> = match inputs.search {
@@ -86,7 +88,7 @@ mod tests {
 
     fn check(host: &str, servers: &[&str], host_network: bool) -> (String, bool) {
         let servers: Vec<String> = servers.iter().map(|s| (*s).to_owned()).collect();
-        resolver(&ResolverInputs { host, servers: &servers, search: &[], host_network })
+        resolver(&ResolverInputs { host, servers: &servers, search: &[], host_network, forwarder: FORWARDED_DNS })
     }
 
     #[test]

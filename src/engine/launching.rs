@@ -15,7 +15,7 @@ use coracle_shim::disk::Disk;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::container::{ContainerDir, short_id};
-use super::network::Plan;
+use super::network::{Place, Plan};
 use super::networks::watch::{self, LinkProcess, Ready};
 use super::record::Record;
 use super::{EngineError, confinement, elsewhere, networks, quota};
@@ -173,19 +173,10 @@ impl Launching<'_> {
         if let (Some(ready), Plan::Networks(plan)) = (ready, &self.record.network) {
             helpers.link = Some(ready.connect(self.root, self.record, plan, namespaces)?);
         }
-        let rated = matches!(&self.record.network, Plan::Networks(plan) if plan.rate.is_some());
-        if let (Some(link), true) = (&helpers.link, rated) {
-            let gate = link.wait()?;
-            if let (Some((place, ip)), Some(pasta)) = (gate, self.record.network.outside()) {
-                helpers.keeper = Some(pasta.start_at(&place.user, &place.net, Some(ip), &self.directory.path)?);
-                link.open()?;
-            }
-            return Ok(());
+        if let Plan::Pasta(outside) = &self.record.network {
+            let place = Place::Container { pid: namespaces.pid, user: namespaces.user, net: namespaces.net };
+            helpers.keeper = Some(outside.start(place, &self.directory.path)?);
         }
-        if let Some(pasta) = self.record.network.outside() {
-            helpers.keeper = Some(pasta.start(namespaces.pid, &self.directory.path)?);
-        }
-        // Both work at the same time.
         if let Some(link) = &helpers.link {
             link.wait()?;
         }

@@ -1,18 +1,22 @@
-//! The network of a container: which one it gets, and pasta, the helper that connects an own
-//! network namespace to the outside without root (passt.top, pasta(1)).
+//! The network of a container: which one it gets, and the helper that connects an own network namespace
+//! to the outside without root: pasta, or slirp4netns where there is no pasta.
 //!
 //! Invariant: nothing of the host's loopback is reachable from inside, and nothing inside from
-//! outside but the published ports. pasta has no way to learn that a container is gone, so a keeper
+//! outside but the published ports. A helper has no way to learn that a container is gone, so a keeper
 //! process ends it: it also does when coracle was killed.
 
+mod pasta;
+mod slirp;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use coracle_shim::Keeper;
 use serde::{Deserialize, Serialize};
 
 use super::files::FORWARDED_DNS;
-use super::networks::{self, Attachment, NetworksPlan};
+use super::networks::{Attachment, NetworksPlan};
 use super::options::Network;
 use super::ports::{PortMapping, Protocol};
 
@@ -21,6 +25,8 @@ use super::ports::{PortMapping, Protocol};
 pub enum NetworkError {
     #[error("pasta is not installed")]
     NoPasta,
+    #[error("neither pasta nor slirp4netns is installed")]
+    NoHelper,
     #[error("cannot open /dev/net/tun")]
     NoTun(#[source] std::io::Error),
     #[error("ports can be published with an own network only")]
@@ -29,10 +35,14 @@ pub enum NetworkError {
     PortPrivileged { port: SocketAddr },
     #[error("port {port} is in use on the host")]
     PortInUse { port: SocketAddr, source: std::io::Error },
-    #[error("cannot run pasta")]
-    Spawn(#[source] std::io::Error),
-    #[error("pasta failed: {complaint}")]
-    Pasta { complaint: String },
+    #[error("port {port} cannot be published: slirp4netns, which stands in for pasta, knows IPv4 only")]
+    PortFamily { port: SocketAddr },
+    #[error("port {port} cannot be published: {reason}")]
+    Port { port: SocketAddr, reason: String },
+    #[error("cannot run {program}")]
+    Spawn { program: &'static str, source: std::io::Error },
+    #[error("{program} failed: {complaint}")]
+    Helper { program: &'static str, complaint: String },
 }
 
 /// Is the network a container will get.
@@ -42,7 +52,8 @@ pub enum Plan {
     /// Loopback only.
     None,
     Host,
-    Pasta(PastaPlan),
+    /// An own one that leads outside, whatever helper does that.
+    Pasta(OutsidePlan),
     /// User-defined ones.
     Networks(NetworksPlan),
     /// Another container's, by its id.
@@ -59,71 +70,137 @@ impl Plan {
     }
 
     /// Gives what connects it to the outside.
-    pub fn outside(&self) -> Option<&PastaPlan> {
+    pub fn outside(&self) -> Option<&OutsidePlan> {
         match self {
-            Self::Pasta(pasta) => Some(pasta),
+            Self::Pasta(outside) => Some(outside),
             Self::Networks(plan) => plan.outside.as_ref(),
             _ => None,
         }
     }
 }
 
-/// Is everything pasta has to be told.
+/// Is the program that connects a container to the outside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HelperKind {
+    #[default]
+    Pasta,
+    /// Without IPv6, and callers of published ports have its own address.
+    Slirp4netns,
+}
+
+impl HelperKind {
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Pasta => "pasta",
+            Self::Slirp4netns => "slirp4netns",
+        }
+    }
+}
+
+/// Is everything a helper has to be told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PastaPlan {
+pub struct OutsidePlan {
+    #[serde(default)]
+    pub kind: HelperKind,
     pub program: PathBuf,
     pub ports: Vec<PortMapping>,
     pub forward_dns: bool,
-    /// What the device inside is called; pasta's own choice else, which is the host's name for it.
+    /// What the device inside is called; the helper's own choice else.
     #[serde(default)]
     pub device: Option<String>,
 }
 
+/// Is where a helper's device is to be.
+#[derive(Debug, Clone, Copy)]
+pub enum Place<'a> {
+    /// In a container.
+    Container {
+        /// Its first process.
+        pid: i32,
+        user: BorrowedFd<'a>,
+        net: BorrowedFd<'a>,
+    },
+    /// In the gate in front of one; the caller is in the user namespace that owns it.
+    Gate { net: BorrowedFd<'a>, behind: [IpAddr; 2] },
+}
+
 /// The device that leads outside, beside those of user-defined networks.
 pub const OUTSIDE_DEVICE: &str = "out0";
+/// What a person hears who gets slirp4netns.
+const SLIRP_NOTE: &str = "pasta is not installed, so slirp4netns connects the container: no IPv6, and whoever calls a \
+                          published port has its address";
+/// What a person hears who gets the host's network.
+const HOST_NOTE: &str = "this host gives no own network (see coracle info); the container shares the host's";
+
+type Find<'a> = &'a dyn Fn(&str) -> Option<PathBuf>;
 
 /// Decides; the note says what a person should know about a decision they did not make.
 pub fn plan(
     asked: &Network,
     publish: &[PortMapping],
-    find: &dyn Fn(&str) -> Option<PathBuf>,
+    find: Find<'_>,
 ) -> Result<(Plan, Option<&'static str>), NetworkError> {
     match asked {
         Network::Container(_) if !publish.is_empty() => Err(NetworkError::PublishNeedsPasta),
         Network::Container(id) => Ok((Plan::Container(id.clone()), None)),
         Network::Named(attachments) => {
-            let outside = pasta_plan(publish, find)?;
-            let outside = Some(PastaPlan { device: Some(OUTSIDE_DEVICE.to_owned()), ..outside });
-            let plan = NetworksPlan { attachments: attachments.clone(), outside, servers: Vec::new(), rate: None };
-            Ok((Plan::Networks(plan), None))
+            let (outside, note) = named_outside(publish, find)?;
+            Ok((Plan::Networks(NetworksPlan { outside: Some(outside), ..NetworksPlan::of(attachments.clone()) }), note))
         }
         Network::None | Network::Host if !publish.is_empty() => Err(NetworkError::PublishNeedsPasta),
         Network::None => Ok((Plan::None, None)),
         Network::Host => Ok((Plan::Host, None)),
-        Network::Pasta | Network::Auto => match pasta_plan(publish, find) {
-            Ok(plan) => Ok((Plan::Pasta(plan), None)),
-            Err(NetworkError::NoPasta | NetworkError::NoTun(_)) if *asked == Network::Auto && publish.is_empty() => {
-                Ok((
-                    Plan::Host,
-                    Some("this host gives no own network (see coracle info); the container shares the host's"),
-                ))
+        Network::Pasta => Ok((Plan::Pasta(outside_plan(publish, HelperKind::Pasta, find)?), None)),
+        Network::Auto => match any_outside(publish, find) {
+            Ok((outside, note)) => Ok((Plan::Pasta(outside), note)),
+            Err(NetworkError::NoHelper | NetworkError::NoTun(_)) if publish.is_empty() => {
+                Ok((Plan::Host, Some(HOST_NOTE)))
             }
             Err(error) => Err(error),
         },
     }
 }
 
-fn pasta_plan(publish: &[PortMapping], find: &dyn Fn(&str) -> Option<PathBuf>) -> Result<PastaPlan, NetworkError> {
-    let program = find("pasta").ok_or(NetworkError::NoPasta)?;
+/// Plans the way out of a container with user-defined networks.
+pub fn named_outside(
+    publish: &[PortMapping],
+    find: Find<'_>,
+) -> Result<(OutsidePlan, Option<&'static str>), NetworkError> {
+    let (outside, note) = any_outside(publish, find)?;
+    Ok((OutsidePlan { device: Some(OUTSIDE_DEVICE.to_owned()), ..outside }, note))
+}
+
+fn any_outside(publish: &[PortMapping], find: Find<'_>) -> Result<(OutsidePlan, Option<&'static str>), NetworkError> {
+    match outside_plan(publish, HelperKind::Pasta, find) {
+        Err(NetworkError::NoPasta) => {
+            outside_plan(publish, HelperKind::Slirp4netns, find).map(|plan| (plan, Some(SLIRP_NOTE)))
+        }
+        found => found.map(|plan| (plan, None)),
+    }
+}
+
+fn outside_plan(publish: &[PortMapping], kind: HelperKind, find: Find<'_>) -> Result<OutsidePlan, NetworkError> {
+    let program = find(kind.program()).ok_or(match kind {
+        HelperKind::Pasta => NetworkError::NoPasta,
+        HelperKind::Slirp4netns => NetworkError::NoHelper,
+    })?;
     fs_err::OpenOptions::new().read(true).write(true).open("/dev/net/tun").map_err(NetworkError::NoTun)?;
-    let ports = publish.iter().map(|mapping| free_port(*mapping)).collect::<Result<_, _>>()?;
-    Ok(PastaPlan { program, ports, forward_dns: false, device: None })
+    let ports = publish.iter().map(|mapping| free_port(*mapping)).collect::<Result<Vec<_>, _>>()?;
+    let foreign = ports.iter().find(|mapping| mapping.ip.is_some_and(|ip| ip.is_ipv6()));
+    if let (HelperKind::Slirp4netns, Some(mapping)) = (kind, foreign) {
+        return Err(NetworkError::PortFamily { port: host_side(mapping) });
+    }
+    Ok(OutsidePlan { kind, program, ports, forward_dns: false, device: None })
+}
+
+fn host_side(mapping: &PortMapping) -> SocketAddr {
+    SocketAddr::new(mapping.ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), mapping.host)
 }
 
 /// Checks that the host port is free, or picks one for port 0, before anything is made.
 fn free_port(mapping: PortMapping) -> Result<PortMapping, NetworkError> {
-    let ip = mapping.ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    let port = SocketAddr::new(ip, mapping.host);
+    let port = host_side(&mapping);
     let bound = match mapping.protocol {
         Protocol::Tcp => TcpListener::bind(port).and_then(|socket| socket.local_addr()),
         Protocol::Udp => UdpSocket::bind(port).and_then(|socket| socket.local_addr()),
@@ -135,75 +212,31 @@ fn free_port(mapping: PortMapping) -> Result<PortMapping, NetworkError> {
     Ok(PortMapping { host: bound.port(), ..mapping })
 }
 
-impl PastaPlan {
-    /// Gives pasta's arguments.
-    ///
-    /// `behind` is the address of a container behind a gate, which routes to it itself.
-    fn arguments(&self, (user, net): (&str, &str), behind: Option<Ipv4Addr>, pid_file: &Path) -> Vec<String> {
-        let mut arguments: Vec<String> = ["--quiet", "--no-map-gw"].map(str::to_owned).to_vec();
-        match behind {
-            None => arguments.push("--config-net".to_owned()),
-            Some(ip) => {
-                arguments.push("--ipv4-only".to_owned());
-                arguments.extend(["--ns-ifname".to_owned(), networks::OUTSIDE.to_owned()]);
-                arguments.extend(["--address".to_owned(), ip.to_string()]);
-                arguments.extend(["--netmask".to_owned(), networks::OUTSIDE_PREFIX.to_string()]);
-                arguments.extend(["--gateway".to_owned(), networks::OUTSIDE_ROUTER.to_string()]);
-            }
+impl OutsidePlan {
+    /// Starts the helper under a keeper; when this returns, the network works.
+    pub fn start(&self, place: Place<'_>, directory: &Path) -> Result<Keeper, NetworkError> {
+        match self.kind {
+            HelperKind::Pasta => pasta::start(self, place, directory),
+            HelperKind::Slirp4netns => slirp::start(self, place, directory),
         }
-        for (flag, protocol) in [("-t", Protocol::Tcp), ("-u", Protocol::Udp)] {
-            let mut any = false;
-            for mapping in self.ports.iter().filter(|mapping| mapping.protocol == protocol) {
-                any = true;
-                let address = mapping.ip.map(|ip| format!("{ip}/")).unwrap_or_default();
-                arguments.extend([flag.to_owned(), format!("{address}{}:{}", mapping.host, mapping.container)]);
-            }
-            if !any {
-                arguments.extend([flag.to_owned(), "none".to_owned()]);
-            }
-        }
-        // No way from inside to the host's own loopback services.
-        arguments.extend(["-T", "none", "-U", "none"].map(str::to_owned));
-        if self.forward_dns {
-            arguments.extend(["--dns-forward".to_owned(), FORWARDED_DNS.to_owned()]);
-        }
-        if let (Some(device), None) = (&self.device, behind) {
-            arguments.extend(["--ns-ifname".to_owned(), device.clone()]);
-        }
-        arguments.extend(["--pid".to_owned(), pid_file.display().to_string()]);
-        arguments.extend(["--userns".to_owned(), user.to_owned(), "--netns".to_owned(), net.to_owned()]);
-        arguments
     }
 
-    /// Starts pasta under a keeper; when this returns, the network works.
-    ///
-    /// `pid` is the container's first process, which waits: pasta opens the second namespace from
-    /// within the first, where descriptors of this process are out of its reach.
-    pub fn start(&self, pid: i32, directory: &Path) -> Result<Keeper, NetworkError> {
-        let path = |kind: &str| format!("/proc/{pid}/ns/{kind}");
-        self.start_at(&path("user"), &path("net"), None, directory)
+    /// Gives the address where the helper answers DNS for a host whose own resolver listens on loopback.
+    pub fn forwarder(&self) -> &'static str {
+        match self.kind {
+            HelperKind::Pasta => FORWARDED_DNS,
+            HelperKind::Slirp4netns => slirp::FORWARDED_DNS,
+        }
     }
 
-    /// Starts pasta in a network namespace, for the container itself or for one behind it.
-    pub fn start_at(
-        &self,
-        user: &str,
-        net: &str,
-        behind: Option<Ipv4Addr>,
-        directory: &Path,
-    ) -> Result<Keeper, NetworkError> {
-        let pid_file = directory.join("pasta.pid");
-        let mut arguments = self.arguments((user, net), behind, &pid_file);
-        if rustix::process::geteuid().is_root() {
-            // Else it would become nobody, who may not join root's namespaces.
-            arguments.extend(["--runas".to_owned(), "0:0".to_owned()]);
-        }
-        let started = Keeper::start(&pid_file, &self.program, &arguments).map_err(NetworkError::Spawn)?;
-        started.map_err(|complaint| NetworkError::Pasta { complaint: last_line(&complaint) })
+    fn keep(&self, helper: &coracle_shim::Helper<'_>) -> Result<Keeper, NetworkError> {
+        let program = self.kind.program();
+        let started = Keeper::start(helper).map_err(|source| NetworkError::Spawn { program, source })?;
+        started.map_err(|complaint| NetworkError::Helper { program, complaint: last_line(&complaint) })
     }
 }
 
-/// Picks the last thing pasta said that is not about its own log.
+/// Picks the last thing a helper said that is not about its own log.
 fn last_line(text: &str) -> String {
     let said = text.lines().rev().find(|line| !line.trim().is_empty() && !line.starts_with("Failed to send"));
     said.unwrap_or("no message").trim().to_owned()
@@ -213,27 +246,6 @@ fn last_line(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::engine::ports::parse_publish;
-
-    fn arguments(publish: &[&str]) -> String {
-        let ports = publish.iter().flat_map(|text| parse_publish(text).unwrap()).collect();
-        let plan = PastaPlan { program: "/usr/bin/pasta".into(), ports, forward_dns: false, device: None };
-        plan.arguments(("U", "N"), None, Path::new("/p")).join(" ")
-    }
-
-    #[test]
-    fn a71_nothing_is_forwarded_unless_published() {
-        let text = arguments(&[]);
-        for part in ["--no-map-gw", "-t none", "-u none", "-T none", "-U none"] {
-            assert!(text.contains(part), "{part} in {text}");
-        }
-    }
-
-    #[test]
-    fn published_ports_become_pastas_specification() {
-        let text = arguments(&["127.0.0.1:8080:80", "53:5353/udp"]);
-        assert!(text.contains("-t 127.0.0.1/8080:80") && text.contains("-u 53:5353"), "{text}");
-        assert!(!text.contains("-t none"));
-    }
 
     #[test]
     fn a_port_in_use_is_refused_before_anything_is_made() {
@@ -252,7 +264,18 @@ mod tests {
         assert_eq!(shared, Plan::Host);
         assert!(note.is_some());
         let publish = parse_publish("8080:80").unwrap();
-        assert!(matches!(plan(&Network::Auto, &publish, nowhere), Err(NetworkError::NoPasta)));
+        assert!(matches!(plan(&Network::Auto, &publish, nowhere), Err(NetworkError::NoHelper)));
         assert!(matches!(plan(&Network::Host, &publish, nowhere), Err(NetworkError::PublishNeedsPasta)));
+    }
+
+    #[test]
+    fn slirp4netns_stands_in_for_pasta_and_says_so() {
+        let only_slirp = &|name: &str| (name == "slirp4netns").then(|| PathBuf::from("/usr/bin/slirp4netns"));
+        // Where the device cannot be opened neither would do.
+        let Ok((Plan::Pasta(found), note)) = plan(&Network::Auto, &[], only_slirp) else { return };
+        assert_eq!((found.kind, note), (HelperKind::Slirp4netns, Some(SLIRP_NOTE)));
+        assert!(matches!(plan(&Network::Pasta, &[], only_slirp), Err(NetworkError::NoPasta)));
+        let six = parse_publish("[::1]::80").unwrap();
+        assert!(plan(&Network::Auto, &six, only_slirp).is_err());
     }
 }

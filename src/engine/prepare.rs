@@ -16,7 +16,7 @@ use super::container::{self, ContainerDir, short_id};
 use super::health::{self, ImageHealth};
 use super::limits;
 use super::mounts::{MountRequest, MountSource, checked_destination};
-use super::network::Plan;
+use super::network::{OutsidePlan, Plan};
 use super::networks::NetworksPlan;
 use super::options::{RunOptions, SeccompChoice, VolumesFrom};
 use super::ports::{PortMapping, parse_publish};
@@ -436,6 +436,7 @@ fn shared_files(
         servers: &options.dns,
         search: &options.dns_search,
         host_network: *plan == Plan::Host,
+        forwarder: plan.outside().map_or(files::FORWARDED_DNS, OutsidePlan::forwarder),
     });
     let text = match plan {
         Plan::Networks(plan) if !plan.attachments.is_empty() => files::networked(&text),

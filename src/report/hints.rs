@@ -128,7 +128,9 @@ fn launch_hint(error: &LaunchFailure) -> Option<&'static str> {
 
 fn network_hint(error: &NetworkError) -> Option<&'static str> {
     match error {
-        NetworkError::NoPasta => Some("apt install passt, or use --network=host or --network=none"),
+        NetworkError::NoPasta | NetworkError::NoHelper => {
+            Some("apt install passt, or use --network=host or --network=none")
+        }
         NetworkError::NoTun(_) => {
             Some("an administrator can run chmod 0666 /dev/net/tun; --network=host works without")
         }

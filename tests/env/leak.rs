@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Directories in which a careless program leaves something.
 const SHARED_DIRS: [&str; 3] = ["/tmp", "/dev/shm", "/var/tmp"];
 /// Other tests and the suite make these at the same time.
-const NOT_OURS: [&str; 2] = ["coracle-test-", "coracle-stage."];
+const NOT_OURS: [&str; 3] = ["coracle-test-", "coracle-stage.", "coracle-openapi."];
 
 /// What there was before the test.
 pub struct Before {

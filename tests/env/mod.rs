@@ -29,6 +29,27 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 static TURN: Mutex<()> = Mutex::new(());
 
+/// Finds so many ports in a row that nobody listens on, of those that the kernel gives to nobody by
+/// itself: else a connection of another test could take one before it is used.
+pub fn free_ports(count: u16) -> u16 {
+    const FIRST: u16 = 20_000;
+    const PLACES: u32 = 12_000;
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    loop {
+        // Processes of tests that run side by side begin far from each other.
+        let turn = NEXT.fetch_add(u32::from(count), std::sync::atomic::Ordering::Relaxed);
+        let place = std::process::id().wrapping_mul(2_654_435_761).wrapping_add(turn) % PLACES;
+        let port = FIRST + u16::try_from(place).unwrap();
+        let free = |port: u16| {
+            std::net::TcpListener::bind(("0.0.0.0", port)).is_ok()
+                && std::net::UdpSocket::bind(("0.0.0.0", port)).is_ok()
+        };
+        if (port..port + count).all(free) {
+            return port;
+        }
+    }
+}
+
 /// Says which kind of user the tests run as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Who {

@@ -8,8 +8,9 @@ use super::plan::{Attachment, NetworksPlan};
 use super::rate::Rate;
 use super::{record, watch};
 use crate::engine::containers::{self, Container};
-use crate::engine::network::{OUTSIDE_DEVICE, PastaPlan, Plan};
+use crate::engine::network::{self, OUTSIDE_DEVICE, OutsidePlan, Plan};
 use crate::engine::{Engine, EngineError, events};
+use coracle_runtime::programs;
 
 /// Puts a container into one more network.
 pub fn connect(engine: &Engine, wanted: &str, attachment: &Attachment) -> Result<(), EngineError> {
@@ -26,11 +27,12 @@ pub fn connect(engine: &Engine, wanted: &str, attachment: &Attachment) -> Result
         if plan.attachments.iter().any(|one| one.network == network.name) {
             return Err(NetworksError::Joined { container: called, network: network.name.clone() }.into());
         }
+        if plan.outside.is_none() && !network.internal {
+            plan.outside = Some(network::named_outside(&[], &programs::find)?.0);
+        }
         if let Some(now) = &now {
-            if plan.outside.is_none() && !network.internal {
-                return Err(NetworksError::NoWayOut(called).into());
-            }
-            obey(now, &Question::Connect { attachment: attachment.clone() })?;
+            let outside = plan.outside.clone();
+            obey(now, &Question::Connect { attachment: attachment.clone(), outside })?;
         }
         plan.attachments.push(attachment.clone());
         Ok(())
@@ -90,10 +92,8 @@ fn networks<'a>(plan: &'a mut Plan, runs: bool, called: &str) -> Result<&'a mut 
     if let Plan::Pasta(pasta) = plan
         && !runs
     {
-        let outside = PastaPlan { device: Some(OUTSIDE_DEVICE.to_owned()), ..pasta.clone() };
-        let none = Vec::new();
-        *plan =
-            Plan::Networks(NetworksPlan { attachments: none, outside: Some(outside), servers: Vec::new(), rate: None });
+        let outside = OutsidePlan { device: Some(OUTSIDE_DEVICE.to_owned()), ..pasta.clone() };
+        *plan = Plan::Networks(NetworksPlan::of_default(outside));
     }
     match plan {
         Plan::Networks(plan) if plan.rate.is_some() => Err(NetworksError::RateNeedsOne),

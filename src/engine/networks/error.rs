@@ -7,6 +7,7 @@ use super::netlink::NetlinkError;
 use super::subnet::Subnet;
 use super::wire::WireError;
 use crate::engine::container::ContainerError;
+use crate::engine::network::NetworkError;
 
 /// Says why a network cannot be made, used or removed.
 #[derive(Debug, thiserror::Error)]
@@ -51,12 +52,12 @@ pub enum NetworksError {
     NotJoined { container: String, network: String },
     #[error("container {0} was not started in a user-defined network, so none can be connected while it runs")]
     NotConnectable(String),
-    #[error("container {0} was started with no way out, so it gets none while it runs")]
-    NoWayOut(String),
     #[error("container {0} has other ids inside, so its network cannot be shared")]
     OtherIds(String),
     #[error("a network rate needs a network of the container's own: not none, host or another container's")]
     RateNeedsOwn,
+    #[error("a network rate needs pasta; with slirp4netns it is not implemented")]
+    RateNeedsPasta,
     #[error("a network rate and more than one network exclude each other")]
     RateNeedsOne,
     #[error("container {0} was made without a network rate, so it has none to change")]
@@ -73,6 +74,8 @@ pub enum NetworksError {
     Wire(#[from] WireError),
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    #[error(transparent)]
+    Outside(#[from] NetworkError),
     #[error(transparent)]
     State(#[from] ContainerError),
     #[error("cannot make the user namespace of the networks")]

@@ -7,24 +7,27 @@
 //! ```
 //! What the container receives leaves `e0`, what it sends leaves `q0`: two queues that the kernel shapes.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::error::NetworksError;
 use super::link::mac;
-use super::netlink::{Netlink, Route, inside, new_namespace};
+use super::netlink::{Netlink, NetlinkError, Route, inside, new_namespace};
 use super::rate::Rate;
 
 /// What the container believes to be its router; it is asked for on this device only.
 pub const ROUTER: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 1);
+const ROUTER6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x77, 1);
 const ROUTER_MAC: [u8; 6] = [0x02, 0x42, 169, 254, 77, 1];
 /// pasta's device in the gate, the gate's address on it, and the router that pasta plays.
 pub const OUTSIDE: &str = "tap0";
 const OUTSIDE_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 pub const OUTSIDE_ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub const OUTSIDE_PREFIX: u8 = 24;
-/// The address of a container that is in no user-defined network.
+pub const OUTSIDE_ROUTER6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// The addresses of a container whose network gives it none of that family.
 pub const LONE_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 100);
+pub const LONE_IP6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x100);
 /// The devices whose queues are shaped: towards the container, and away from it.
 const TO_CONTAINER: &str = "e0";
 const FROM_CONTAINER: &str = "q0";
@@ -32,6 +35,9 @@ const FROM_CONTAINER: &str = "q0";
 /// Is a gate; it ends with its process.
 pub struct Gate {
     pub net: OwnedFd,
+    /// The container's addresses by which it is known outside, one of each family.
+    pub behind: [IpAddr; 2],
+    mac: [u8; 6],
 }
 
 /// Is where a gate's far side is plugged in: a network's namespace, its bridge and the device's name.
@@ -69,9 +75,14 @@ impl Gate {
             there.make_pair(socket.device, Some(socket.bridge), end, Some(net.as_fd()))?;
             let end = gate.index("x0")?;
             gate.join(end, far)?;
+            // What comes from there is nobody that this gate has to know.
+            gate.stop_learning(end)?;
             gate.raise(end)?;
         }
-        let gate = Self { net };
+        let first =
+            |v6: bool, else_ip: IpAddr| addresses.iter().copied().find(|ip| ip.is_ipv6() == v6).unwrap_or(else_ip);
+        let behind = [first(false, LONE_IP.into()), first(true, LONE_IP6.into())];
+        let gate = Self { net, behind, mac: mac(&addresses) };
         gate.shape(rate)?;
         Ok(gate)
     }
@@ -98,20 +109,45 @@ impl Gate {
     }
 
     /// Lets the container's packets through to where pasta will be.
-    pub fn route(&self, container: BorrowedFd<'_>, device: &str, ip: Ipv4Addr) -> Result<(), NetworksError> {
-        inside(self.net.as_fd(), || fs_err::write("/proc/sys/net/ipv4/ip_forward", "1"))?
-            .map_err(|source| NetworksError::Io { op: "write", path: "ip_forward".into(), source })?;
+    pub fn route(&self, container: BorrowedFd<'_>, device: &str) -> Result<(), NetworksError> {
+        inside(self.net.as_fd(), || {
+            // A kernel without IPv6 forwards none.
+            let _ = fs_err::write("/proc/sys/net/ipv6/conf/all/forwarding", "1");
+            fs_err::write("/proc/sys/net/ipv4/ip_forward", "1")
+        })?
+        .map_err(|source| NetworksError::Io { op: "write", path: "ip_forward".into(), source })?;
         let mut gate = Netlink::open_in(&self.net)?;
         let far = gate.index("mb1")?;
-        gate.add_address(far, ROUTER.into(), 32)?;
-        gate.add_route(&Route { destination: Some((ip.into(), 32)), gateway: None, device: far })?;
         let mut inner = Netlink::open_in(container)?;
         let index = inner.index(device)?;
-        inner.add_neighbour(index, ROUTER, ROUTER_MAC)?;
-        inner.add_route(&Route { destination: Some((ROUTER.into(), 32)), gateway: None, device: index })?;
-        inner
-            .add_route(&Route { destination: None, gateway: Some(ROUTER.into()), device: index })
-            .map_err(NetworksError::from)
+        for (router, prefix, ip) in [(ROUTER.into(), 32, self.behind[0]), (ROUTER6.into(), 64, self.behind[1])] {
+            let made = self.route_one(&mut gate, far, (router, prefix), ip).and_then(|()| {
+                inner.add_neighbour(index, router, ROUTER_MAC)?;
+                if router.is_ipv4() {
+                    inner.add_route(&Route { destination: Some((router, 32)), gateway: None, device: index })?;
+                }
+                inner.add_route(&Route { destination: None, gateway: Some(router), device: index })
+            });
+            // IPv6 is more than was promised where the kernel has none.
+            if router.is_ipv4() {
+                made?;
+            }
+        }
+        Ok(())
+    }
+
+    fn route_one(
+        &self,
+        gate: &mut Netlink,
+        far: u32,
+        (router, prefix): (IpAddr, u8),
+        ip: IpAddr,
+    ) -> Result<(), NetlinkError> {
+        let whole = if ip.is_ipv4() { 32 } else { 128 };
+        gate.add_address(far, router, prefix)?;
+        gate.add_route(&Route { destination: Some((ip, whole)), gateway: None, device: far })?;
+        // Others of the same network may have the same one for the outside.
+        gate.add_neighbour(far, ip, self.mac)
     }
 
     /// Leads out over pasta's device, once that is there.
@@ -120,6 +156,8 @@ impl Gate {
         let tap = gate.index(OUTSIDE)?;
         gate.add_address(tap, OUTSIDE_IP.into(), OUTSIDE_PREFIX)?;
         gate.raise(tap)?;
+        // Only where the kernel has IPv6.
+        let _ = gate.add_route(&Route { destination: None, gateway: Some(OUTSIDE_ROUTER6.into()), device: tap });
         Ok(gate.add_route(&Route { destination: None, gateway: Some(OUTSIDE_ROUTER.into()), device: tap })?)
     }
 }

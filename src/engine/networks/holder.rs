@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use coracle_runtime::detach::detach;
 use coracle_runtime::userns;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{SocketFlags, accept_with};
 use serde::{Deserialize, Serialize};
 
 use super::error::NetworksError;
+use super::link::mac;
 use super::names::Member;
 use super::netlink::{Netlink, inside, new_namespace};
 use super::record::{self, NetworkRecord, directory};
@@ -175,7 +175,7 @@ impl Holder {
             }
             if ready[0]
                 && self.sessions.len() < SESSIONS_MAX
-                && let Ok(socket) = accept_with(&self.listener, SocketFlags::CLOEXEC)
+                && let Some(socket) = wire::accept(&self.listener)
             {
                 self.sessions.push(Session { socket, container: None });
             }
@@ -205,7 +205,10 @@ impl Holder {
 
     fn drop_session(&mut self, place: usize) {
         let session = self.sessions.remove(place);
-        if let Some(container) = session.container {
+        // One that took the place of a killed one may have come before that one's end was seen.
+        if let Some(container) = session.container
+            && !self.sessions.iter().any(|other| other.container.as_ref() == Some(&container))
+        {
             self.known.members.with(|members| members.retain(|member| member.container != container));
             self.publish();
         }
@@ -266,7 +269,9 @@ fn build(gateways: &[(IpAddr, u8)]) -> Result<Sockets, NetworksError> {
     let mut netlink = Netlink::open()?;
     let loopback = netlink.index("lo")?;
     netlink.raise(loopback)?;
-    let bridge = netlink.make_bridge(BRIDGE, None)?;
+    let ips: Vec<IpAddr> = gateways.iter().map(|(ip, _)| *ip).collect();
+    // An own hardware address: else it is some port's, and another one with every container that comes or goes.
+    let bridge = netlink.make_bridge(BRIDGE, Some(mac(&ips)))?;
     // No router of a container's making is believed (CVE-2020-10749).
     for file in ["accept_ra", "accept_redirects"] {
         // A kernel without IPv6 has no such file and no such danger.
@@ -275,6 +280,5 @@ fn build(gateways: &[(IpAddr, u8)]) -> Result<Sockets, NetworksError> {
     for (ip, prefix) in gateways {
         netlink.add_address(bridge, *ip, *prefix)?;
     }
-    let ips: Vec<IpAddr> = gateways.iter().map(|(ip, _)| *ip).collect();
     Sockets::open(&ips).map_err(|source| NetworksError::Io { op: "listen in", path: BRIDGE.into(), source })
 }

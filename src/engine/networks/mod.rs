@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! shim of a container ──> init, in a user namespace inside the outer one
-//!    |── keeper ── pasta: outside and published ports, a device out0 of the container's own
-//!    '── link: plugs eth0, eth1 … into networks ─── holder, one per network: bridge, members, names
+//!    '── link ── link: plugs eth0, eth1 … into networks ─── holder, one per network: bridge, members, names
+//!                  '── keeper ── pasta: outside and published ports, a device out0 of the container's own
 //! ```
 //! A pair of devices joins two network namespaces only by a process with CAP_NET_ADMIN over both, and
 //! two user namespaces of one caller have no common ancestor in which an ordinary user has it. So the
@@ -20,6 +20,13 @@
 //! starts another one there and takes its old place: addresses and connections stay, names are back in
 //! milliseconds. The name server forwards what no network knows from the host's own network, never for
 //! a container whose networks are all internal.
+//!
+//! The way outside is there while one of the container's networks is not internal: with the last one that is
+//! left pasta ends, with the first one that is joined it starts. A second process of the link starts another
+//! link where one was killed, and a link another pasta.
+//!
+//! A member is who its port is: the bridge learns no addresses, and the network knows each member's by itself,
+//! so that nobody gets the answers of another one (with NET_RAW anybody can ask in another's name).
 //!
 //! On disk: `networks/<name>/{network.json, members.json, holder.sock}`,
 //! `containers/<id>/{link.json, link.sock}`.
@@ -41,6 +48,6 @@ pub mod watch;
 mod wire;
 
 pub use error::NetworksError;
-pub use gate::{OUTSIDE, OUTSIDE_PREFIX, OUTSIDE_ROUTER};
+pub use gate::{OUTSIDE, OUTSIDE_PREFIX, OUTSIDE_ROUTER, OUTSIDE_ROUTER6};
 pub use plan::{Attachment, NetworksPlan};
 pub use rate::Rate;

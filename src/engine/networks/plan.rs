@@ -10,7 +10,7 @@ use super::rate::Rate;
 use super::record;
 use crate::engine::EngineError;
 use crate::engine::containers::{self, Container};
-use crate::engine::network::{self, NetworkError, PastaPlan, Plan};
+use crate::engine::network::{self, HelperKind, NetworkError, OutsidePlan, Plan};
 use crate::engine::options::{Network, RunOptions};
 use crate::engine::ports::PortMapping;
 
@@ -18,14 +18,29 @@ use crate::engine::ports::PortMapping;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworksPlan {
     pub attachments: Vec<Attachment>,
-    /// How it reaches the outside and is reached; None where every network is internal.
-    pub outside: Option<PastaPlan>,
+    /// How it reaches the outside and is reached, while one of its networks leads out; None where none did yet.
+    pub outside: Option<OutsidePlan>,
+    /// It is in the default network too, which nobody leaves.
+    #[serde(default)]
+    pub in_default: bool,
     /// Who is asked about names that no network knows, instead of the host's servers.
     #[serde(default)]
     pub servers: Vec<IpAddr>,
     /// It then has one device, which leads through a gate.
     #[serde(default)]
     pub rate: Option<Rate>,
+}
+
+impl NetworksPlan {
+    /// Plans networks with nothing outside of them.
+    pub fn of(attachments: Vec<Attachment>) -> Self {
+        Self { attachments, outside: None, in_default: false, servers: Vec::new(), rate: None }
+    }
+
+    /// Plans the default network, in a form that can be put into more.
+    pub fn of_default(outside: OutsidePlan) -> Self {
+        Self { outside: Some(outside), in_default: true, ..Self::of(Vec::new()) }
+    }
 }
 
 /// Is a container's place in one network.
@@ -55,9 +70,8 @@ pub fn decide(
             Err(NetworksError::RateNeedsOne.into())
         }
         Network::Auto | Network::Pasta if rate.is_some() => match network::plan(&Network::Pasta, publish, find)? {
-            (Plan::Pasta(pasta), _) => {
-                let plan = NetworksPlan { attachments: Vec::new(), outside: Some(pasta), servers: Vec::new(), rate };
-                Ok((Plan::Networks(plan), None))
+            (Plan::Pasta(outside), _) => {
+                Ok((Plan::Networks(NetworksPlan { rate, ..NetworksPlan::of_default(outside) }), None))
             }
             other => Ok(other),
         },
@@ -67,20 +81,24 @@ pub fn decide(
         }
         Network::Named(attachments) => {
             let all_internal = check(root, attachments)?;
-            let mut plan = if all_internal {
+            let (mut plan, note) = if all_internal {
                 if !publish.is_empty() {
                     return Err(NetworkError::PublishNeedsPasta.into());
                 }
-                NetworksPlan { attachments: attachments.clone(), outside: None, servers: Vec::new(), rate: None }
+                (NetworksPlan::of(attachments.clone()), None)
             } else {
                 match network::plan(&options.network, publish, find)? {
-                    (Plan::Networks(plan), _) => plan,
+                    (Plan::Networks(plan), note) => (plan, note),
                     other => return Ok(other),
                 }
             };
+            let kind = plan.outside.as_ref().map(|outside| outside.kind);
+            if rate.is_some() && kind == Some(HelperKind::Slirp4netns) {
+                return Err(NetworksError::RateNeedsPasta.into());
+            }
             plan.rate = rate;
             plan.servers = options.dns.iter().filter_map(|ip| ip.parse().ok()).collect();
-            Ok((Plan::Networks(plan), None))
+            Ok((Plan::Networks(plan), note))
         }
         plain => Ok(network::plan(plain, publish, find)?),
     }

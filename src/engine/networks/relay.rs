@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,16 +25,17 @@ const BUFFER_BYTES: usize = 64 << 10;
 
 /// Serves ports in the gate until the process ends.
 pub fn serve(gate: &Arc<OwnedFd>, ports: &[PortMapping], container: IpAddr) -> std::io::Result<()> {
-    for port in ports {
-        let (gate, port) = (Arc::clone(gate), *port);
-        let target = SocketAddr::new(container, port.container);
+    // As pasta passes them on: to the loopback of the caller's own family.
+    let loopbacks: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    for (port, own) in ports.iter().flat_map(|port| loopbacks.map(|own| (*port, own))) {
+        let gate = Arc::clone(gate);
+        let (own, target) = (SocketAddr::new(own, port.container), SocketAddr::new(container, port.container));
         std::thread::Builder::new().name("relay".to_owned()).spawn(move || {
             use std::os::fd::AsFd;
             // In the gate from now on; threads that it starts are there, too.
             if move_into_link_name_space(gate.as_fd(), Some(LinkNameSpaceType::Network)).is_err() {
                 return;
             }
-            let own = (Ipv4Addr::LOCALHOST, port.container);
             match port.protocol {
                 Protocol::Tcp => drop(TcpListener::bind(own).map(|listener| streams(&listener, target))),
                 Protocol::Udp => drop(UdpSocket::bind(own).map(|socket| datagrams(&Arc::new(socket), target))),

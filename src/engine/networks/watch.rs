@@ -1,7 +1,6 @@
 //! The watcher's side of networks: it finds or starts holders, and starts the process that connects
 //! its container.
 
-use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -191,21 +190,16 @@ impl Ready {
             names,
             attachments: plan.attachments.clone(),
             servers: plan.servers.clone(),
-            outside: plan.outside.is_some(),
+            outside: plan.outside.clone(),
+            in_default: plan.in_default,
             rate: plan.rate,
-            ports: plan.outside.as_ref().map(|pasta| pasta.ports.clone()).unwrap_or_default(),
+            pid: namespaces.pid,
         };
         let (ours, process) = spawn(LINK_ARGUMENT, &start.directory)?;
         let link = LinkProcess { socket: ours, process };
-        wire::send(&link.socket, &start, &[self.user.as_fd(), namespaces.net])?;
+        wire::send(&link.socket, &start, &[self.user.as_fd(), namespaces.net, namespaces.user])?;
         Ok(link)
     }
-}
-
-/// Is where the namespaces of a gate are found.
-pub struct GatePlace {
-    pub user: String,
-    pub net: String,
 }
 
 /// Is the process that connects a container; it ends when this is dropped.
@@ -216,22 +210,9 @@ pub struct LinkProcess {
 }
 
 impl LinkProcess {
-    /// Waits until the container is connected; gives where a gate is and the address behind it.
-    pub fn wait(&self) -> Result<Option<(GatePlace, Ipv4Addr)>, NetworksError> {
+    /// Waits until the container is connected.
+    pub fn wait(&self) -> Result<(), NetworksError> {
         match wire::receive::<Reply>(&self.socket)?.0 {
-            Reply::Refused { reason } => Err(NetworksError::Link(reason)),
-            Reply::Gate { fd, ip } => {
-                let pid = self.process.id();
-                let place = GatePlace { user: format!("/proc/{pid}/ns/user"), net: format!("/proc/{pid}/fd/{fd}") };
-                Ok(Some((place, ip)))
-            }
-            _ => Ok(None),
-        }
-    }
-
-    /// Says that the way out of the gate is there.
-    pub fn open(&self) -> Result<(), NetworksError> {
-        match wire::ask::<_, Reply>(&self.socket, &link::Question::Open, &[])?.0 {
             Reply::Refused { reason } => Err(NetworksError::Link(reason)),
             _ => Ok(()),
         }

@@ -10,18 +10,19 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, recvmsg, sendmsg, socket_with,
-    socketpair,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, recvmsg, sendmsg,
+    socket_with, socketpair,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// A container has a few networks and names; the kernel takes packets of this size at once.
 const PACKET_BYTES_MAX: usize = 64 << 10;
-/// A user namespace and a network namespace.
-const DESCRIPTORS_MAX: usize = 2;
+/// Two user namespaces and a network namespace.
+const DESCRIPTORS_MAX: usize = 3;
 /// Starts of containers at once that a holder has not yet looked at.
 const BACKLOG: i32 = 128;
 /// Whoever does not answer in this time is stuck.
@@ -124,8 +125,18 @@ pub fn listen_at(path: &Path) -> Result<OwnedFd, WireError> {
     // One that is left of a killed process.
     let _ = fs_err::remove_file(path);
     bind(&socket, &address).map_err(fail("bind"))?;
+    let own = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    fs_err::set_permissions(path, own).map_err(|_| fail("close")(Errno::PERM))?;
     listen(&socket, BACKLOG).map_err(fail("listen at"))?;
     Ok(socket)
+}
+
+/// Takes a caller; None for one that is somebody else (CVE-2020-15257), which could only come here by a
+/// descriptor of the state directory.
+pub fn accept(listener: &OwnedFd) -> Option<OwnedFd> {
+    let socket = accept_with(listener, SocketFlags::CLOEXEC).ok()?;
+    let peer = socket_peercred(&socket).ok()?;
+    (peer.uid == rustix::process::geteuid()).then_some(socket)
 }
 
 /// Names a socket by its directory's descriptor, because an address has room for 107 bytes only.
