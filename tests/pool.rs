@@ -35,8 +35,7 @@ fn what_is_stopped_keeps_its_data_and_starts_again() {
     lent.start("one");
     lent.pool(&["start", "--no-wait", &name]).ok();
     lent.end_agent("one", Signal::SIGKILL);
-    lent.signal_scheduler(Signal::SIGKILL);
-    lent.scheduler.take().unwrap().wait();
+    lent.kill_scheduler();
     lent.start_scheduler(&[]);
     lent.start("one");
     lent.wait_state(&name, "running");
@@ -72,8 +71,7 @@ fn events_are_numbered_and_followed_over_a_scheduler_that_dies() {
     let mut follow = lent.pool(&["events", "-f", "--after", &last, "--format", "{{.Kind}} {{.Subject}}"]).spawn();
     lent.pool(&["stop", "a"]).ok();
     follow.wait_for(&format!("instance.halted {id}"));
-    lent.signal_scheduler(Signal::SIGKILL);
-    lent.scheduler.take().unwrap().wait();
+    lent.kill_scheduler();
     lent.start_scheduler(&[]);
     lent.pool(&["rm", "a"]).ok();
     follow.wait_for(&format!("instance.stopped {id}"));

@@ -69,6 +69,7 @@ impl Pool {
                 },
                 price: number % 7,
                 accepting: true,
+                drain_ms: None,
                 facts: [("zone".to_owned(), FactReport { value: zone, age_ms: 0, ttl_ms: None })].into(),
                 running: Vec::new(),
             };

@@ -1,6 +1,6 @@
 //! `coracle system boot` and `coracle system install-unit`: containers that come back with the machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -43,29 +43,37 @@ pub struct InstallUnitArgs {}
 /// Writes the unit and says how to switch it on.
 pub fn install_unit(root: Option<PathBuf>, _args: InstallUnitArgs) -> Result<ExitCode, CliError> {
     let engine = Engine::open(root)?;
-    let home = || CliError::message("no home directory: neither XDG_CONFIG_HOME nor HOME is set");
-    let path = env::xdg_config_home().or_else(|| Some(env::home()?.join(".config"))).ok_or_else(home)?.join(UNIT);
-    let program = fs_err::read_link("/proc/self/exe")?;
-    if let Some(parent) = path.parent() {
-        fs_err::create_dir_all(parent)?;
-    }
-    let (program, state) = (program.display().to_string(), engine.root().display().to_string());
-    fs_err::write(&path, unit(&program, &state))?;
+    let service = "Type=oneshot\nRemainAfterExit=yes\nKillMode=none";
+    let what = "containers of coracle that restart with the machine";
+    let path = write_unit(UNIT, what, service, engine.root(), "system boot")?;
     line(&path.display().to_string());
     note("hint: systemctl --user enable coracle.service, and loginctl enable-linger so that it does not wait for you");
     Ok(ExitCode::SUCCESS)
 }
 
+/// Writes a user unit that runs this program; `name` is below `$XDG_CONFIG_HOME`.
+pub fn write_unit(name: &str, what: &str, service: &str, root: &Path, command: &str) -> Result<PathBuf, CliError> {
+    let home = || CliError::message("no home directory: neither XDG_CONFIG_HOME nor HOME is set");
+    let path = env::xdg_config_home().or_else(|| Some(env::home()?.join(".config"))).ok_or_else(home)?.join(name);
+    let program = fs_err::read_link("/proc/self/exe")?;
+    if let Some(parent) = path.parent() {
+        fs_err::create_dir_all(parent)?;
+    }
+    let (program, state) = (program.display().to_string(), root.display().to_string());
+    fs_err::write(&path, unit(what, service, &program, &state, command))?;
+    Ok(path)
+}
+
 /// Gives the unit's text (systemd.service(5)); a path is quoted, and its percent signs are no specifiers.
-fn unit(program: &str, state: &str) -> String {
+fn unit(what: &str, service: &str, program: &str, state: &str, command: &str) -> String {
     let quoted = |path: &str| {
         let escaped = path.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
         format!("\"{escaped}\"")
     };
     format!(
-        "[Unit]\nDescription=containers of coracle that restart with the machine\nAfter=network-online.target\n\n\
-         [Service]\nType=oneshot\nRemainAfterExit=yes\nKillMode=none\n\
-         ExecStart={} --root {} system boot\n\n[Install]\nWantedBy=default.target\n",
+        "[Unit]\nDescription={what}\nAfter=network-online.target\n\n\
+         [Service]\n{service}\n\
+         ExecStart={} --root {} {command}\n\n[Install]\nWantedBy=default.target\n",
         quoted(program),
         quoted(state)
     )
@@ -77,7 +85,7 @@ mod tests {
 
     #[test]
     fn odd_paths_stay_one_word() {
-        let text = unit("/a b/100%/\"x\"$y", "/r");
+        let text = unit("x", "Type=exec", "/a b/100%/\"x\"$y", "/r", "system boot");
         assert!(text.contains("ExecStart=\"/a b/100%%/\\\"x\\\"$$y\" --root \"/r\" system boot"), "{text}");
     }
 }

@@ -69,6 +69,7 @@ enum PoolCommand {
     Rm(change::RmArgs),
     Events(events::EventsArgs),
     Keys(keys::KeysArgs),
+    UserAdd(UserAddArgs),
     Logs(LogsArgs),
     Ps(show::PsArgs),
     Inspect(show::InspectArgs),
@@ -128,6 +129,21 @@ struct TokenArgs {
     role: Role,
 
     /// How long it lives
+    #[arg(long, value_name = "DAYS", default_value_t = 30)]
+    days: u64,
+}
+
+/// Make a user in one's group; prints a token for it once
+#[derive(Args)]
+struct UserAddArgs {
+    /// Unique in the group
+    name: Name,
+
+    /// The most it may do: reader, member or admin
+    #[arg(long, value_name = "ROLE", default_value = "member", value_parser = role)]
+    role: Role,
+
+    /// How long the token lives
     #[arg(long, value_name = "DAYS", default_value_t = 30)]
     days: u64,
 }
@@ -193,6 +209,14 @@ pub fn run(args: PoolArgs) -> Result<ExitCode, CliError> {
         PoolCommand::Token(args) => {
             let body = json!({ "role": args.role, "ttl_ms": args.days.saturating_mul(24 * 60 * MINUTE_MS) });
             secret(&open()?.post("/v1/tokens", &body)?)?;
+        }
+        PoolCommand::UserAdd(args) => {
+            let pool = open()?;
+            let group = pool.get("/v1/whoami")?["group"].clone();
+            let made = pool.post("/v1/users", &json!({ "group": group, "name": args.name, "role": args.role }))?;
+            let ttl_ms = args.days.saturating_mul(24 * 60 * MINUTE_MS);
+            let body = json!({ "user": made["id"], "role": args.role, "ttl_ms": ttl_ms });
+            secret(&pool.post("/v1/tokens", &body)?)?;
         }
         PoolCommand::JoinToken(args) => {
             let body = json!({ "provider_name": args.name, "ttl_ms": args.minutes.saturating_mul(MINUTE_MS) });

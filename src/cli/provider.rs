@@ -13,9 +13,10 @@ use serde_json::json;
 
 use super::error::{CliError, line, note};
 use super::format::Format;
-use super::pool;
+use super::{boot, pool};
 use crate::engine::limits::parse_nano_cpus;
 use crate::engine::networks::Rate;
+use crate::engine::provider::policy::{Hours, Policy};
 use crate::engine::provider::{self, Provider, Shares, shares};
 use crate::engine::size::parse_size_bytes;
 use crate::engine::{self, provider::presence::Presence};
@@ -41,6 +42,10 @@ enum ProviderCommand {
     Pause,
     /// Let new work in again
     Resume,
+    Admit(AdmitArgs),
+    Drain(DrainArgs),
+    /// Write a systemd user unit that works for the pool from boot on
+    InstallUnit,
     /// Leave the pool: every instance here is removed, and nothing of it stays
     Leave,
 }
@@ -82,12 +87,55 @@ struct SharesArgs {
     /// Only images whose reference begins with this; may be given several times [default: all]
     #[arg(long, value_name = "REFERENCE")]
     allow_image: Vec<String>,
+    /// Only instances of this group; may be given several times [default: all]
+    #[arg(long, value_name = "GROUP")]
+    allow_group: Vec<String>,
+    #[command(flatten)]
+    policy: PolicyArgs,
     /// Also start instances whose limits this host cannot enforce; the pool is told that they do not hold
     #[arg(long)]
     best_effort: bool,
     /// The network of instances [default: that of `coracle run`]
     #[arg(long, value_name = "MODE")]
     network: Option<String>,
+}
+
+/// When new work is welcome.
+#[derive(Args)]
+struct PolicyArgs {
+    /// Let new work in only at these hours of the day; may be given several times [default: always]
+    #[arg(long, value_name = "HH:MM-HH:MM")]
+    hours: Vec<Hours>,
+    /// Let new work in only when nobody has typed for so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    when_idle: Option<u64>,
+    /// Let no new work in while a battery is drained
+    #[arg(long)]
+    not_on_battery: bool,
+}
+
+impl PolicyArgs {
+    fn policy(self) -> Policy {
+        Policy { hours: self.hours, idle_s: self.when_idle, mains_only: self.not_on_battery }
+    }
+}
+
+/// Say anew when new work is welcome; it counts at once, and also without the scheduler
+#[derive(Args)]
+struct AdmitArgs {
+    #[command(flatten)]
+    policy: PolicyArgs,
+}
+
+/// Empty this machine: nothing new comes, and what is here is stopped, also without the scheduler
+#[derive(Args)]
+struct DrainArgs {
+    /// Stop what has not ended after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    within: u64,
+    /// Let work in again
+    #[arg(long, conflicts_with = "within")]
+    undo: bool,
 }
 
 #[derive(Args)]
@@ -114,6 +162,12 @@ pub fn run(root: Option<PathBuf>, args: ProviderArgs) -> Result<ExitCode, CliErr
         ProviderCommand::Status(args) => status(&root, &folder, &args)?,
         ProviderCommand::Pause => shares::pause(&folder, true)?,
         ProviderCommand::Resume => shares::pause(&folder, false)?,
+        ProviderCommand::Admit(args) => {
+            Membership::read(&folder)?;
+            Shares { policy: args.policy.policy(), ..Shares::read(&folder)? }.write(&folder)?;
+        }
+        ProviderCommand::Drain(args) => drain(&folder, &args)?,
+        ProviderCommand::InstallUnit => install_unit(&root)?,
         ProviderCommand::Leave => leave(&root, &folder)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -158,6 +212,8 @@ fn join(folder: &Path, args: JoinArgs) -> Result<(), CliError> {
         best_effort: lent.best_effort,
         network: lent.network,
         images: lent.allow_image,
+        groups: lent.allow_group,
+        policy: lent.policy.policy(),
     };
     let trusted = args.pool.authorities()?;
     let member = Membership::join(folder, &args.pool.scheduler, &token, args.name, &trusted)?;
@@ -178,7 +234,11 @@ fn status(root: &Path, folder: &Path, args: &StatusArgs) -> Result<(), CliError>
         line(&format!("pool       {}", member.scheduler));
         line(&format!("name       {}", member.name));
         line(&format!("agent      {}", if Presence::is_here(folder) { "running" } else { "not running" }));
-        line(&format!("new work   {}", if shares::is_paused(folder) { "paused" } else { "welcome" }));
+        let paused = shares::is_paused(folder).then_some("paused");
+        line(&format!("new work   {}", paused.or_else(|| provider::closed(folder)).unwrap_or("welcome")));
+        for (name, reason) in provider::bad_facts(folder) {
+            line(&format!("bad fact   {name}: {reason}"));
+        }
         line(&format!("processors {}.{:03}", offer.cpu_millis / 1000, offer.cpu_millis % 1000));
         line(&format!("memory     {}", super::table::human_memory(offer.memory_bytes)));
         line(&format!("disk       {}", super::table::human_size(offer.disk_bytes)));
@@ -186,6 +246,26 @@ fn status(root: &Path, folder: &Path, args: &StatusArgs) -> Result<(), CliError>
     }
     Ok(Format::listing(args.format.as_deref(), COLUMNS)?.print(&rows)?)
 }
+
+fn drain(folder: &Path, args: &DrainArgs) -> Result<(), CliError> {
+    Membership::read(folder)?;
+    let until = shares::now_ms().saturating_add(args.within.saturating_mul(1000));
+    Ok(shares::drain(folder, (!args.undo).then_some(until))?)
+}
+
+/// Writes the unit and says how to switch it on.
+fn install_unit(root: &Path) -> Result<(), CliError> {
+    Membership::read(&root.join("provider"))?;
+    // The agent ends at SIGTERM, and what it has started belongs to the pool and not to the unit.
+    let service = "Type=exec\nKillMode=process\nRestart=always\nRestartSec=5\nDelegate=yes";
+    let path = boot::write_unit(UNIT, "this machine lent to a pool by coracle", service, root, "provider run")?;
+    line(&path.display().to_string());
+    note("hint: systemctl --user enable --now coracle-provider.service, and loginctl enable-linger");
+    Ok(())
+}
+
+/// Where systemd looks for a user's own units (systemd.unit(5)), below `$XDG_CONFIG_HOME`.
+const UNIT: &str = "systemd/user/coracle-provider.service";
 
 fn leave(root: &Path, folder: &Path) -> Result<(), CliError> {
     Membership::read(folder)?;

@@ -98,6 +98,10 @@ struct ServeArgs {
     #[arg(long, conflicts_with = "tls_cert")]
     plain_http: bool,
 
+    /// How often the agents of a small pool report; three times as long without a report is silence
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=300))]
+    heartbeat: u64,
+
     /// What to log, as JSON lines on standard error
     #[arg(long, value_enum, default_value = "changes")]
     log: LogChoice,
@@ -246,6 +250,7 @@ fn serve(root: Option<PathBuf>, args: ServeArgs) -> Result<(), CliError> {
     };
     options.authority = Some(AuthorityFiles::in_folder(&folder)).filter(|files| files.key.exists());
     options.secrets_key = Some(args.secrets_key.unwrap_or_else(|| folder.join("secrets.key")));
+    options.core.heartbeat_ms = args.heartbeat * 1000;
     options.log = match args.log {
         LogChoice::Off => Log::default(),
         LogChoice::Changes => Log { sink: Sink::Stderr, requests: false },

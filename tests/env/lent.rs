@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::command::Running;
-use super::{Run, TestEnv, wait_until};
+use super::{Run, TestEnv, poll, wait_until};
 
 /// A scheduler with machines.
 pub struct Lent {
@@ -16,6 +17,14 @@ pub struct Lent {
     pub url: String,
     pub image: String,
     agents: BTreeMap<String, Running>,
+}
+
+/// An agent that found nobody waits up to twenty seconds before it tries again, and a lost answer takes thirty.
+const PATIENCE: Duration = Duration::from_secs(100);
+
+/// Polls for what agents do about silence.
+pub fn patiently(what: &str, condition: impl FnMut() -> bool) {
+    assert!(poll(PATIENCE, condition), "waited {PATIENCE:?} for {what}");
 }
 
 /// Reads what a command printed as JSON.
@@ -59,17 +68,17 @@ impl Lent {
         self.env.root().join("central/scheduler/ca.crt")
     }
 
-    /// Lends a machine without starting its agent.
-    pub fn join(&self, name: &str, lent: &[&str]) {
+    /// Lends a machine, which reaches the scheduler by this address, without starting its agent.
+    pub fn join(&self, name: &str, url: &str, lent: &[&str]) {
         let token = self.env.write("join", self.pool(&["join-token", name]).ok());
-        let join = self.machine(name, &["provider", "join", "--scheduler", &self.url, "--name", name, "--ca"]);
+        let join = self.machine(name, &["provider", "join", "--scheduler", url, "--name", name, "--ca"]);
         let join = join.args(&[self.authority()]).args(&["--token-from"]).args(&[&token]);
         join.args(lent).ok();
     }
 
     /// Lends a machine and waits until the pool counts on it.
     pub fn lend(&mut self, name: &str, lent: &[&str]) {
-        self.join(name, lent);
+        self.join(name, &self.url, lent);
         self.start(name);
         self.wait_provider(name, "ready");
     }
@@ -81,6 +90,17 @@ impl Lent {
         self.agents.insert(name.to_owned(), agent);
     }
 
+    /// Sends a signal to an agent.
+    pub fn signal_agent(&self, name: &str, signal: Signal) {
+        self.agents[name].signal(signal);
+    }
+
+    /// Kills the scheduler without a warning.
+    pub fn kill_scheduler(&mut self) {
+        self.signal_scheduler(Signal::SIGKILL);
+        self.scheduler.take().unwrap().wait();
+    }
+
     /// Sends a signal to an agent and waits for its end.
     pub fn end_agent(&mut self, name: &str, signal: Signal) {
         let agent = self.agents.remove(name).unwrap();
@@ -89,7 +109,7 @@ impl Lent {
     }
 
     pub fn wait_provider(&self, name: &str, state: &str) {
-        wait_until(&format!("{name} is {state}"), || {
+        patiently(&format!("{name} is {state}"), || {
             let all = self.pool(&["providers", "--format", "{{.Name}} {{.State}}"]).ok();
             all.lines().any(|line| line == format!("{name} {state}"))
         });
@@ -118,7 +138,7 @@ impl Lent {
     }
 
     pub fn wait_state(&self, name: &str, state: &str) {
-        wait_until(&format!("{name} is {state}"), || self.state(name) == state);
+        patiently(&format!("{name} is {state}"), || self.state(name) == state);
     }
 
     /// Runs a command in an instance, on the machine where it is and without the pool.
@@ -132,6 +152,18 @@ impl Lent {
     /// Names the containers of a machine.
     pub fn containers(&self, machine: &str) -> Vec<String> {
         self.machine(machine, &["ps", "-aq", "--no-trunc"]).ok().lines().map(str::to_owned).collect()
+    }
+
+    /// Says where an instance is and in which state, e.g. `one running`.
+    pub fn place(&self, instance: &str) -> String {
+        let all = self.pool(&["ps", "-a", "--format", "{{.Name}} {{.Provider}} {{.State}}"]).ok();
+        let found = all.lines().rev().find_map(|line| line.strip_prefix(&format!("{instance} ")));
+        found.unwrap_or_default().to_owned()
+    }
+
+    /// Waits until an instance is somewhere, in a state.
+    pub fn wait_place(&self, instance: &str, place: &str) {
+        patiently(&format!("{instance} is {place}"), || self.place(instance) == place);
     }
 
     /// Removes every instance and ends everybody; nothing may be left on any machine.

@@ -48,6 +48,7 @@ fn measure(providers: u64) -> f64 {
             capacity,
             price: 0,
             accepting: true,
+            drain_ms: None,
             facts: Default::default(),
             running: Vec::new(),
         };

@@ -284,7 +284,7 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
         let wait = self.machine.interval_ms.min(WAIT_MAX_MS);
         let path = format!("/v1/agent/sync?wait_ms={wait}");
         let client = self.client.clone();
-        let before = self.with(|_, engine| (engine.report(), engine.accepting()));
+        let before = self.with(|_, engine| (engine.report(), engine.accepting(), engine.drain_ms().is_some()));
         let call = client.post::<SyncReply>("sync", &path, &sync);
         tokio::pin!(call);
         let outcome = loop {
@@ -294,7 +294,7 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
                     let now = self.now_ms();
                     let changed = self.with(|machine, engine| {
                         machine.tick(engine, now);
-                        (engine.report(), engine.accepting()) != before
+                        (engine.report(), engine.accepting(), engine.drain_ms().is_some()) != before
                     });
                     // Something happened here: say so now instead of waiting for an order.
                     if changed {

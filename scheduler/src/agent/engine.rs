@@ -45,6 +45,10 @@ pub trait Engine: Send {
     fn capacity(&self) -> Resources;
     /// Whether the owner lets new work in.
     fn accepting(&self) -> bool;
+    /// How long what is here has left, when the owner empties this machine.
+    fn drain_ms(&self) -> Option<u64> {
+        None
+    }
     /// What a unit of work costs here.
     fn price(&self) -> u64 {
         0

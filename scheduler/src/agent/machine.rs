@@ -97,6 +97,7 @@ impl Machine {
             capacity: engine.capacity(),
             price: engine.price(),
             accepting: engine.accepting(),
+            drain_ms: engine.drain_ms(),
             facts: self.facts.clone(),
             running,
         }
@@ -161,6 +162,7 @@ impl Machine {
             seq: session.seq,
             applied: session.applied,
             accepting: engine.accepting(),
+            drain_ms: engine.drain_ms(),
             statuses,
             facts,
         })

@@ -349,6 +349,14 @@ fn book(state: &mut State, id: InstanceId) {
 
 /// Takes in that the current allocation is over, as its agent says.
 fn ended(state: &mut State, now: u64, id: InstanceId, code: Option<i32>, reason: &str) {
+    let place = state.instances.get(&id).and_then(|found| found.alloc.as_ref()).map(|alloc| alloc.provider);
+    let emptied = place.and_then(|place| state.providers.get(&place)).is_some_and(|record| record.owner_drains);
+    if emptied
+        && code.is_none()
+        && let Some(found) = state.instance_mut(id).filter(|found| found.stop.is_none())
+    {
+        found.stop = Some(StopReason::Drained);
+    }
     let Some(found) = state.instances.get(&id) else { return };
     if code != Some(0)
         && found.stop.is_none()

@@ -9,7 +9,7 @@ use super::index::{refresh, refresh_words};
 use super::live::release;
 use super::state::State;
 use super::timer::Timer;
-use super::{Action, Answer, Refusal, instance, service};
+use super::{Action, Answer, Refusal, drain, instance, service};
 use crate::model::*;
 
 /// Facts of one provider.
@@ -49,7 +49,7 @@ pub(super) fn term_ms(state: &State) -> u64 {
 }
 
 /// Lists the allocations on a provider that count, without given-up ones.
-fn current_on(state: &State, id: ProviderId) -> Vec<(InstanceId, u64)> {
+pub(super) fn current_on(state: &State, id: ProviderId) -> Vec<(InstanceId, u64)> {
     let Some(live) = state.live.providers.get(&id) else { return Vec::new() };
     let current = |(instance, epoch): &&(InstanceId, u64)| {
         let alloc = state.instances.get(instance).and_then(|found| found.alloc.as_ref());
@@ -133,6 +133,7 @@ pub(super) fn hello(state: &mut State, now: u64, id: ProviderId, hello: Hello) -
     check_facts(&hello.facts)?;
     check_statuses(&hello.running)?;
     open(state, now, id, &hello);
+    drain::owner_drains(state, now, id, hello.drain_ms);
     reconcile(state, now, id, hello.running.clone());
     shrink(state, now, id);
     service::provider_changed(state, now, id);
@@ -268,6 +269,7 @@ pub(super) fn sync(state: &mut State, now: u64, id: ProviderId, sync: Sync) -> R
     let seq = state.live.providers.get(&id).map_or(0, |live| live.seq);
     if sync.seq > seq {
         take(state, now, id, &sync)?;
+        drain::owner_drains(state, now, id, sync.drain_ms);
         for status in sync.statuses {
             instance::status(state, now, id, status);
         }
@@ -402,42 +404,6 @@ fn blame(state: &mut State, now: u64, id: ProviderId) {
         state.notice(now, group, "provider.cooling", id.to_string(), format!("{recent} failures in ten minutes"));
     }
     refresh(state, id);
-}
-
-/// Starts or ends the emptying of a provider.
-pub(super) fn drain(state: &mut State, now: u64, id: ProviderId, drain: Option<Drain>) {
-    let Some(record) = state.provider_mut(id) else { return };
-    record.drain = drain;
-    let group = record.group;
-    refresh(state, id);
-    let Some(drain) = drain else {
-        state.live.queue.gain(id);
-        service::provider_changed(state, now, id);
-        return state.notice(now, group, "provider.undrained", id.to_string(), String::new());
-    };
-    state.live.arm(drain.deadline_ms, Timer::Drain(id));
-    state.notice(now, group, "provider.draining", id.to_string(), String::new());
-    for (instance, _) in current_on(state, id) {
-        let Some(found) = state.instances.get(&instance) else { continue };
-        // Batch work may end in peace until the deadline; services move now.
-        if matches!(found.owner, Owner::Service { .. }) && found.spec.volumes.is_empty() {
-            let reason = if found.pinned.is_some() { StopReason::Asked } else { StopReason::Drained };
-            instance::stop(state, now, instance, reason);
-        }
-    }
-}
-
-/// Stops what is left when a drain's time is up.
-pub(super) fn drain_due(state: &mut State, now: u64, id: ProviderId) {
-    let due = state.providers.get(&id).and_then(|record| record.drain).is_some_and(|drain| drain.deadline_ms <= now);
-    if due {
-        for (instance, _) in current_on(state, id) {
-            // What is halted uses nothing, and elsewhere its data would be missing.
-            if state.instances.get(&instance).is_some_and(|found| !found.halt) {
-                instance::stop(state, now, instance, StopReason::Drained);
-            }
-        }
-    }
 }
 
 /// Forgets a provider for good: what it held is placed anew at once.

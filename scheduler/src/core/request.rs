@@ -12,7 +12,7 @@ use super::ask::Ask;
 use super::instance::{self, New};
 use super::state::State;
 use super::timer::Timer;
-use super::{Action, Answer, Refusal, halt, job, place, provider, service, tenant, volume};
+use super::{Action, Answer, Refusal, drain, halt, job, place, provider, service, tenant, volume};
 use crate::model::*;
 use people::{bootstrap, grant_group, grant_join, grant_token, grant_user, join, set_key};
 use work::{grant_instance, grant_job, grant_provider, grant_secret, grant_service, grant_volume};

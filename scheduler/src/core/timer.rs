@@ -4,7 +4,7 @@
 //! itself from what is true then, so that moving a deadline never needs a search.
 
 use super::state::State;
-use super::{instance, job, preempt, provider, queue, service, tenant};
+use super::{drain, instance, job, preempt, provider, queue, service, tenant};
 use crate::model::*;
 
 /// What is due.
@@ -81,7 +81,7 @@ fn fire(state: &mut State, now: u64, timer: Timer) {
             super::index::refresh(state, id);
             state.live.queue.gain(id);
         }
-        Timer::Drain(id) => provider::drain_due(state, now, id),
+        Timer::Drain(id) => drain::drain_due(state, now, id),
         Timer::Claim(provider, id) => preempt::expire(state, provider, id),
         Timer::Lost(id, epoch) => instance::lost(state, now, id, epoch),
         Timer::Ttl(id) => instance::stop(state, now, id, StopReason::Ttl),

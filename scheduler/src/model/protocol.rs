@@ -74,6 +74,9 @@ pub struct Hello {
     /// The owner lets new work in.
     #[serde(default)]
     pub accepting: bool,
+    /// The owner empties this machine: what is here has so many milliseconds left.
+    #[serde(default)]
+    pub drain_ms: Option<u64>,
     /// All facts.
     #[serde(default)]
     pub facts: BTreeMap<String, FactReport>,
@@ -112,6 +115,9 @@ pub struct Sync {
     /// The owner lets new work in.
     #[serde(default)]
     pub accepting: bool,
+    /// The owner empties this machine: what is here has so many milliseconds left.
+    #[serde(default)]
+    pub drain_ms: Option<u64>,
     /// Every status that changed and is not acknowledged yet.
     #[serde(default)]
     pub statuses: Vec<AllocStatus>,

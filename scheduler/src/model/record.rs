@@ -213,6 +213,9 @@ pub struct Provider {
     pub incarnation: u64,
     /// Being emptied.
     pub drain: Option<Drain>,
+    /// It is the owner who empties it.
+    #[serde(default)]
+    pub owner_drains: bool,
     /// When it fell silent lately, the newest last; bounded.
     pub silences_ms: Vec<u64>,
     /// When an instance failed here lately that did not fail elsewhere, the newest last; bounded.

@@ -65,6 +65,7 @@ fn f33_an_agent_that_speaks_another_protocol_is_told_which_one_is_spoken() {
         capacity: Resources::default(),
         price: 0,
         accepting: true,
+        drain_ms: None,
         facts: Default::default(),
         running: Vec::new(),
     };

@@ -111,6 +111,7 @@ impl Pool {
             capacity: host.capacity,
             price: host.price,
             accepting: true,
+            drain_ms: None,
             facts: host.facts.clone(),
             running,
         };
@@ -127,7 +128,8 @@ impl Pool {
         let host = self.hosts.get_mut(&provider).expect("host");
         host.seq += 1;
         let (session, seq) = (host.session, host.seq);
-        let sync = Sync { session, seq, applied: 0, accepting: true, statuses, facts: Default::default() };
+        let sync =
+            Sync { session, seq, applied: 0, accepting: true, drain_ms: None, statuses, facts: Default::default() };
         self.answer(Event::Sync { ticket: 1, provider, sync: Box::new(sync) })
     }
 

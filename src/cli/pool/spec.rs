@@ -35,6 +35,9 @@ pub struct PlaceArgs {
     /// When its provider is lost: replace, keep, or stop-after:SECONDS
     #[arg(long, value_name = "POLICY", value_parser = on_loss, default_value = "replace")]
     on_loss: OnLoss,
+    /// Seconds of silence after which its provider counts as lost [default: the pool's, five minutes]
+    #[arg(long, value_name = "SECONDS")]
+    lost_after: Option<u64>,
     /// Start it again when it has ended: no, on-failure[:N] or always
     #[arg(long, value_name = "POLICY", default_value = "no", value_parser = restart)]
     restart: Restart,
@@ -230,6 +233,7 @@ impl RunArgs {
             },
             min_tier: place.min_tier,
             on_loss: place.on_loss,
+            lost_after_ms: place.lost_after.map(|seconds| seconds.saturating_mul(1000)),
             restart: place.restart,
             ttl_ms: place.ttl.map(|seconds| seconds.saturating_mul(1000)),
             priority: place.priority,

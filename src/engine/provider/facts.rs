@@ -49,6 +49,11 @@ pub fn measure(root: &Path, shares: &Shares) -> BTreeMap<String, FactReport> {
     facts.number("memory_free", memory_bytes("MemAvailable"), Some(FLEETING_MS));
     facts.number("disk_free", disk_free_bytes(root), Some(SLOW_MS));
     load(&mut facts, &text("/proc/loadavg"), cpus);
+    if let Some(idle) = idle_s() {
+        facts.number("idle", idle, Some(FLEETING_MS));
+    }
+    let cards = names("/dev").filter(|name| name.strip_prefix("nvidia").is_some_and(|rest| rest.parse::<u8>().is_ok()));
+    facts.number("gpus", cards.count(), None);
     power(&mut facts);
     limits(&mut facts, &outlook(), &missing_limits(root, shares));
     facts.0
@@ -83,16 +88,39 @@ fn load(facts: &mut Facts, text: &str, cpus: usize) {
 
 /// Says how the machine is powered (sysfs-class-power): a desktop has no battery.
 fn power(facts: &mut Facts) {
-    let supplies = fs_err::read_dir("/sys/class/power_supply").into_iter().flatten().flatten();
-    let mut on_battery = false;
-    for supply in supplies {
-        let read = |name: &str| text(&supply.path().join(name).to_string_lossy());
-        if read("type") == "Battery" {
-            on_battery |= read("status") == "Discharging";
-            facts.number("battery", read("capacity"), Some(SLOW_MS));
-        }
+    for battery in batteries() {
+        facts.number("battery", text(&format!("{battery}/capacity")), Some(SLOW_MS));
     }
-    facts.put("on_battery", FactValue::Bool(on_battery), Some(FLEETING_MS));
+    facts.put("on_battery", FactValue::Bool(is_on_battery()), Some(FLEETING_MS));
+}
+
+/// Lists the names in a directory; none where it cannot be read.
+fn names(directory: &str) -> impl Iterator<Item = String> {
+    let entries = fs_err::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
+}
+
+fn batteries() -> impl Iterator<Item = String> {
+    let supplies = names("/sys/class/power_supply").map(|name| format!("/sys/class/power_supply/{name}"));
+    supplies.filter(|supply| text(&format!("{supply}/type")) == "Battery")
+}
+
+/// Tells whether a battery is being drained.
+pub fn is_on_battery() -> bool {
+    batteries().any(|battery| text(&format!("{battery}/status")) == "Discharging")
+}
+
+/// Gives the seconds since somebody last typed at a terminal: reading from one touches it (tty(4)). A desktop session
+/// shows here only where its display server reads a virtual terminal. None where there is no terminal.
+pub fn idle_s() -> Option<u64> {
+    let consoles = names("/dev").filter(|name| name.strip_prefix("tty").is_some_and(|rest| rest.parse::<u8>().is_ok()));
+    let consoles = consoles.map(|name| format!("/dev/{name}"));
+    let windows = names("/dev/pts").filter(|name| name.parse::<u32>().is_ok()).map(|name| format!("/dev/pts/{name}"));
+    let ages = consoles.chain(windows).filter_map(|path| {
+        let read = fs_err::metadata(path).ok()?.accessed().ok()?;
+        Some(read.elapsed().unwrap_or_default().as_secs())
+    });
+    ages.min()
 }
 
 /// Names the limits beside the cgroup's that nothing here can enforce.

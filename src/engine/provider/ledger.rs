@@ -36,6 +36,9 @@ pub struct Entry {
     /// It is to be stopped with its data kept, or to run again.
     #[serde(default)]
     pub halt: Halt,
+    /// The owner wants it gone.
+    #[serde(default)]
+    pub evicted: bool,
     /// It has ended.
     #[serde(default)]
     pub end: Option<End>,
@@ -121,6 +124,7 @@ impl Ledger {
             stopping: false,
             grace_s: 0,
             halt: Halt::No,
+            evicted: false,
             end: None,
             forgotten: false,
         };

@@ -6,8 +6,10 @@
 //! nothing: the next one reads ledger and containers and goes on.
 
 mod commands;
+mod extras;
 pub mod facts;
 mod ledger;
+pub mod policy;
 pub mod presence;
 pub mod shares;
 mod words;
@@ -21,6 +23,9 @@ use coracle_scheduler::model::{AllocStatus, FactReport, InstanceId, OnLoss, Phas
 
 use super::consumption;
 use super::containers::{self, Container, Status};
+use super::record::STOP_TIMEOUT_S;
+pub use extras::bad as bad_facts;
+
 use commands::{Children, Outcome, Verb};
 pub use ledger::LedgerError;
 use ledger::{Entry, Halt, Ledger};
@@ -53,6 +58,7 @@ pub struct Provider {
     measured: Option<Instant>,
     report: Vec<AllocStatus>,
     reported: Option<Instant>,
+    extras: extras::Extras,
     facts: Option<(Instant, BTreeMap<String, FactReport>)>,
 }
 
@@ -68,6 +74,7 @@ impl Provider {
             measured: None,
             report: Vec::new(),
             reported: None,
+            extras: extras::Extras::new(folder),
             facts: None,
         })
     }
@@ -78,6 +85,7 @@ impl Provider {
 
     /// Looks at every allocation, writes down what has become of it and goes on with what was left undone.
     fn look(&mut self) -> Vec<AllocStatus> {
+        self.extras.step();
         for (key, outcome) in self.children.reap() {
             self.take_in(key, &outcome);
         }
@@ -86,6 +94,9 @@ impl Provider {
             self.measured = Some(Instant::now());
         }
         let keys: Vec<Key> = self.ledger.keys().collect();
+        if shares::drain_ms(&self.folder) == Some(0) {
+            keys.iter().for_each(|key| self.evict(*key));
+        }
         keys.into_iter().filter_map(|key| self.status(key, measure)).collect()
     }
 
@@ -105,6 +116,22 @@ impl Provider {
             Verb::Remove if outcome.success || self.container(key).is_none() => self.ledger.remove(key),
             // Tried again at the next look.
             Verb::Start | Verb::Stop | Verb::Remove => {}
+        }
+    }
+
+    /// Ends what the owner wants gone, with the scheduler or without it. What stands still stays: it uses nothing, and
+    /// its data would be lost.
+    fn evict(&mut self, key: Key) {
+        let moves = |entry: &Entry| entry.end.is_none() && !entry.stopping && entry.halt == Halt::No;
+        if self.ledger.get(key).is_some_and(moves) {
+            self.ledger.change(key, |entry| {
+                entry.stopping = true;
+                entry.evicted = true;
+                entry.grace_s = entry.spec.stop_grace_ms.map_or(STOP_TIMEOUT_S, |ms| ms.div_ceil(1000));
+            });
+            if self.children.verb(key) == Some(Verb::Run) {
+                self.children.give_up(key);
+            }
         }
     }
 
@@ -170,6 +197,10 @@ impl Provider {
                     Some(code) => format!("exited with {code}"),
                     None => "was killed with its shim".to_owned(),
                 };
+                let (code, reason) = match entry.evicted {
+                    true => (None, "the owner emptied its provider".to_owned()),
+                    false => (code, reason),
+                };
                 self.ledger.change(key, |entry| entry.end(code, reason.clone()));
                 Phase::Exited { code, reason }
             }
@@ -202,6 +233,21 @@ fn is_resumed(entry: &Entry, container: &Container) -> bool {
     matches!(entry.halt, Halt::Resuming { after_run } if container.run() <= after_run) && !entry.stopping
 }
 
+/// Says why the owner lets nothing new in, if so. What the owner said and cannot be read is a no.
+pub fn closed(folder: &Path) -> Option<&'static str> {
+    if shares::is_paused(folder) {
+        return Some("the owner has paused this provider");
+    }
+    if shares::drain_ms(folder).is_some() {
+        return Some("the owner empties this provider");
+    }
+    match Shares::read(folder) {
+        Ok(shares) if shares.policy == policy::Policy::default() => None,
+        Ok(shares) => shares.policy.closed(policy::Now::look()),
+        Err(_) => Some("what the owner lends cannot be read"),
+    }
+}
+
 fn refuse(op: &'static str, key: Key, reason: impl ToString) -> agent::EngineError {
     agent::EngineError { op, instance: key.0, reason: reason.to_string() }
 }
@@ -212,7 +258,11 @@ impl agent::Engine for Provider {
     }
 
     fn accepting(&self) -> bool {
-        !shares::is_paused(&self.folder)
+        closed(&self.folder).is_none()
+    }
+
+    fn drain_ms(&self) -> Option<u64> {
+        shares::drain_ms(&self.folder)
     }
 
     fn boot_id(&self) -> String {
@@ -225,7 +275,9 @@ impl agent::Engine for Provider {
             self.facts =
                 Some((Instant::now(), facts::measure(&self.root, &Shares::read(&self.folder).unwrap_or_default())));
         }
-        self.facts.as_ref().map(|(_, facts)| facts.clone()).unwrap_or_default()
+        let mut facts = self.facts.as_ref().map(|(_, facts)| facts.clone()).unwrap_or_default();
+        self.extras.add_to(&mut facts);
+        facts
     }
 
     fn start(
@@ -242,9 +294,9 @@ impl agent::Engine for Provider {
             return Err(refuse("start", key, "this provider cannot give a container secrets"));
         }
         let shares = Shares::read(&self.folder).map_err(|error| refuse("start", key, error))?;
-        shares.allow(spec).map_err(|reason| refuse("start", key, reason))?;
-        if shares::is_paused(&self.folder) {
-            return Err(refuse("start", key, "the owner has paused this provider"));
+        shares.allow(spec, group).map_err(|reason| refuse("start", key, reason))?;
+        if let Some(reason) = closed(&self.folder) {
+            return Err(refuse("start", key, reason));
         }
         let missing = facts::missing_limits(&self.root, &shares);
         let given = Given { shares: &shares, missing: &missing };

@@ -6,10 +6,12 @@ use std::path::Path;
 use coracle_scheduler::model::{InstanceSpec, Resources};
 use serde::{Deserialize, Serialize};
 
+use super::policy::Policy;
 use crate::engine::container::{self, ContainerError};
 
 const FILE: &str = "shares.json";
 const PAUSED: &str = "paused";
+const DRAINED: &str = "drain";
 /// So much of the free disk is offered when the owner does not say.
 const DISK_PERCENT: u64 = 50;
 /// Bytes a second that are offered when the owner does not say: what a usual cable carries.
@@ -41,6 +43,10 @@ pub struct Shares {
     pub network: Option<String>,
     /// Beginnings of image references that may run here; empty means all.
     pub images: Vec<String>,
+    /// Names of the groups that may run something here; empty means all.
+    pub groups: Vec<String>,
+    /// When new work is welcome.
+    pub policy: Policy,
 }
 
 impl Shares {
@@ -78,7 +84,10 @@ impl Shares {
     }
 
     /// Says why an instance may not run here, if so.
-    pub fn allow(&self, spec: &InstanceSpec) -> Result<(), String> {
+    pub fn allow(&self, spec: &InstanceSpec, group: &str) -> Result<(), String> {
+        if !self.groups.is_empty() && !self.groups.iter().any(|allowed| allowed == group) {
+            return Err(format!("the owner of this provider does not allow the group {group}"));
+        }
         if self.images.is_empty() || self.images.iter().any(|start| spec.image.starts_with(start)) {
             return Ok(());
         }
@@ -89,6 +98,29 @@ impl Shares {
 /// Tells whether the owner lets nothing new in.
 pub fn is_paused(folder: &Path) -> bool {
     folder.join(PAUSED).exists()
+}
+
+/// Empties the machine by a time, in milliseconds since 1970; None lets work in again.
+pub fn drain(folder: &Path, until_ms: Option<u64>) -> std::io::Result<()> {
+    match until_ms {
+        Some(until) => fs_err::write(folder.join(DRAINED), until.to_string()),
+        None => match fs_err::remove_file(folder.join(DRAINED)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+    }
+}
+
+/// Gives the time that what is here has left when the machine is emptied; a file that cannot be read leaves none.
+pub fn drain_ms(folder: &Path) -> Option<u64> {
+    let text = fs_err::read_to_string(folder.join(DRAINED)).ok()?;
+    Some(text.trim().parse().unwrap_or(0u64).saturating_sub(now_ms()))
+}
+
+/// Gives the time.
+pub fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Lets nothing new in, or lets it in again.

@@ -240,6 +240,7 @@ pub(super) fn join(
         session: 0,
         incarnation: 0,
         drain: None,
+        owner_drains: false,
         silences_ms: Vec::new(),
         troubles_ms: Vec::new(),
         cool_until_ms: 0,

@@ -22,12 +22,12 @@ pub(super) fn grant_provider(state: &mut State, now: u64, actor: Option<Actor>, 
             if within_ms > DRAIN_MS {
                 return invalid("within_ms", "above 30 days");
             }
-            provider::drain(state, now, id, Some(Drain { deadline_ms: now + within_ms }));
+            drain::drain(state, now, id, Some(Drain { deadline_ms: now + within_ms }));
             Ok(Answer::Object(Key::Provider(id)))
         }
         Wish::Undrain { id } => {
             own(state, id)?;
-            provider::drain(state, now, id, None);
+            drain::drain(state, now, id, None);
             Ok(Answer::Object(Key::Provider(id)))
         }
         Wish::DeleteProvider { id } => {

@@ -1,0 +1,180 @@
+//! What breaks under a pool: agents and schedulers that are killed or stand still, networks that pass nothing. Nothing
+//! that was acknowledged is lost, nothing runs twice that may not, nothing is left behind.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::env::lent::{Lent, patiently};
+use crate::require;
+
+const SLEEPER: [&str; 3] = ["sh", "-c", "sleep 1000"];
+/// Reports come every two seconds, so that silence counts after six.
+const SCHEDULER: [&str; 2] = ["--heartbeat", "2"];
+
+fn run(lent: &Lent, flags: &[&str]) -> String {
+    lent.pool(&["run", "--stop-timeout", "0"]).args(flags).args(&[&lent.image]).args(&SLEEPER).ok()
+}
+
+/// A wire between an agent and its scheduler that can stop passing bytes without a word, as a network does.
+struct Wire {
+    address: SocketAddr,
+    cut: Arc<AtomicBool>,
+}
+
+impl Wire {
+    fn to(url: &str) -> Self {
+        let far: SocketAddr = url.trim_start_matches("https://").parse().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let wire = Self { address: listener.local_addr().unwrap(), cut: Arc::default() };
+        let cut = Arc::clone(&wire.cut);
+        std::thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                let Ok(far) = TcpStream::connect(far) else { continue };
+                let (back, there) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+                let (one, two) = (Arc::clone(&cut), Arc::clone(&cut));
+                std::thread::spawn(move || pass(near, there, &one));
+                std::thread::spawn(move || pass(far, back, &two));
+            }
+        });
+        wire
+    }
+
+    fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
+    fn cut(&self, cut: bool) {
+        self.cut.store(cut, Ordering::SeqCst);
+    }
+}
+
+/// Passes bytes one way; those that come while the wire is cut are dropped, and their connection is never good again.
+fn pass(mut from: TcpStream, mut to: TcpStream, cut: &AtomicBool) {
+    let mut buffer = [0; 4096];
+    let mut broken = false;
+    from.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => {
+                broken |= cut.load(Ordering::SeqCst);
+                if !broken && to.write_all(&buffer[..count]).is_err() {
+                    break;
+                }
+            }
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                // A network that is back resets what it had lost.
+                if broken && !cut.load(Ordering::SeqCst) {
+                    break;
+                }
+            }
+            Err(_) => break,
+        }
+    }
+    let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+}
+
+#[test]
+fn f06_f31_an_agent_that_stood_still_past_its_lease_gives_up_what_runs_elsewhere_now() {
+    require!();
+    let mut lent = Lent::new(&SCHEDULER);
+    lent.lend("one", &["--network", "none"]);
+    let moves = run(&lent, &["--name", "moves", "--lost-after", "1"]);
+    let stays = run(&lent, &["--name", "stays", "--lost-after", "1", "--on-loss", "keep"]);
+    lent.lend("two", &["--network", "none"]);
+    let before = lent.containers("one");
+    assert_eq!(before.len(), 2);
+    lent.signal_agent("one", Signal::SIGSTOP);
+    lent.wait_place(&moves, "two running");
+    lent.wait_place(&stays, "one lost");
+    assert_eq!(lent.containers("one"), before, "nothing happens to containers because their agent stands still");
+
+    lent.signal_agent("one", Signal::SIGCONT);
+    lent.wait_place(&stays, "one running");
+    patiently("what runs elsewhere is given up here", || lent.containers("one").len() == 1);
+    assert!(before.contains(&lent.containers("one")[0]), "it is the same one as before");
+    assert_eq!(lent.place(&moves), "two running");
+    assert_eq!(lent.inspect(&stays)["epoch"], 1);
+    lent.end();
+}
+
+#[test]
+fn f31_a_network_that_drops_everything_disturbs_no_instance() {
+    require!();
+    let mut lent = Lent::new(&SCHEDULER);
+    let wire = Wire::to(&lent.url);
+    lent.join("far", &wire.url(), &["--network", "none"]);
+    lent.start("far");
+    lent.wait_provider("far", "ready");
+    let name = run(&lent, &["--name", "here"]);
+    let ends = run(&lent, &["--name", "ends"]);
+    let before = lent.containers("far");
+    wire.cut(true);
+    lent.wait_provider("far", "unknown");
+    lent.wait_place(&name, "far unknown");
+    lent.wait_place(&ends, "far unknown");
+    assert_eq!(lent.containers("far"), before);
+    // What is asked meanwhile is done when the network is back, and what was asked is not done twice.
+    lent.pool(&["stop", "--no-wait", &name]).ok();
+    lent.pool(&["rm", "-f", "--no-wait", &ends]).ok();
+    wire.cut(false);
+    lent.wait_place(&name, "far halted");
+    lent.wait_state(&ends, "stopped");
+    patiently("it is removed", || lent.containers("far").len() == 1);
+    lent.pool(&["start", &name]).ok();
+    assert!(before.contains(&lent.containers("far")[0]));
+    lent.end();
+}
+
+#[test]
+fn f05_schedulers_and_agents_killed_under_load_lose_and_double_nothing() {
+    require!();
+    const ROUNDS: usize = 3;
+    const EACH: usize = 4;
+    let mut lent = Lent::new(&SCHEDULER);
+    for name in ["one", "two", "three"] {
+        lent.lend(name, &["--network", "none"]);
+    }
+    let mut acknowledged = BTreeSet::new();
+    for round in 0..ROUNDS {
+        let asked: Vec<_> = (0..EACH)
+            .map(|number| {
+                let name = format!("r{round}-{number}");
+                let run = lent.pool(&["run", "-d", "--stop-timeout", "0", "--name", &name, &lent.image]);
+                (name, run.args(&SLEEPER).spawn())
+            })
+            .collect();
+        // Who asks repeats itself until somebody answers, so each of them is acknowledged.
+        lent.kill_scheduler();
+        let victim = ["one", "two", "three"][round % 3];
+        lent.end_agent(victim, Signal::SIGKILL);
+        lent.start_scheduler(&SCHEDULER);
+        for (name, asked) in asked {
+            assert_eq!(asked.wait().ok(), name);
+            acknowledged.insert(name);
+        }
+        lent.start(victim);
+    }
+    assert_eq!(acknowledged.len(), ROUNDS * EACH);
+    for name in &acknowledged {
+        lent.wait_state(name, "running");
+        assert_eq!(lent.inspect(name)["epoch"], 1, "{name} was placed once");
+    }
+    let mut labels = Vec::new();
+    for machine in ["one", "two", "three"] {
+        let list = lent.machine(machine, &["ps", "-aq"]).ok();
+        for id in list.lines() {
+            let format = "{{index .Config.Labels \"coracle.pool.instance\"}}";
+            labels.push(lent.machine(machine, &["inspect", "--format", format, id]).ok());
+        }
+    }
+    let distinct: BTreeSet<&String> = labels.iter().collect();
+    assert_eq!((labels.len(), distinct.len()), (ROUNDS * EACH, ROUNDS * EACH), "each once and no orphan: {labels:?}");
+    lent.end();
+}
