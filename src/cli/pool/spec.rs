@@ -242,7 +242,6 @@ impl RunArgs {
             stop_grace_ms: self.process.stop_timeout.map(|seconds| seconds.saturating_mul(1000)),
             volumes: self.process.volumes(pool)?,
             secrets: self.process.secrets(pool)?,
-            ..InstanceSpec::default()
         })
     }
 }
