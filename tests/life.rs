@@ -345,3 +345,33 @@ fn exec_codes_users_and_environment() {
     assert_eq!(env.coracle(&["exec", "-i", "c", "sh", "-c", "cat; echo end"]).stdin("bytes\n").ok(), "bytes\nend");
     env.coracle(&["rm", "-f", "c"]).ok();
 }
+
+#[test]
+fn flags_that_docker_users_type() {
+    require!();
+    let env = TestEnv::new();
+    let image = env.image("busybox");
+    let labels = env.write("labels", "# a comment\nfrom=file\nboth=file\n").display().to_string();
+    let script =
+        "trap 'echo asked >>/log; exit 5' USR1; trap 'exit 6' TERM; touch /ready; while :; do sleep 0.05; done";
+    let flags = ["-q", "--name", "c", "--label-file", &labels, "--label", "both=flag"];
+    // The image is not here yet: its pull would be told.
+    let started = env.coracle(&["run", "-d", "--network", "none"]).args(&flags).args(&[&image, "sh", "-c", script]);
+    let started = started.outcome();
+    started.code(0);
+    assert_eq!(started.stderr, "");
+    let shown = env.coracle(&["inspect", "--format", "{{.Config.Labels.from}} {{.Config.Labels.both}}", "c"]).ok();
+    assert_eq!(shown, "file flag");
+    let ready = || wait_until("its traps", || env.coracle(&["exec", "c", "test", "-e", "/ready"]).outcome().code == 0);
+    ready();
+    env.coracle(&["exec", "c", "rm", "/ready"]).ok();
+    env.coracle(&["restart", "-s", "USR1", "c"]).ok();
+    ready();
+    assert_eq!(env.coracle(&["exec", "c", "cat", "/log"]).ok(), "asked", "the restart asked with its own signal");
+    env.coracle(&["stop", "--signal", "SIGUSR1", "c"]).ok();
+    assert_eq!(env.coracle(&["wait", "c"]).ok(), "5");
+    env.coracle(&["stop", "-s", "NONE", "c"]).outcome().refused(1).says("unknown signal");
+    assert!(env.coracle(&["system", "events", "--since", "1h", "--until", "0s"]).ok().contains("restart"));
+    assert_eq!(env.coracle(&["system", "info"]).ok(), env.coracle(&["info"]).ok());
+    env.coracle(&["rm", "c"]).ok();
+}

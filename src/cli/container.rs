@@ -142,6 +142,12 @@ pub struct ContainerArgs {
     /// What happens when it has ended: no, on-failure[:N], always or unless-stopped
     #[arg(long, value_name = "POLICY", default_value = "no", hide_default_value = true)]
     restart: RestartPolicy,
+    /// Do not show the progress of a pull
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Read labels from a file: NAME=VALUE lines
+    #[arg(long, value_name = "FILE")]
+    label_file: Vec<PathBuf>,
     /// Set a label
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     label: Vec<String>,
@@ -266,7 +272,7 @@ pub fn options(args: ContainerArgs, mut command: Vec<String>) -> Result<RunOptio
         detach: false,
         wants_shim: !args.log_opt.is_empty() || args.log_driver.is_some(),
         cid_file: args.cidfile,
-        labels: args.label.iter().map(|label| label_pair(label)).collect(),
+        labels: labels(&args.label_file, &args.label)?,
         restart: args.restart,
         log: log_options(args.log_driver, &args.log_opt)?,
         health: HealthOptions {
@@ -293,6 +299,16 @@ fn disk_size(disk: Option<&str>, options: &[String]) -> Result<DiskAsk, CliError
         wanted = Some(size.parse()?);
     }
     Ok(wanted.unwrap_or_default())
+}
+
+/// Reads the files first, then the flags, so that a flag wins.
+fn labels(files: &[PathBuf], flags: &[String]) -> Result<Vec<(String, String)>, CliError> {
+    let mut labels = Vec::new();
+    for file in files {
+        labels.extend(env_file_lines(file)?.iter().map(|line| label_pair(line)));
+    }
+    labels.extend(flags.iter().map(|label| label_pair(label)));
+    Ok(labels)
 }
 
 /// Splits NAME=VALUE; a name alone has an empty value.

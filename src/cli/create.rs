@@ -31,9 +31,10 @@ pub struct CreateArgs {
 /// Makes it and prints its id.
 pub fn run(root: Option<PathBuf>, args: CreateArgs) -> Result<ExitCode, CliError> {
     let Rest::ImageAndCommand(command) = args.rest;
+    let bars = if args.container.quiet { Bars::quiet() } else { Bars::new() };
     let options = options(args.container, command)?;
     sharing::protect(root.as_ref())?;
     let engine = Engine::open(root)?;
-    line(&engine_run::create(&engine, &options, &Bars::new())?);
+    line(&engine_run::create(&engine, &options, &bars)?);
     Ok(ExitCode::SUCCESS)
 }

@@ -23,7 +23,12 @@ pub struct KillArgs {
 
 /// Signals each.
 pub fn run(root: Option<PathBuf>, args: KillArgs) -> Result<ExitCode, CliError> {
-    let signal = parse_signal(&args.signal).ok_or(EngineError::UnknownSignal(args.signal))?;
+    let signal = signal(&args.signal)?;
     let engine = Engine::open(root)?;
     several::each(&args.containers, |wanted| Ok(lifecycle::kill(&engine, wanted, signal)?))
+}
+
+/// Gives the number of a signal by its name or number.
+pub fn signal(text: &str) -> Result<i32, EngineError> {
+    parse_signal(text).ok_or_else(|| EngineError::UnknownSignal(text.to_owned()))
 }

@@ -10,8 +10,8 @@ use super::data::{commit, cp, df, diff, export, import, prune, reset};
 use super::error::{CliError, EXIT_CORACLE_FAILED, EXIT_FAILURE};
 use super::inspect::Kind;
 use super::{
-    attach, boot, create, exec, history, images, inspect, kill, load, logs, pause, port, ps, pull, push, rename,
-    restart, rm, rmi, run, save, start, stats, stop, tag, top, update, wait,
+    attach, boot, create, events, exec, history, images, info, inspect, kill, load, logs, pause, port, ps, pull, push,
+    rename, restart, rm, rmi, run, save, start, stats, stop, tag, top, update, wait,
 };
 
 // Named alike with and without `container` before it.
@@ -150,6 +150,8 @@ impl ImageCommand {
 #[command(defer = true)]
 pub enum SystemCommand {
     Boot(boot::BootArgs),
+    Events(events::EventsArgs),
+    Info(info::InfoArgs),
     InstallUnit(boot::InstallUnitArgs),
     Df(df::DfArgs),
     Prune(prune::SystemPruneArgs),
@@ -160,6 +162,8 @@ impl SystemCommand {
     pub fn run(self, root: Option<PathBuf>) -> Result<ExitCode, CliError> {
         match self {
             Self::Boot(args) => boot::boot(root, args),
+            Self::Events(args) => events::run(root, args),
+            Self::Info(args) => info::run(root, args),
             Self::InstallUnit(args) => boot::install_unit(root, args),
             Self::Df(args) => df::run(root, args),
             Self::Prune(args) => prune::system(root, args),

@@ -53,11 +53,11 @@ pub enum Rest {
 /// Runs the command and gives the container's exit code.
 pub fn run(root: Option<PathBuf>, args: RunArgs) -> Result<ExitCode, CliError> {
     let Rest::ImageAndCommand(command) = args.rest;
+    let bars = if args.container.quiet { Bars::quiet() } else { Bars::new() };
     let mut options = options(args.container, command)?;
     options.set_detached(args.detach);
     sharing::protect(root.as_ref())?;
     let engine = Engine::open(root)?;
-    let bars = Bars::new();
     let attaching = Attaching { keys: args.detach_keys, pass_signals: args.sig_proxy };
     Ok(match engine_run::run(&engine, &options, &attaching, &bars)? {
         Ran::Ended(code) => ExitCode::from(code),

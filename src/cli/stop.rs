@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::error::CliError;
-use super::several;
+use super::{kill, several};
 use crate::engine::{Engine, lifecycle};
 
 /// Stop containers: their stop signal, then SIGKILL
@@ -15,6 +15,9 @@ pub struct StopArgs {
     /// Seconds before SIGKILL, -1 to wait for ever [default: 10, or --stop-timeout of run]
     #[arg(short = 't', long = "time", visible_alias = "timeout", value_name = "SECONDS", allow_hyphen_values = true)]
     time: Option<i64>,
+    /// Ask with this signal instead of the container's own
+    #[arg(short, long, value_name = "SIGNAL")]
+    signal: Option<String>,
     /// Containers, by name or id
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -23,5 +26,6 @@ pub struct StopArgs {
 /// Stops each.
 pub fn run(root: Option<PathBuf>, args: StopArgs) -> Result<ExitCode, CliError> {
     let engine = Engine::open(root)?;
-    several::each(&args.containers, |wanted| Ok(lifecycle::stop(&engine, wanted, args.time)?))
+    let signal = args.signal.as_deref().map(kill::signal).transpose()?;
+    several::each(&args.containers, |wanted| Ok(lifecycle::stop(&engine, wanted, args.time, signal)?))
 }

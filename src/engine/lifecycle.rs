@@ -72,12 +72,12 @@ pub fn start_and_leave(engine: &Engine, wanted: &str) -> Result<(), EngineError>
 }
 
 /// Asks a container to end, and ends it when it does not within `limit` (None: what it was made with).
-pub fn stop(engine: &Engine, wanted: &str, limit: Option<i64>) -> Result<(), EngineError> {
+pub fn stop(engine: &Engine, wanted: &str, limit: Option<i64>, signal: Option<i32>) -> Result<(), EngineError> {
     let found = containers::find(engine.root(), wanted)?;
     let seconds = limit.unwrap_or_else(|| i64::try_from(found.record.stop_timeout_s).unwrap_or(i64::MAX));
     // Docker's -1 waits for ever.
     let limit = u64::try_from(seconds).ok().map(Duration::from_secs);
-    let signal = shim::stop_signal(&found.record);
+    let signal = signal.unwrap_or_else(|| shim::stop_signal(&found.record));
     let (root, record) = (engine.root(), found.record.clone());
     let ran = found.status().is_active();
     end(engine, found, signal, limit)?;
@@ -199,12 +199,12 @@ pub fn kill(engine: &Engine, wanted: &str, signal: i32) -> Result<(), EngineErro
 }
 
 /// Stops a container and starts it again.
-pub fn restart(engine: &Engine, wanted: &str, limit: Option<i64>) -> Result<(), EngineError> {
+pub fn restart(engine: &Engine, wanted: &str, limit: Option<i64>, signal: Option<i32>) -> Result<(), EngineError> {
     let found = containers::find(engine.root(), wanted)?;
     if found.record.auto_remove && found.status().is_active() {
         return Err(EngineError::RestartOrRemove);
     }
-    stop(engine, found.id(), limit)?;
+    stop(engine, found.id(), limit, signal)?;
     start_and_leave(engine, found.id())?;
     events::emit_container(engine.root(), &found.record, "restart", &[]);
     Ok(())
