@@ -12,4 +12,5 @@ mod devices;
 mod host;
 mod limits;
 mod oci;
+mod quota;
 mod watch;

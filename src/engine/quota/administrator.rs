@@ -7,9 +7,9 @@
 //! A slot's limit is the kernel's, so a user who writes nonsense into the claims takes room from nobody else.
 
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use coracle_runtime::quota;
 use fs_err::File;
@@ -26,8 +26,6 @@ const CLAIMS: &str = "/var/lib/coracle/disk";
 const VERSION: u32 = 1;
 /// Numbers that people rarely give to projects themselves.
 const FIRST: u64 = 1_000_000;
-/// How long a claim is believed although what it is for is not there yet.
-const YOUNG: Duration = Duration::from_secs(60);
 
 /// Names a filesystem that can keep limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,8 +115,8 @@ fn claims_of(user: u32) -> PathBuf {
     Path::new(CLAIMS).join(user.to_string())
 }
 
-/// Claims a slot for as long as `holder` exists; `None` when it is in use.
-pub fn claim(place: &Place, number: u64, holder: &Path) -> Result<Option<Claim>, QuotaError> {
+/// Claims a slot for as long as one of `holders` exists; `None` when it is in use.
+pub fn claim(place: &Place, number: u64, holders: &[&Path]) -> Result<Option<Claim>, QuotaError> {
     let directory = claims_of(place.user);
     let path = directory.join(number.to_string());
     let lock = File::open(&directory).map_err(QuotaError::io(&directory))?;
@@ -134,16 +132,18 @@ pub fn claim(place: &Place, number: u64, holder: &Path) -> Result<Option<Claim>,
         .mode(0o600)
         .open(&path)
         .map_err(QuotaError::io(&path))?;
-    file.write_all(holder.as_os_str().as_encoded_bytes()).map_err(QuotaError::io(&path))?;
+    for holder in holders {
+        let line = [holder.as_os_str().as_encoded_bytes(), b"\0"].concat();
+        file.write_all(&line).map_err(QuotaError::io(&path))?;
+    }
     Ok(Some(Claim(path)))
 }
 
-/// Says whether what claimed a slot is there, or may be about to be.
+/// Says whether what claimed a slot is there, under one of its names.
 pub fn is_used(claim: &Path) -> bool {
-    let Ok(holder) = fs_err::read(claim) else { return false };
-    let holder = PathBuf::from(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(holder));
-    let age = || fs_err::metadata(claim).ok()?.modified().ok()?.elapsed().ok();
-    holder.symlink_metadata().is_ok() || age().is_none_or(|age| age < YOUNG)
+    let holders = fs_err::read(claim).unwrap_or_default();
+    let mut holders = holders.split(|byte| *byte == 0).filter(|holder| !holder.is_empty());
+    holders.any(|holder| fs_err::symlink_metadata(std::ffi::OsStr::from_bytes(holder)).is_ok())
 }
 
 /// Counts the slots of a place that are in use; 0 for who may not look.

@@ -43,7 +43,7 @@ pub fn make_directories(
     let backing = directory.make_dir(BACKING, 0o700)?;
     if limit.backend == Backend::Project {
         // The user keeps the claim by having the directory.
-        limit.slot = Some(project::claim(root, &backing, &directory.path, limit)?);
+        limit.slot = Some(project::claim(root, &backing, &[&directory.path], limit)?);
     }
     if limit.backend.is_mounted() {
         directory.make_dir(MOUNT_POINT, 0o700)?;
@@ -77,7 +77,7 @@ pub fn charge(root: &Path, draft: &Path, holder: &Path, charge: Charge<'_>) -> R
         }
         Charge::Nothing | Charge::Container(_) => Ok(None),
         Charge::Own(limit) if limit.backend == Backend::Project => {
-            let slot = Some(project::claim(root, draft, holder, limit)?);
+            let slot = Some(project::claim(root, draft, &[draft, holder], limit)?);
             Ok(Some(DiskLimit { slot, ..limit.clone() }))
         }
         Charge::Own(limit) => {

@@ -105,8 +105,8 @@ fn used_bytes(stat: &StatVfs) -> u64 {
 
 /// Gives a directory, and what will be made in it, to a free project of the limit's size.
 ///
-/// `holder` is what the claim lives as long as. That a write beyond the limit fails is tried here.
-pub fn claim(root: &Path, dir: &Path, holder: &Path, limit: &DiskLimit) -> Result<u64, QuotaError> {
+/// The claim lives as long as one of `holders`. That a write beyond the limit fails is tried here.
+pub fn claim(root: &Path, dir: &Path, holders: &[&Path], limit: &DiskLimit) -> Result<u64, QuotaError> {
     let refused = |reason: String| QuotaError::Refused { backend: Backend::Project, reason };
     if administrator::filesystem(root)? == Some(Filesystem::Xfs) {
         let (project, stat) = random_project(dir)?;
@@ -117,7 +117,7 @@ pub fn claim(root: &Path, dir: &Path, holder: &Path, limit: &DiskLimit) -> Resul
     let file = File::open(dir).map_err(QuotaError::io(dir))?;
     let mut last = "every slot of this size is in use".to_owned();
     for (place, number) in slots(root, limit)? {
-        let Some(claim) = administrator::claim(&place, number, holder)? else { continue };
+        let Some(claim) = administrator::claim(&place, number, holders)? else { continue };
         let project = u32::try_from(number).map_err(|_| refused(format!("{number} is no project")))?;
         let tried = quota::set_project(&file, project)
             .and_then(|()| fstatvfs(&file))
@@ -139,7 +139,7 @@ pub fn claim_group(root: &Path, parent: &Path, name: &str, limit: &DiskLimit) ->
     let file = File::open(parent).map_err(QuotaError::io(parent))?;
     let mut last = "every slot of this size is in use".to_owned();
     for (place, number) in slots(root, limit)? {
-        let Some(claim) = administrator::claim(&place, number, parent)? else { continue };
+        let Some(claim) = administrator::claim(&place, number, &[parent])? else { continue };
         let made = quota::make_subvolume(&file, name, quota::group(1, number))
             .map_err(|errno| chain(&errno))
             .and_then(|()| prove(root, &parent.join(name), limit, &number.to_string()));
