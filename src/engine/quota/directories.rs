@@ -145,7 +145,13 @@ pub fn start(directory: &Path, limit: &DiskLimit, volumes: &[PathBuf], pid: i32)
         limit_bytes: limit.bytes,
         limit_inodes: limit.inodes,
     };
-    begin(&options, pid).map(Some)
+    let disk = begin(&options, pid)?;
+    if kind == Kind::Memory {
+        // It needs nobody once it is mounted.
+        disk.finish();
+        return Ok(None);
+    }
+    Ok(Some(disk))
 }
 
 /// Is a volume with a limit of its own, on its way into a container.
