@@ -34,6 +34,7 @@ mod networks;
 mod options;
 mod pool;
 mod pool_faults;
+mod pool_story;
 mod probe;
 mod provider;
 mod provider_owner;

@@ -28,6 +28,8 @@ const FILE: &str = "pool.json";
 const SYSTEM_AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// How long a join token may be used when nobody says: an hour, the most.
 const JOIN_MINUTES: u64 = 60;
+/// Longest value of a secret that is read; the scheduler takes 64 KiB.
+const SECRET_BYTES_MAX: u64 = 128 << 10;
 /// Milliseconds of a minute.
 const MINUTE_MS: u64 = 60_000;
 
@@ -70,6 +72,7 @@ enum PoolCommand {
     Events(events::EventsArgs),
     Keys(keys::KeysArgs),
     UserAdd(UserAddArgs),
+    SecretAdd(SecretAddArgs),
     Logs(LogsArgs),
     Ps(show::PsArgs),
     Inspect(show::InspectArgs),
@@ -131,6 +134,17 @@ struct TokenArgs {
     /// How long it lives
     #[arg(long, value_name = "DAYS", default_value_t = 30)]
     days: u64,
+}
+
+/// Keep a secret for the instances of one's group; nobody is shown its value any more
+#[derive(Args)]
+struct SecretAddArgs {
+    /// Unique in the group
+    name: Name,
+
+    /// File with the value; - is standard input
+    #[arg(default_value = "-")]
+    file: PathBuf,
 }
 
 /// Make a user in one's group; prints a token for it once
@@ -217,6 +231,10 @@ pub fn run(args: PoolArgs) -> Result<ExitCode, CliError> {
             let ttl_ms = args.days.saturating_mul(24 * 60 * MINUTE_MS);
             let body = json!({ "user": made["id"], "role": args.role, "ttl_ms": ttl_ms });
             secret(&pool.post("/v1/tokens", &body)?)?;
+        }
+        PoolCommand::SecretAdd(args) => {
+            let value = super::provider::read_text(&args.file, SECRET_BYTES_MAX)?;
+            open()?.post("/v1/secrets", &json!({ "name": args.name, "value": value }))?;
         }
         PoolCommand::JoinToken(args) => {
             let body = json!({ "provider_name": args.name, "ttl_ms": args.minutes.saturating_mul(MINUTE_MS) });

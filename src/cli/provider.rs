@@ -155,6 +155,8 @@ pub fn run(root: Option<PathBuf>, args: ProviderArgs) -> Result<ExitCode, CliErr
         ProviderCommand::Run => {
             let member = Membership::read(&folder)?;
             let _presence = Presence::take(&folder)?;
+            // What it is told on the way into a container is in no core file, and in no other program's reach.
+            provider::hide_memory()?;
             let provider = Provider::open(&root, &folder)?;
             line(&format!("{} works for {}", member.name, member.scheduler));
             member.serve(&folder, Arc::new(Mutex::new(provider)))?;
@@ -285,6 +287,7 @@ fn leave(root: &Path, folder: &Path) -> Result<(), CliError> {
         }
     }
     Membership::forget(folder)?;
+    provider::forget_secrets(root);
     fs_err::remove_dir_all(folder)?;
     note(&format!("note: {} instances were removed; the scheduler will notice", containers.len()));
     Ok(())

@@ -90,6 +90,15 @@ impl Lent {
         self.agents.insert(name.to_owned(), agent);
     }
 
+    pub fn agent_pid(&self, name: &str) -> i32 {
+        self.agents[name].pid()
+    }
+
+    /// Waits for an agent that was told to end by another way.
+    pub fn agent_ended(&mut self, name: &str) {
+        self.agents.remove(name).unwrap().wait().code(0);
+    }
+
     /// Sends a signal to an agent.
     pub fn signal_agent(&self, name: &str, signal: Signal) {
         self.agents[name].signal(signal);

@@ -11,6 +11,7 @@ pub mod facts;
 mod ledger;
 pub mod policy;
 pub mod presence;
+mod secrets;
 pub mod shares;
 mod words;
 
@@ -29,6 +30,7 @@ pub use extras::bad as bad_facts;
 use commands::{Children, Outcome, Verb};
 pub use ledger::LedgerError;
 use ledger::{Entry, Halt, Ledger};
+pub use secrets::forget_all as forget_secrets;
 pub use shares::Shares;
 use words::Given;
 
@@ -113,7 +115,10 @@ impl Provider {
                 self.ledger.change(key, |entry| entry.end(None, said));
             }
             Verb::Start if !outcome.success => self.not_started(key, &outcome.said),
-            Verb::Remove if outcome.success || self.container(key).is_none() => self.ledger.remove(key),
+            Verb::Remove if outcome.success || self.container(key).is_none() => {
+                secrets::forget(&self.root, key);
+                self.ledger.remove(key);
+            }
             // Tried again at the next look.
             Verb::Start | Verb::Stop | Verb::Remove => {}
         }
@@ -220,7 +225,12 @@ impl Provider {
         } else {
             let shares = Shares::read(&self.folder).unwrap_or_default();
             let missing = facts::missing_limits(&self.root, &shares);
-            self.children.run(key, &entry.spec, &Given { shares: &shares, missing: &missing });
+            let secrets_of = secrets::folder(&self.root, key);
+            self.children.run(
+                key,
+                &entry.spec,
+                &Given { shares: &shares, missing: &missing, secrets: secrets_of.as_deref() },
+            );
             return Phase::Pulling;
         };
         self.ledger.change(key, |entry| entry.end(None, reason.to_owned()));
@@ -231,6 +241,13 @@ impl Provider {
 /// Tells whether a container is to be started again and was not yet.
 fn is_resumed(entry: &Entry, container: &Container) -> bool {
     matches!(entry.halt, Halt::Resuming { after_run } if container.run() <= after_run) && !entry.stopping
+}
+
+/// Keeps this process's memory out of core files and away from this user's other programs (PR_SET_DUMPABLE(2const)).
+pub fn hide_memory() -> std::io::Result<()> {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?)
 }
 
 /// Says why the owner lets nothing new in, if so. What the owner said and cannot be read is a no.
@@ -290,19 +307,18 @@ impl agent::Engine for Provider {
         if self.ledger.get(key).is_some() {
             return Ok(());
         }
-        if !secrets.is_empty() {
-            return Err(refuse("start", key, "this provider cannot give a container secrets"));
-        }
         let shares = Shares::read(&self.folder).map_err(|error| refuse("start", key, error))?;
         shares.allow(spec, group).map_err(|reason| refuse("start", key, reason))?;
         if let Some(reason) = closed(&self.folder) {
             return Err(refuse("start", key, reason));
         }
         let missing = facts::missing_limits(&self.root, &shares);
-        let given = Given { shares: &shares, missing: &missing };
+        let secrets_of = secrets::folder(&self.root, key);
+        let given = Given { shares: &shares, missing: &missing, secrets: secrets_of.as_deref() };
         if let Some(reason) = words::unenforced(spec, &given) {
             return Err(refuse("start", key, reason));
         }
+        secrets::keep(&self.root, key, secrets).map_err(|reason| refuse("start", key, reason))?;
         self.ledger.add(key, spec.clone(), group).map_err(|error| refuse("start", key, error))?;
         self.children.run(key, spec, &given);
         self.reported = None;

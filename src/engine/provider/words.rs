@@ -1,5 +1,7 @@
 //! An instance in words of `coracle run`.
 
+use std::path::Path;
+
 use coracle_scheduler::model::InstanceSpec;
 
 use super::commands::LABEL;
@@ -10,6 +12,8 @@ pub struct Given<'a> {
     pub shares: &'a Shares,
     /// Limits that this host cannot enforce: `disk`, `bandwidth`. The cgroup's are known to the runtime.
     pub missing: &'a [&'static str],
+    /// Where the secrets are, one file each, called by their numbers.
+    pub secrets: Option<&'a Path>,
 }
 
 /// Says why an instance cannot get its limits here, if so: each is named.
@@ -46,6 +50,11 @@ pub fn of(key: Key, spec: &InstanceSpec, given: &Given) -> Vec<String> {
     }
     for mount in &spec.volumes {
         words.add("--volume", format!("pool-{}:{}", mount.volume, mount.path));
+    }
+    for (number, mount) in spec.secrets.iter().enumerate() {
+        if let Some((folder, file)) = given.secrets.zip(mount.file.as_ref()) {
+            words.add("--volume", format!("{}:{file}:ro", folder.join(number.to_string()).display()));
+        }
     }
     process(&mut words, spec);
     if let Some(network) = &given.shares.network {
@@ -144,7 +153,8 @@ mod tests {
             limits: LimitOptions { pids: Some(9), ..LimitOptions::default() },
             ..InstanceSpec::default()
         };
-        let words = of((InstanceId::new(1), 3), &spec, &Given { shares: &Shares::default(), missing: &[] });
+        let words =
+            of((InstanceId::new(1), 3), &spec, &Given { shares: &Shares::default(), missing: &[], secrets: None });
         let name = "pool-00000000000000000000000001-3";
         let expected = [
             "run",
@@ -175,12 +185,12 @@ mod tests {
         let resources = Resources { disk_bytes: 1, bandwidth_bps: 1, ..Resources::default() };
         let mut spec = InstanceSpec { resources, ..InstanceSpec::default() };
         let shares = Shares::default();
-        let given = Given { shares: &shares, missing: &["bandwidth", "disk"] };
+        let given = Given { shares: &shares, missing: &["bandwidth", "disk"], secrets: None };
         let said = unenforced(&spec, &given);
         assert_eq!(said.as_deref(), Some("this provider cannot enforce the limit of disk and bandwidth"));
         assert_eq!(unenforced(&spec, &Given { missing: &[], ..given }), None);
         spec.limits.best_effort = true;
-        let given = Given { shares: &shares, missing: &["disk"] };
+        let given = Given { shares: &shares, missing: &["disk"], secrets: None };
         assert_eq!(unenforced(&spec, &given), None);
         let words = of((InstanceId::new(1), 1), &spec, &given);
         assert!(!words.iter().any(|word| word.starts_with("--disk")), "{words:?}");
