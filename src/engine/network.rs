@@ -128,8 +128,8 @@ pub enum Place<'a> {
 /// The device that leads outside, beside those of user-defined networks.
 pub const OUTSIDE_DEVICE: &str = "out0";
 /// What a person hears who gets slirp4netns.
-const SLIRP_NOTE: &str = "pasta is not installed, so slirp4netns connects the container: no IPv6, and whoever calls a \
-                          published port has its address";
+const SLIRP_NOTE: &str = "pasta is not installed, so slirp4netns connects the container: no IPv6, whoever calls a published \
+                          port has its address, and UDP from this host itself gets no answer";
 /// What a person hears who gets the host's network.
 const HOST_NOTE: &str = "this host gives no own network (see coracle info); the container shares the host's";
 
