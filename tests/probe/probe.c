@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -16,11 +17,14 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { CALL_SECONDS = 3, CALLS = 512, X32 = 0x40000000, FAMILIES = 47, PROTOCOLS = 23, CAPABILITIES = 64 };
+enum { CALL_SECONDS = 3, CALLS = 528, X32 = 0x40000000, FAMILIES = 47, PROTOCOLS = 23, CAPABILITIES = 64, OTHER = 1000, DEPTH = 32 };
 
 static const char *verdict(long result, int error)
 {
@@ -156,6 +160,111 @@ static void hidden(const char *path)
         close(fd);
     }
     printf("hidden %s %s\n", path, seen ? "SHOWN" : "yes");
+    /* What covers a file is the null device, which anybody may write. */
+    struct stat about;
+    int fd = open(path, O_WRONLY | O_NONBLOCK);
+    int null = fd >= 0 && !fstat(fd, &about) && S_ISCHR(about.st_mode) && about.st_rdev == makedev(1, 3);
+    printf("closed %s %s\n", path, fd < 0 || null ? "yes" : "OPENS");
+    close(fd);
+}
+
+/* Whether any file of a tree opens for writing; nothing is written. */
+static const char *opened;
+static int try_one(const char *path, const struct stat *about, int kind, struct FTW *place)
+{
+    (void)about, (void)place;
+    int fd = kind == FTW_F ? open(path, O_WRONLY | O_NONBLOCK | O_NOCTTY | O_NOFOLLOW) : -1;
+    if (fd < 0)
+        return 0;
+    close(fd);
+    opened = strdup(path);
+    return 1;
+}
+static void tree(const char *top)
+{
+    opened = NULL;
+    nftw(top, try_one, DEPTH, FTW_PHYS);
+    printf("tree %s %s\n", top, opened ? opened : "refused");
+}
+
+static void mount_flags(const char *path)
+{
+    struct statvfs about;
+    if (statvfs(path, &about)) {
+        printf("flags %s none\n", path);
+        return;
+    }
+    printf("flags %s %s%s%s%s\n", path, about.f_flag & ST_RDONLY ? "ro" : "rw",
+           about.f_flag & ST_NOSUID ? ",nosuid" : "", about.f_flag & ST_NODEV ? ",nodev" : "",
+           about.f_flag & ST_NOEXEC ? ",noexec" : "");
+}
+
+/* What another user of the container gets of its first process, and of a setuid file of root's. With one id
+ * there is nobody else, and the answer is the same. */
+static void somebody_else(void)
+{
+    static const char *const files[] = { "/proc/1/mem", "/proc/1/environ", "/proc/1/root/etc", "/proc/1/fd/0", NULL };
+    char *const who[] = { "probe", "--who", NULL };
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        int other = setgid(OTHER) == 0 && setuid(OTHER) == 0;
+        for (int index = 0; files[index]; index++) {
+            int fd = other ? open(files[index], O_RDONLY | O_NONBLOCK) : -1;
+            printf("other %s %s\n", files[index], fd < 0 ? "refused" : "OPENS");
+        }
+        fflush(stdout);
+        if (other)
+            execv("/tmp/setuid-probe", who);
+        printf("setuid root %s\n", other ? "FAILED" : "void");
+        fflush(stdout);
+        _exit(0);
+    }
+    waitpid(child, NULL, 0);
+}
+
+static void make_setuid(void)
+{
+    char bytes[65536];
+    int from = open("/proc/self/exe", O_RDONLY), to = open("/tmp/setuid-probe", O_WRONLY | O_CREAT | O_TRUNC, 0755);
+    for (ssize_t count; (count = read(from, bytes, sizeof bytes)) > 0;)
+        if (write(to, bytes, count) != count)
+            break;
+    fchmod(to, 04755);
+    close(from);
+    close(to);
+}
+
+/* The 32-bit way into the kernel, from a 64-bit program: getpid. */
+static void compat(void)
+{
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        long result = 20;
+        __asm__ volatile("int $0x80" : "+a"(result) : : "memory");
+        _exit(result > 0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    printf("i386 getpid %s\n", WIFEXITED(status) && WEXITSTATUS(status) ? "OPENS" : "refused");
+}
+
+static void labels(void)
+{
+    static const char *const names[] = { "current", "exec", "fscreate", "keycreate", "sockcreate", NULL };
+    for (int index = 0; names[index]; index++) {
+        char path[64];
+        snprintf(path, sizeof path, "/proc/self/attr/%s", names[index]);
+        int fd = open(path, O_WRONLY);
+        printf("attr %s %s\n", names[index], fd >= 0 && write(fd, "unconfined", 10) > 0 ? "WRITTEN" : "refused");
+        close(fd);
+    }
+    printf("dumpable is %d\n", prctl(PR_GET_DUMPABLE));
+    printf("dumpable set %s\n", VERDICT(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)));
+    printf("no_new_privs unset %s\n", prctl(PR_SET_NO_NEW_PRIVS, 0, 0, 0, 0) ? "refused" : "DONE");
+    printf("keep_caps %s\n", VERDICT(prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)));
+    printf("ambient raise %s\n", VERDICT(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, 0, 0, 0)));
 }
 
 static void written(const char *path)
@@ -173,8 +282,12 @@ static void terminal(const char *name, unsigned long command)
     close(master);
 }
 
-int main(void)
+int main(int count, char **words)
 {
+    if (count > 1 && !strcmp(words[1], "--who")) {
+        printf("setuid root %s\n", geteuid() == OTHER && getegid() == OTHER ? "void" : "BECOMES");
+        return 0;
+    }
     if (getpid() != 1) {
         fputs("the probe tries to unmount /proc and worse: only for the first process of a container\n", stderr);
         return 2;
@@ -184,7 +297,8 @@ int main(void)
     static const char *const hide[] = {
         "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
         "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/proc/kmsg", "/proc/kallsyms",
-        "/sys/devices/virtual/powercap", "/sys/firmware", "/sys/fs/selinux", NULL,
+        "/sys/devices/virtual/powercap", "/sys/firmware", "/sys/fs/selinux",
+        "/sys/devices/system/cpu/cpu0/thermal_throttle", "/sys/devices/system/cpu/cpu1/thermal_throttle", NULL,
     };
     for (int index = 0; hide[index]; index++)
         hidden(hide[index]);
@@ -196,6 +310,17 @@ int main(void)
     };
     for (int index = 0; closed[index]; index++)
         written(closed[index]);
+    static const char *const trees[] = { "/proc/sys", "/proc/bus", "/proc/fs", "/proc/irq", "/sys", NULL };
+    for (int index = 0; trees[index]; index++)
+        tree(trees[index]);
+    static const char *const places[] = { "/proc", "/proc/sys", "/sys", "/sys/fs/cgroup", "/dev", "/dev/pts",
+                                          "/dev/shm", "/dev/mqueue", "/", NULL };
+    for (int index = 0; places[index]; index++)
+        mount_flags(places[index]);
+    make_setuid();
+    somebody_else();
+    compat();
+    labels();
     terminal("TIOCSTI", 0x5412);
     terminal("TIOCSTI+high", 0x100005412UL);
     terminal("TIOCLINUX", 0x541C);
