@@ -204,6 +204,8 @@ impl<'a> Order<'a> {
         let given = args.bundle.as_deref().unwrap_or(Path::new("."));
         let directory = fs_err::canonicalize(given).map_err(|error| OciError::file("find bundle", given, &error))?;
         let config = bundle::read(&directory, args.config.as_deref(), Limits::Ignore)?;
+        // Reading JSON is a large part of the program, and nothing that follows needs it.
+        memory::step();
         let mut config = rootless::complete(config, &directory.display().to_string(), Limits::Ignore)?;
         for warning in &config.warnings {
             context.journal.warn(warning);

@@ -142,5 +142,7 @@ fn dispatch(globals: &Given, words: Vec<OsString>, journal: &Journal) -> Result<
         return Ok(ExitCode::SUCCESS);
     }
     let context = Context { place: Place::new(globals.path("root")), journal: journal.clone(), cgroups };
+    // What the words needed is over too.
+    memory::step();
     command(&context, &given)
 }

@@ -29,6 +29,7 @@ use crate::failpoint;
 use crate::failure::{LaunchFailure, Stage};
 use crate::hooks::{self, Moment, Subject};
 use crate::idmap::{IdMap, read_map};
+use crate::memory;
 use crate::plan::{MountStep, Plan, fit_ids, flags};
 use crate::sys::{CloneFlags, MountAttr, mount_setattr, raise_loopback};
 
@@ -115,6 +116,7 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
     let root = rootfs::mount_root(child.rootfs)?;
     let inside = Inside::new(&root);
     let mut mounted = mounting::mount_all(&mounts, sources, &child.sources.nodes, inside)?;
+    memory::step();
     devices::add_elsewhere(&plan.devices_elsewhere, &child.sources.nodes, inside)?;
     let terminal = open_terminal(child, &mounted, channel)?;
     if plan.hooks_before_root {
@@ -139,6 +141,7 @@ fn build(child: &Child<'_>, channel: &OwnedFd) -> Result<Option<Terminal>, Launc
     if !plan.hooks_before_root {
         expect(channel, Stage::Network, |message| matches!(message, Message::Proceed))?;
     }
+    memory::step();
     identity::limit(&plan.process)?;
     Ok(terminal)
 }

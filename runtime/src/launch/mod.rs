@@ -65,6 +65,7 @@ pub fn launch(options: LaunchOptions<'_>) -> Result<Running, LaunchFailure> {
     let mut plan = plan::plan(options.spec, options.idmap.as_ref())?;
     plan.process.add_filter(options.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()))?;
     check_terminal(&plan, &options)?;
+    memory::step();
     let hold = match &options.gate {
         Gate::Immediate => Hold::Nothing,
         Gate::Wait => Hold::Parent,
