@@ -145,7 +145,9 @@ fn make<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress: &P
 
 /// Gives the container a shim, and the caller a place at it unless it is to be left alone.
 fn with_shim(engine: &Engine, options: &RunOptions, attaching: &Attaching, made: Prepared) -> Result<Ran, EngineError> {
-    let Prepared { directory, record, .. } = made;
+    let Prepared { directory, spec, record } = made;
+    // The shim reads it again for each start, and would keep this one as long as it lives.
+    drop(spec);
     let (id, idmap, lasting) = (record.id.clone(), record.idmap.clone(), !record.auto_remove);
     let started = shim::spawn(engine.root(), directory, record, !options.detach).and_then(|channel| {
         let client = Client::from_socket(channel);
