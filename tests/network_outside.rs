@@ -42,7 +42,7 @@ pub fn on_the_host(env: &TestEnv, script: &str) -> String {
     let server = SERVER.to_owned();
     let coracle = fixtures::coracle();
     let run = env.program("/usr/bin/unshare").args(&["-Urn", "sh", "-c", &whole]);
-    run.env("IMAGE", &image).env("SERVER", &server).env("CORACLE", coracle.to_str().unwrap()).time_limit(120).ok()
+    run.env("IMAGE", &image).env("SERVER", &server).env("CORACLE", coracle.to_str().unwrap()).time_limit(300).ok()
 }
 
 #[test]
