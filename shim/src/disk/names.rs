@@ -5,7 +5,6 @@ use std::io::Result;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use fuse_backend_rs::api::filesystem::{Context, Entry};
 use rustix::fs::{
@@ -355,8 +354,7 @@ impl Passthrough {
             }
             (node, nodes.directory(self.orphans))
         };
-        self.give_back(node, orphans);
-        self.leaving.fetch_sub(1, Ordering::AcqRel);
+        self.note_left(|| self.give_back(node, orphans));
     }
 
     fn give_back(&self, node: Node, orphans: Result<Arc<OwnedFd>>) {

@@ -36,6 +36,8 @@ pub const NAME_BLOCKS: u64 = 2 * PAGE_BLOCKS;
 const OWN_INODES: u64 = 6;
 /// How long what lost its last name may be held by the kernel alone.
 const LATELY: Duration = Duration::from_secs(2);
+/// And how long a write waits at most for what is being given back.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Charges of different inodes rarely wait for each other.
 const STRIPES: usize = 64;
 
@@ -50,7 +52,9 @@ pub struct Passthrough {
     pub(super) volumes: Vec<(u64, OwnedFd)>,
     /// Nodes without a name, which give their room back when the kernel forgets them.
     pub(super) leaving: AtomicIsize,
-    /// When the last of them lost its name, after the beginning.
+    /// Those of them that are being given back this moment.
+    going: AtomicIsize,
+    /// When the last of them lost its name or was given back, after the beginning.
     left_ms: AtomicU64,
     begin: Instant,
     /// A thread waits for what is leaving.
@@ -128,6 +132,7 @@ impl Passthrough {
             volumes,
             // What was inherited is not waited for.
             leaving: AtomicIsize::new(0),
+            going: AtomicIsize::new(0),
             left_ms: AtomicU64::new(0),
             begin: Instant::now(),
             patient: AtomicBool::new(false),
@@ -196,11 +201,12 @@ impl Passthrough {
     /// Reserves room. What was deleted a moment ago is given back when the kernel forgets it, on
     /// another thread, so a full disk is looked at again for a short time.
     pub(super) fn reserve(&self, blocks: u64, overdraft: u64) -> Result<super::account::Reservation<'_>> {
-        self.patiently(LATELY, || self.account.reserve(blocks, overdraft)).ok_or_else(|| Errno::NOSPC.into())
+        self.patiently(PATIENCE, || self.account.reserve(blocks, overdraft)).ok_or_else(|| Errno::NOSPC.into())
     }
 
     pub(super) fn claim_inode(&self, overdraft: u64) -> Result<()> {
-        self.patiently(LATELY, || self.account.claim_inode(overdraft).then_some(())).ok_or_else(|| Errno::NOSPC.into())
+        self.patiently(PATIENCE, || self.account.claim_inode(overdraft).then_some(()))
+            .ok_or_else(|| Errno::NOSPC.into())
     }
 
     /// Attempts again while something is leaving that may free what is wanted.
@@ -214,8 +220,7 @@ impl Passthrough {
             return got;
         }
         let (mut got, begin) = (None, Instant::now());
-        while got.is_none() && begin.elapsed() < most && self.leaving.load(Ordering::Acquire) > 0 && self.left_lately()
-        {
+        while got.is_none() && begin.elapsed() < most && self.leaves_soon() {
             std::thread::sleep(PAUSE);
             got = attempt();
         }
@@ -226,12 +231,26 @@ impl Passthrough {
     /// Notes that something lost its last name and gives its room back when the kernel forgets it.
     pub(super) fn note_leaving(&self) {
         self.leaving.fetch_add(1, Ordering::AcqRel);
+        self.note_moment();
+    }
+
+    fn note_moment(&self) {
         let now = u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.left_ms.store(now, Ordering::Release);
     }
 
-    fn left_lately(&self) -> bool {
-        self.begin.elapsed() < Duration::from_millis(self.left_ms.load(Ordering::Acquire)) + LATELY
+    /// Gives back what the kernel has forgotten. A large file takes its time on a slow disk.
+    pub(super) fn note_left(&self, give_back: impl FnOnce()) {
+        self.going.fetch_add(1, Ordering::AcqRel);
+        give_back();
+        self.note_moment();
+        self.leaving.fetch_sub(1, Ordering::AcqRel);
+        self.going.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn leaves_soon(&self) -> bool {
+        let lately = || self.begin.elapsed() < Duration::from_millis(self.left_ms.load(Ordering::Acquire)) + LATELY;
+        self.leaving.load(Ordering::Acquire) > 0 && (self.going.load(Ordering::Acquire) > 0 || lately())
     }
 
     /// Tells the kernel of an inode, once more or for the first time, and charges it.
