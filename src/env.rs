@@ -17,6 +17,8 @@ pub const CORACLE_TOKEN_HOSTS: &str = "CORACLE_TOKEN_HOSTS";
 const CORACLE_FAILPOINT: &str = "CORACLE_FAILPOINT";
 const XDG_DATA_HOME: &str = "XDG_DATA_HOME";
 const HOME: &str = "HOME";
+/// What the caller's terminal is called.
+const TERM: &str = "TERM";
 
 /// Gives any variable to code that is told which ones it may ask for: the registry client reads
 /// `DOCKER_CONFIG`, `REGISTRY_AUTH_FILE`, `XDG_CONFIG_HOME`, `XDG_RUNTIME_DIR`, `HOME`, `SSL_CERT_FILE`
@@ -29,6 +31,11 @@ pub fn value(name: &str) -> Option<OsString> {
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 fn read(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// Gives the kind of the caller's terminal.
+pub fn term() -> Option<String> {
+    read(TERM)?.into_string().ok()
 }
 
 /// Gives the state directory named by the caller, if any.

@@ -43,11 +43,30 @@ fn main() -> ExitCode {
             Err(_) => ExitCode::FAILURE,
         };
     }
+    if let Some(ended) = first.and_then(|first| of_session(first, args.get(2..).unwrap_or_default())) {
+        return ended;
+    }
     if cfg!(debug_assertions) && first == Some(OsStr::new(LIST_FAILPOINTS)) {
         coracle_runtime::failpoint::NAMES.iter().for_each(|name| cli::error::line(name));
         return ExitCode::SUCCESS;
     }
     cli::main(args)
+}
+
+/// Runs what an SSH session consists of.
+fn of_session(argument: &OsStr, args: &[OsString]) -> Option<ExitCode> {
+    use engine::provider::ssh::{self, DIAL_ARGUMENT, FILES_ARGUMENT, PROGRAM_ARGUMENT, SESSION_ARGUMENT};
+    let done = match argument.to_str()? {
+        SESSION_ARGUMENT => ssh::session(),
+        FILES_ARGUMENT => ssh::files(args),
+        DIAL_ARGUMENT => ssh::dial(args),
+        PROGRAM_ARGUMENT => match ssh::program(args) {
+            Ok(words) => return Some(cli::main(words)),
+            Err(error) => Err(error),
+        },
+        _ => return None,
+    };
+    Some(done.map_or_else(|error| cli::error::CliError::from(error).report(), |()| ExitCode::SUCCESS))
 }
 
 fn ended(well: bool) -> ExitCode {

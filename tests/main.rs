@@ -38,6 +38,7 @@ mod pool_story;
 mod probe;
 mod provider;
 mod provider_owner;
+mod provider_ssh;
 mod pull;
 mod push;
 mod quota;

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Runtime;
 
 use crate::dial::{self, DialError};
 use crate::server::Problem;
 use crate::server::streams::PROTOCOL;
+use crate::ssh;
 
 /// An answer takes no longer; a leader that is being replaced needs some seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,6 +29,12 @@ pub enum PoolError {
     /// No way to the scheduler.
     #[error(transparent)]
     Dial(#[from] DialError),
+    /// No key for a session.
+    #[error(transparent)]
+    Key(#[from] ssh::AuthorityError),
+    /// A session that failed.
+    #[error(transparent)]
+    Session(#[from] ssh::ClientError),
     /// The runtime does not start.
     #[error("cannot start the client's runtime")]
     Runtime(#[source] std::io::Error),
@@ -132,15 +139,7 @@ impl Pool {
     /// until the far side ends. With `quiet` the input is not read.
     pub fn stream(&self, path: &str, body: &Value, quiet: bool) -> Result<(), PoolError> {
         self.runtime.block_on(async {
-            let send = |source| PoolError::Send { scheduler: self.base.clone(), source };
-            let request = self.http.post(format!("{}{path}", self.base)).bearer_auth(&self.token).json(body);
-            let request = request.header("connection", "upgrade").header("upgrade", PROTOCOL).timeout(FOREVER);
-            let response = tokio::time::timeout(PATIENCE, request.send()).await;
-            let response = response.map_err(|_| PoolError::Silent(self.base.clone()))?.map_err(send)?;
-            if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                return Err(refusal(response).await);
-            }
-            let (mut from, mut to) = tokio::io::split(response.upgrade().await.map_err(send)?);
+            let (mut from, mut to) = tokio::io::split(self.leave_http(path, body).await?);
             let sent = async {
                 if quiet {
                     std::future::pending::<()>().await;
@@ -157,6 +156,28 @@ impl Pool {
             }
             let _ = output.flush().await;
             Ok(())
+        })
+    }
+
+    async fn leave_http(&self, path: &str, body: &Value) -> Result<reqwest::Upgraded, PoolError> {
+        let send = |source| PoolError::Send { scheduler: self.base.clone(), source };
+        let request = self.http.post(format!("{}{path}", self.base)).bearer_auth(&self.token).json(body);
+        let request = request.header("connection", "upgrade").header("upgrade", PROTOCOL).timeout(FOREVER);
+        let response = tokio::time::timeout(PATIENCE, request.send()).await;
+        let response = response.map_err(|_| PoolError::Silent(self.base.clone()))?.map_err(send)?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refusal(response).await);
+        }
+        response.upgrade().await.map_err(send)
+    }
+
+    /// Runs a program in an instance by a session of its own, for a key that this call makes; gives the exit code.
+    pub fn exec(&self, path: &str, request: &ssh::Request) -> Result<u32, PoolError> {
+        let key = ssh::one_time_key()?;
+        let line = key.public_key().to_openssh().map_err(ssh::ClientError::Authority)?;
+        self.runtime.block_on(async {
+            let stream = self.leave_http(path, &json!({ "kind": { "of": "exec", "key": line } })).await?;
+            Ok(ssh::run(stream, key, request).await?)
         })
     }
 

@@ -9,6 +9,7 @@
 //! - `server`: a thread that owns state and store (`desk`), and a table of routes with a policy each around it.
 //! - `agent`: the provider's side: a pure session machine, the `Engine` it drives, a client over HTTP.
 //! - `client`: a person's side of the API.
+//! - `ssh`: sessions from end to end, between a person and the process that serves one on the provider.
 //!
 //! The life of an instance: a request becomes a [`core::Wish`], the core checks scope and quota and puts it in line;
 //! the queue takes it in its turn, `place` walks the index, the choice is written with its explanation, and only then
@@ -29,4 +30,5 @@ pub mod failpoint;
 pub mod model;
 pub mod names;
 pub mod server;
+pub mod ssh;
 pub mod store;

@@ -17,7 +17,7 @@ pub mod protocol;
 mod signals;
 mod streams;
 mod supervisor;
-mod terminal;
+pub mod terminal;
 
 pub use foreground::Foreground;
 pub use keeper::{Helper, KEEPER_ARGUMENT, Keeper, Manner, keep};

@@ -3,9 +3,11 @@
 mod ask;
 mod change;
 mod events;
+mod exec;
 mod keys;
 mod show;
 mod spec;
+mod ssh;
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -74,6 +76,9 @@ enum PoolCommand {
     UserAdd(UserAddArgs),
     SecretAdd(SecretAddArgs),
     Logs(LogsArgs),
+    Exec(exec::ExecArgs),
+    SshConfig(ssh::SshConfigArgs),
+    Connect(ssh::ConnectArgs),
     Ps(show::PsArgs),
     Inspect(show::InspectArgs),
     Providers(show::ProvidersArgs),
@@ -215,6 +220,9 @@ pub fn run(args: PoolArgs) -> Result<ExitCode, CliError> {
         PoolCommand::Events(args) => events::events(&open()?, &args)?,
         PoolCommand::Keys(args) => keys::keys(&open()?, &args)?,
         PoolCommand::Logs(args) => logs(open()?, &args)?,
+        PoolCommand::Exec(args) => return exec::exec(open()?, args),
+        PoolCommand::SshConfig(args) => ssh::config(&open()?, &args)?,
+        PoolCommand::Connect(args) => ssh::connect(open()?, &args)?,
         PoolCommand::Ps(args) => show::ps(&open()?, &args)?,
         PoolCommand::Inspect(args) => show::inspect(&open()?, &args)?,
         PoolCommand::Providers(args) => show::providers(&open()?, &args)?,

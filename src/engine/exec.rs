@@ -17,11 +17,12 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Signal;
 
 use super::container::short_id;
-use super::containers::{self, Status, read_json};
+use super::containers::{self, Container, Status, read_json};
 use super::options::{EnvEntry, Terminal};
 use super::prepare::identity_file;
 use super::process::{self, EnvironmentInputs};
 use super::record::Record;
+use super::user::ProcessUser;
 use super::{Elsewhere, Engine, EngineError, attach, events, user};
 use crate::report;
 
@@ -211,6 +212,33 @@ fn spec_of(directory: &Path, called: &str) -> Result<Spec, EngineError> {
     read_json(&directory.join("config.json")).ok_or_else(|| EngineError::NoBundle(called.to_owned()))
 }
 
+/// Says as whom a person who names a user, or nobody, works in a container that runs, and where he begins.
+pub fn stands(container: &Container, wanted: Option<&str>) -> Result<(ProcessUser, PathBuf), EngineError> {
+    let spec = spec_of(&container.path, container.record.called())?;
+    let process = spec.process().clone().unwrap_or_default();
+    let user = match wanted {
+        Some(wanted) => named(&container.record, wanted)?,
+        None => ProcessUser {
+            uid: process.user().uid(),
+            gid: process.user().gid(),
+            groups: process.user().additional_gids().clone().unwrap_or_default(),
+            home: String::new(),
+        },
+    };
+    Ok((user, process.cwd().clone()))
+}
+
+/// Finds a user by what the image says.
+fn named(record: &Record, wanted: &str) -> Result<ProcessUser, EngineError> {
+    let layers = layers(record);
+    let (passwd, group) = (identity_file(&layers, "etc/passwd"), identity_file(&layers, "etc/group"));
+    let mut found = user::resolve(wanted, &passwd, &group)?;
+    // As at a start: groups that only the image names are no reason to refuse a person with one id.
+    found.fit_single(&record.idmap, false);
+    super::spec::check_user(&record.idmap, &found)?;
+    Ok(found)
+}
+
 /// The container's own process with what the person changes.
 fn process(record: &Record, spec: &Spec, request: &ExecRequest) -> Result<Process, EngineError> {
     let mut process = spec.process().clone().unwrap_or_default();
@@ -218,12 +246,7 @@ fn process(record: &Record, spec: &Spec, request: &ExecRequest) -> Result<Proces
     let mut env: Vec<String> = own;
     let mut home = None;
     if let Some(wanted) = &request.user {
-        let layers = layers(record);
-        let (passwd, group) = (identity_file(&layers, "etc/passwd"), identity_file(&layers, "etc/group"));
-        let mut found = user::resolve(wanted, &passwd, &group)?;
-        // As at a start: groups that only the image names are no reason to refuse a person with one id.
-        found.fit_single(&record.idmap, false);
-        super::spec::check_user(&record.idmap, &found)?;
+        let found = named(record, wanted)?;
         process.set_capabilities(Some(super::spec::capabilities_for(process.capabilities().as_ref(), &found)?));
         if let Ok(user) =
             UserBuilder::default().uid(found.uid).gid(found.gid).additional_gids(found.groups.clone()).build()

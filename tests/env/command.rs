@@ -77,6 +77,12 @@ impl Run {
         self
     }
 
+    /// Works somewhere else than in the home directory.
+    pub fn directory(mut self, path: &Path) -> Self {
+        self.command.current_dir(path);
+        self
+    }
+
     /// Connects standard input to something else.
     pub fn stdin_from(mut self, from: impl Into<Stdio>) -> Self {
         self.command.stdin(from);

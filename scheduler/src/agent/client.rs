@@ -306,8 +306,16 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
         match outcome {
             Ok(mut reply) => {
                 for order in self.streams.fresh(std::mem::take(&mut reply.streams)) {
-                    let opened = self.with(|_, engine| engine.stream(&order));
-                    tokio::spawn(stream::carry(self.client.clone(), order, opened));
+                    let place = self.streams.place();
+                    let opened = match &place {
+                        Some(_) => self.with(|_, engine| engine.stream(&order)),
+                        None => Err(stream::no_place(&order)),
+                    };
+                    let carried = stream::carry(self.client.clone(), order, opened);
+                    tokio::spawn(async move {
+                        carried.await;
+                        drop(place);
+                    });
                 }
                 let now = self.now_ms();
                 self.with(|machine, engine| machine.on_sync(engine, now, sent, reply));

@@ -157,8 +157,13 @@ pub enum StreamKind {
         #[serde(default)]
         tail: Option<u64>,
     },
-    /// SSH, of which the provider is the server.
+    /// SSH, of which the provider is the server, for the registered keys of the instance's owner.
     Ssh,
+    /// SSH for one key that was made for this stream: who may open it may run commands.
+    Exec {
+        /// The public key, in OpenSSH's one-line form.
+        key: String,
+    },
 }
 
 /// A stream that somebody waits for.
@@ -172,8 +177,14 @@ pub struct StreamOrder {
     pub epoch: u64,
     /// What flows.
     pub kind: StreamKind,
-    /// The SSH keys of who asked, in OpenSSH's one-line form.
+    /// The SSH keys that may log in, in OpenSSH's one-line form.
     pub keys: Vec<String>,
+    /// What the instance is called.
+    #[serde(default)]
+    pub name: String,
+    /// Who asked, by name.
+    #[serde(default)]
+    pub asker: String,
 }
 
 /// A command with its place in the session.

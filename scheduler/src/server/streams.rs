@@ -20,14 +20,19 @@ use super::objects::{self, actor};
 use super::problem::Problem;
 use super::secret::hex;
 use super::shapes::{StreamNew, StreamRefused};
-use crate::model::{InstanceId, InstanceState, Key, ProviderId, StreamOrder, UserId};
+use crate::core::State;
+use crate::model::{Actor, InstanceId, InstanceState, Key, ProviderId, Role, StreamKind, StreamOrder, UserId};
 
 /// What both sides ask to switch to.
 pub const PROTOCOL: &str = "coracle-stream";
 /// How long a person waits for the agent: a sync is answered at once, so only a dead connection takes longer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is asked whether a stream may go on.
+const RECHECK: Duration = Duration::from_secs(2);
 /// Streams of one person at once: some terminals, copies and forwarded ports.
 const PER_USER: usize = 64;
+/// Bytes that are moved at once: TLS records of 16 KiB, some at a time.
+const PIECE_BYTES: usize = 64 * 1024;
 /// So much of an agent's reason is passed on.
 const REASON_CHARS: usize = 512;
 /// Streams of all at once: each is two connections and two buffers.
@@ -119,28 +124,63 @@ fn upgrade(call: &mut Call) -> Result<OnUpgrade, Problem> {
     })
 }
 
+/// Decides who may open what: an instance's log is its group's, its inside is its owner's and an administrator's.
+/// Gives the keys that may log in.
+fn rights(state: &State, actor: Actor, instance: InstanceId, kind: &StreamKind) -> Result<Vec<String>, Problem> {
+    let gone = || Problem::not_found("instance");
+    objects::seen(state, actor, &Key::Instance(instance)).ok_or_else(gone)?;
+    let found = state.instances.get(&instance).ok_or_else(gone)?;
+    let inside = matches!(kind, StreamKind::Ssh | StreamKind::Exec { .. });
+    if inside && Some(found.user) != actor.user && actor.role != Role::Admin {
+        let detail = "only its owner and administrators get into an instance";
+        return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail));
+    }
+    Ok(match kind {
+        StreamKind::Ssh => state.users.get(&found.user).map(|owner| owner.ssh_keys.clone()).unwrap_or_default(),
+        StreamKind::Exec { .. } | StreamKind::Logs { .. } => Vec::new(),
+    })
+}
+
+/// Returns when a stream may not go on: its token is gone, or the right, or a key (A84). A key that was added is no
+/// reason to end anything; one that was taken away is, because whose session it is only the provider knows.
+async fn outlived(call: &Call, actor: Actor, instance: InstanceId, order: &StreamOrder) {
+    loop {
+        tokio::time::sleep(RECHECK).await;
+        let (kind, keys) = (order.kind.clone(), order.keys.clone());
+        let holds = call.site.desk.look(move |state, _, now| {
+            let token = state.tokens.get(&actor.token)?;
+            token.expires_at_ms.is_none_or(|at| at > now).then_some(())?;
+            let now = rights(state, actor, instance, &kind).ok()?;
+            keys.iter().all(|key| now.contains(key)).then_some(())
+        });
+        if !matches!(holds.await, Ok(Some(()))) {
+            return;
+        }
+    }
+}
+
 /// Opens a stream to an instance that runs.
 pub async fn open(mut call: Call) -> Result<Response, Problem> {
     let instance: InstanceId = call.id("instance")?;
     let body: StreamNew = call.json()?;
     let actor = actor(&call)?;
     let user = actor.user.ok_or_else(|| Problem::not_found("instance"))?;
-    let found = call.site.desk.look(move |state, _, _| {
-        objects::seen(state, actor, &Key::Instance(instance))?;
-        let found = state.instances.get(&instance)?;
-        let keys = state.users.get(&user).map(|user| user.ssh_keys.clone()).unwrap_or_default();
-        let running = found.state == InstanceState::Running;
-        Some((found.alloc.as_ref().filter(|_| running).map(|alloc| (alloc.provider, alloc.epoch)), keys))
-    });
-    let (place, keys) = found.await?.ok_or_else(|| Problem::not_found("instance"))?;
-    let (provider, epoch) =
-        place.ok_or_else(|| Problem::new(StatusCode::CONFLICT, "state", "the instance does not run"))?;
-    let person = upgrade(&mut call)?;
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes)
         .map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "entropy", "the kernel gives no random bytes"))?;
-    let order = StreamOrder { id: hex(&bytes), instance, epoch, kind: body.kind, keys };
-    let Some((place, dialled)) = call.site.streams.wait(user, provider, order) else {
+    let (id, kind) = (hex(&bytes), body.kind);
+    let granted = call.site.desk.look(move |state, _, _| {
+        let keys = rights(state, actor, instance, &kind)?;
+        let found = state.instances.get(&instance).ok_or_else(|| Problem::not_found("instance"))?;
+        let running = found.alloc.as_ref().filter(|_| found.state == InstanceState::Running);
+        let alloc = running.ok_or_else(|| Problem::new(StatusCode::CONFLICT, "state", "the instance does not run"))?;
+        let (name, asker) = (found.name.to_string(), state.users.get(&user).map(|user| user.name.to_string()));
+        let asker = asker.unwrap_or_default();
+        Ok::<_, Problem>((alloc.provider, StreamOrder { id, instance, epoch: alloc.epoch, kind, keys, name, asker }))
+    });
+    let (provider, order) = granted.await??;
+    let person = upgrade(&mut call)?;
+    let Some((place, dialled)) = call.site.streams.wait(user, provider, order.clone()) else {
         let detail = format!("more than {PER_USER} streams of one user, or {ALL} of all");
         return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "streams", detail).retry(1));
     };
@@ -152,7 +192,10 @@ pub async fn open(mut call: Call) -> Result<Response, Problem> {
     tokio::spawn(async move {
         let _place = place;
         if let (Ok(person), Ok(agent)) = (person.await, agent.await) {
-            pipe(person, agent).await;
+            tokio::select! {
+                () = pipe(person, agent) => {}
+                () = outlived(&call, actor, instance, &order) => {}
+            }
         }
     });
     Ok(switching())
@@ -161,7 +204,7 @@ pub async fn open(mut call: Call) -> Result<Response, Problem> {
 async fn pipe(person: Upgraded, agent: Upgraded) {
     let (mut person, mut agent) = (TokioIo::new(person), TokioIo::new(agent));
     // Either side's end is passed on; an error ends both.
-    let _ = tokio::io::copy_bidirectional(&mut person, &mut agent).await;
+    let _ = tokio::io::copy_bidirectional_with_sizes(&mut person, &mut agent, PIECE_BYTES, PIECE_BYTES).await;
 }
 
 /// Takes the agent's end of a stream, or its reason why there is none.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use coracle_scheduler::agent::EngineStream;
-use coracle_scheduler::model::{InstanceSpec, StreamKind};
+use coracle_scheduler::model::{InstanceSpec, StreamKind, StreamOrder};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::words::{self, Given};
@@ -118,15 +118,15 @@ impl Children {
     }
 
     /// Starts what speaks to an allocation by a socket.
-    pub fn stream(&self, key: Key, kind: &StreamKind) -> std::io::Result<EngineStream> {
+    pub fn stream(&self, key: Key, order: &StreamOrder, folder: &Path) -> std::io::Result<EngineStream> {
         let mut words = vec!["logs".to_owned()];
-        match kind {
+        match &order.kind {
             StreamKind::Logs { follow, tail } => {
                 words.extend(follow.then(|| "--follow".to_owned()));
                 words.extend(tail.map(|lines| format!("--tail={lines}")));
                 words.push(container_name(key));
             }
-            StreamKind::Ssh => return Err(std::io::Error::other("this agent has no SSH server")),
+            StreamKind::Ssh | StreamKind::Exec { .. } => return super::ssh::start(&self.root, folder, order),
         }
         let (socket, far) = UnixStream::pair()?;
         let mut command = self.command(&words);

@@ -12,7 +12,9 @@ mod ledger;
 pub mod policy;
 pub mod presence;
 mod secrets;
+mod sftp;
 pub mod shares;
+pub mod ssh;
 mod words;
 
 use std::collections::BTreeMap;
@@ -20,7 +22,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use coracle_scheduler::agent::{self, Asked, EngineStream};
-use coracle_scheduler::model::{AllocStatus, FactReport, InstanceId, OnLoss, Phase, Resources, StreamOrder, Usage};
+use coracle_scheduler::model::{
+    AllocStatus, FactReport, FactValue, InstanceId, OnLoss, Phase, Resources, StreamOrder, Usage,
+};
+use coracle_scheduler::ssh::Authority;
 
 use super::consumption;
 use super::containers::{self, Container, Status};
@@ -118,6 +123,9 @@ impl Provider {
             Verb::Remove if outcome.success || self.container(key).is_none() => {
                 secrets::forget(&self.root, key);
                 self.ledger.remove(key);
+                if !self.ledger.keys().any(|(instance, _)| instance == key.0) {
+                    ssh::forget_host(&self.folder, key.0);
+                }
             }
             // Tried again at the next look.
             Verb::Start | Verb::Stop | Verb::Remove => {}
@@ -289,8 +297,13 @@ impl agent::Engine for Provider {
     fn facts(&mut self) -> BTreeMap<String, FactReport> {
         let due = self.facts.as_ref().is_none_or(|(at, _)| at.elapsed() >= FACTS);
         if due {
-            self.facts =
-                Some((Instant::now(), facts::measure(&self.root, &Shares::read(&self.folder).unwrap_or_default())));
+            let mut facts = facts::measure(&self.root, &Shares::read(&self.folder).unwrap_or_default());
+            // Without one nobody gets in, and everything else goes on.
+            if let Ok(authority) = Authority::open(&ssh::keys_folder(&self.folder)).and_then(|own| own.public_line()) {
+                let value = FactValue::Text(authority);
+                facts.insert(ssh::AUTHORITY_FACT.to_owned(), FactReport { value, age_ms: 0, ttl_ms: None });
+            }
+            self.facts = Some((Instant::now(), facts));
         }
         let mut facts = self.facts.as_ref().map(|(_, facts)| facts.clone()).unwrap_or_default();
         self.extras.add_to(&mut facts);
@@ -385,7 +398,7 @@ impl agent::Engine for Provider {
         if self.ledger.get(key).is_none_or(|entry| entry.forgotten) {
             return Err(refuse("open a stream to", key, "it is not here"));
         }
-        self.children.stream(key, &order.kind).map_err(|error| refuse("open a stream to", key, error))
+        self.children.stream(key, order, &self.folder).map_err(|error| refuse("open a stream to", key, error))
     }
 
     fn alone_ms(&self, instance: InstanceId, epoch: u64) -> Option<u64> {
