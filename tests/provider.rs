@@ -192,7 +192,8 @@ fn f03_an_agent_that_is_killed_while_it_starts_something_starts_it_once() {
         lent.env.coracle(&["exec", &container, "true"]).ok();
         // The agent that has adopted it also ends it.
         lent.pool(&["stop", &name]).ok();
-        assert_eq!(lent.state(&name), "stopped");
+        assert_eq!(lent.state(&name), "halted");
+        lent.pool(&["rm", &name]).ok();
         wait_until("nothing is left of it", || lent.env.coracle(&["ps", "-aq"]).ok().is_empty());
     }
     agent.signal(Signal::SIGTERM);
