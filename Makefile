@@ -31,6 +31,7 @@ bench:
 	tests/bench/run
 	tests/bench/disk/run
 	tests/bench/network/run
+	tests/bench/pool/run
 	tests/bench/scheduler
 
 guest:
