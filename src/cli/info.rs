@@ -58,7 +58,9 @@ pub fn run(root: Option<PathBuf>, args: InfoArgs) -> Result<ExitCode, CliError> 
 
 /// Tries what keeps disk limits, for a container that is thrown away.
 fn disk_limits(engine: &Engine) -> Result<Vec<Offer>, CliError> {
-    Ok(quota::offers(engine.root(), &engine.idmap(UserNs::Auto)?))
+    // Without the helpers for more, a container has one id.
+    let map = engine.idmap(UserNs::Auto).or_else(|_| engine.idmap(UserNs::Single))?;
+    Ok(quota::offers(engine.root(), &map))
 }
 
 /// Gives everything as one object, under Docker's names where Docker has one.

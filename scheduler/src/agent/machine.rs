@@ -242,6 +242,8 @@ impl Machine {
         order: impl FnOnce(&mut dyn Engine) -> Result<(), EngineError>,
     ) {
         let here = engine.report().iter().any(|found| (found.instance, found.epoch) == (instance, epoch));
+        // A halt and a start at once leave it as it was, and the scheduler waits to hear that.
+        self.acked.remove(&(instance, epoch));
         if order(engine).is_err() || !here {
             self.phantoms.insert((instance, epoch), "is not here".to_owned());
         }

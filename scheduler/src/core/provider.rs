@@ -58,13 +58,14 @@ pub(super) fn current_on(state: &State, id: ProviderId) -> Vec<(InstanceId, u64)
     live.allocs.iter().filter(current).copied().collect()
 }
 
-/// Queues a command, unless the same one waits already.
+/// Queues a command, unless the last one that waits for its allocation is the same: what came before that is undone.
 pub(super) fn send(state: &mut State, to: ProviderId, command: Command) {
     let Some(live) = state.live.providers.get_mut(&to) else { return };
     if !live.open {
         return;
     }
-    if live.commands.iter().any(|queued| queued.command == command) {
+    let last = live.commands.iter().rev().find(|queued| queued.command.allocation() == command.allocation());
+    if last.is_some_and(|queued| queued.command == command) {
         return;
     }
     live.command += 1;

@@ -243,3 +243,15 @@ pub enum Command {
 }
 
 impl Eq for Command {}
+
+impl Command {
+    /// Returns the instance and the epoch of the allocation that it is about.
+    pub fn allocation(&self) -> (InstanceId, u64) {
+        match self {
+            Self::Start { instance, epoch, .. }
+            | Self::Stop { instance, epoch, .. }
+            | Self::Halt { instance, epoch, .. }
+            | Self::Resume { instance, epoch } => (*instance, *epoch),
+        }
+    }
+}

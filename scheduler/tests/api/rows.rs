@@ -134,6 +134,7 @@ async fn s12_no_request_has_a_url_that_the_scheduler_would_follow() {
         "health_command",
         "hostname",
         "image",
+        "key",
         "keys",
         "labels",
         "path",
