@@ -231,5 +231,5 @@ fn progress_is_for_people_only() {
         &["pull", &env.image("odd")],
     );
     assert_eq!(terminal.exit_code(), 0);
-    assert!(terminal.screen().contains("sha256:"), "{}", terminal.screen());
+    terminal.expect("sha256:");
 }

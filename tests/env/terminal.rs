@@ -22,9 +22,11 @@ pub struct Terminal {
     screen: Arc<Mutex<Vec<u8>>>,
     running: Option<Running>,
     gone: Arc<AtomicBool>,
-    reading: JoinHandle<()>,
+    reading: Option<JoinHandle<()>>,
 }
 
+/// What a program wrote reaches the window by a thread of the kernel; after this long without anything it has.
+const QUIET_MS: u16 = 300;
 /// How long the reader sleeps before it looks whether the window was closed.
 const LOOK_MS: u16 = 50;
 
@@ -60,15 +62,14 @@ impl Terminal {
         let target = Arc::clone(&screen);
         let gone = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&gone);
-        let reading = std::thread::spawn(move || show(reader, &target, &stop));
+        let reading = Some(std::thread::spawn(move || show(reader, &target, &stop)));
         Self { master: File::from(master), slave, screen, running: Some(running), gone, reading }
     }
 
     /// Closes the window as a person does, and gives the program's exit code.
     pub fn hang_up(mut self) -> i32 {
         let running = self.running.take().unwrap();
-        self.gone.store(true, Ordering::SeqCst);
-        self.reading.join().unwrap();
+        self.stop_reading();
         drop(self.slave);
         // The last descriptor of this side: the kernel tells the other one.
         drop(self.master);
@@ -113,10 +114,21 @@ impl Terminal {
         wait_until("raw mode", || !self.is_cooked());
     }
 
-    /// Waits for the end and gives the exit code.
+    /// Waits for the end and gives the exit code; the screen has everything then.
     pub fn exit_code(&mut self) -> i32 {
-        let running = self.running.take().unwrap();
-        running.wait().code
+        let code = self.running.take().unwrap().wait().code;
+        self.stop_reading();
+        let mut buffer = [0; 4096];
+        while poll(&mut [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)], PollTimeout::from(QUIET_MS)) == Ok(1) {
+            let Ok(count @ 1..) = self.master.read(&mut buffer) else { break };
+            self.screen.lock().unwrap().extend_from_slice(&buffer[..count]);
+        }
+        code
+    }
+
+    fn stop_reading(&mut self) {
+        self.gone.store(true, Ordering::SeqCst);
+        self.reading.take().unwrap().join().unwrap();
     }
 }
 
