@@ -24,6 +24,9 @@ const LINE_BYTES_MAX: usize = 1 << 20;
 /// Files that are open at once; each costs a descriptor, and 1024 is the usual limit.
 const FILES_OPEN_MAX: usize = 512;
 
+/// Looks before a flood is left to itself for a moment: one takes some microseconds, a rotation at least a hundred.
+const LOOKS_MAX: usize = 8;
+
 /// Names a journal on disk.
 #[derive(Debug, Clone)]
 pub struct Journal {
@@ -115,17 +118,33 @@ impl Journal {
     }
 
     /// Opens the files that are newer than a known one, oldest first; says whether the known one was met.
-    ///
-    /// Numbers only grow while this looks from 0 upwards, so a file can be met twice, and one that is newer
-    /// than the first can be met, but none is missed.
     fn newer_than(&self, known: Option<u64>, files: &mut VecDeque<File>) -> io::Result<bool> {
-        self.scan(known, files, |_| ())
+        self.steady(known, files, |_| ())
     }
 
-    /// Does that; `seen` is called after each number.
-    fn scan(&self, known: Option<u64>, files: &mut VecDeque<File>, mut seen: impl FnMut(u32)) -> io::Result<bool> {
+    /// Does that; `seen` is called after each number. While a flood never lets it look in peace it finds nothing new.
+    fn steady(&self, known: Option<u64>, files: &mut VecDeque<File>, mut seen: impl FnMut(u32)) -> io::Result<bool> {
+        for _ in 0..LOOKS_MAX {
+            if let Some(met) = self.scan(known, files, &mut seen)? {
+                return Ok(met);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Looks once; `None` says that a rotation has ended meanwhile, and nothing was opened.
+    ///
+    /// Numbers only grow while this looks from 0 upwards, so a file can be met twice, but none is missed. A file that
+    /// came after the first one would be met behind it, in a wrong place: the first one is the newest still at the end.
+    fn scan(
+        &self,
+        known: Option<u64>,
+        files: &mut VecDeque<File>,
+        seen: &mut impl FnMut(u32),
+    ) -> io::Result<Option<bool>> {
         let mut found: Vec<(u64, File)> = Vec::new();
         let mut met = known.is_none();
+        let mut newest = None;
         for number in 0..self.files_max.max(2) {
             if found.len() >= FILES_OPEN_MAX {
                 break;
@@ -137,19 +156,33 @@ impl Journal {
                 Err(error) => return Err(error),
             };
             let inode = file.metadata()?.ino();
+            if number == 0 {
+                newest = Some(inode);
+            }
             if Some(inode) == known {
                 met = true;
                 break;
             }
-            // What was met after it, if it is met again, has come since: the next look finds that.
             match found.iter().position(|(before, _)| *before == inode) {
                 Some(at) => found.truncate(at + 1),
                 None => found.push((inode, file)),
             }
             seen(number);
         }
+        // It is open, here or by the caller, so that its inode has not come back under another file.
+        if !found.is_empty() && self.newest()? != newest {
+            return Ok(None);
+        }
         files.extend(found.into_iter().rev().map(|(_, file)| file));
-        Ok(met)
+        Ok(Some(met))
+    }
+
+    fn newest(&self) -> io::Result<Option<u64>> {
+        match fs_err::symlink_metadata(self.path(0)) {
+            Ok(meta) => Ok(Some(meta.ino())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
