@@ -421,7 +421,6 @@ PARTS = [pull_speed, start_speed, oci_speed, ps_speed, detached_speed, log_speed
 
 
 def main():
-    (WORK / "run").mkdir(mode=0o700)
     process, address = registry()
     try:
         # In this order: pulls come before anything is removed, see there.
