@@ -2,11 +2,11 @@
 
 import os
 import shutil
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from medians import medians, timed
 
 CORACLE, IMAGES, CHOSEN = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
 ROUNDS = int(os.environ["ROUNDS"])
@@ -36,23 +36,6 @@ def coracle(*args):
 def podman(*args):
     return run("podman", "--root", WORK / "podman", "--runroot", WORK / "run/podman", "--storage-driver", "overlay",
                "--cgroup-manager", "cgroupfs", "--events-backend", "none", *args)
-
-
-def timed(action):
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
-def medians(times, **candidates):
-    """Runs each candidate in turn, once for nothing, and gives the median of what each gives."""
-    values = {name: [] for name in candidates}
-    for turn in range(times + 1):
-        for name, action in candidates.items():
-            value = action()
-            if turn:
-                values[name].append(value)
-    return {name: statistics.median(all_of_it) for name, all_of_it in values.items()}
 
 
 def start():

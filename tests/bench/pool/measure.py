@@ -3,11 +3,12 @@
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from medians import median_seconds
 
 CORACLE, IMAGES, CHOSEN = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
 ROUNDS = int(os.environ["ROUNDS"])
@@ -46,23 +47,6 @@ def until(what, condition):
         if time.monotonic() > deadline:
             sys.exit(f"waited in vain for {what}")
         time.sleep(0.02)
-
-
-def timed(action):
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
-def medians(times, **candidates):
-    """Runs each candidate in turn, once for nothing, and gives the median of the seconds each takes."""
-    values = {name: [] for name in candidates}
-    for turn in range(times + 1):
-        for name, action in candidates.items():
-            took = timed(action)
-            if turn:
-                values[name].append(took)
-    return {name: statistics.median(all_of_it) for name, all_of_it in values.items()}
 
 
 def make_pool():
@@ -107,7 +91,7 @@ def make_sshd():
 def ssh(_agent):
     """A command and a file over SSH, beside the machine's own sshd."""
     direct = make_sshd()
-    found = medians(ROUNDS, pool=lambda: run("ssh", "-F", CONFIG, "box", "true"),
+    found = median_seconds(ROUNDS, pool=lambda: run("ssh", "-F", CONFIG, "box", "true"),
                     sshd=lambda: run("ssh", *direct, "127.0.0.1", "true"))
     print(f"ssh NAME true: {found['pool'] * 1000:.0f} ms, {found['pool'] / found['sshd']:.2f} of sshd's, under 300 ms wanted")
     sent = WORK / "sent"
@@ -117,7 +101,7 @@ def ssh(_agent):
         "from": (("-F", CONFIG, "box:/tmp/sent", WORK / "back"), (*direct, f"127.0.0.1:{sent}", WORK / "back")),
     }
     for way, (pool, sshd) in ways.items():
-        found = medians(max(ROUNDS // 3, 1), pool=lambda: run("scp", "-q", *pool), sshd=lambda: run("scp", "-q", *sshd))
+        found = median_seconds(max(ROUNDS // 3, 1), pool=lambda: run("scp", "-q", *pool), sshd=lambda: run("scp", "-q", *sshd))
         print(f"scp of 100 MB {way} the instance, rate / sshd's: {found['sshd'] / found['pool']:.2f}, 0.5 wanted "
               f"({FILE_BYTES / found['pool'] / 1e6:.0f} MB/s)")
         if way == "from" and (WORK / "back").read_bytes() != sent.read_bytes():
@@ -137,7 +121,7 @@ def first_output(_agent):
         names.append(name)
 
     names = []
-    found = medians(ROUNDS, pool=one)
+    found = median_seconds(ROUNDS, pool=one)
     print(f"pool run to the first line of pool logs -f: {found['pool'] * 1000:.0f} ms, under 300 ms wanted")
     coracle("pool", "rm", "-f", *names)
 
