@@ -8,8 +8,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Every point there is.
-pub const POINTS: [&str; 10] = [
+/// Every point there is. There is no table of messages: what an agent is to do follows from the records. `outbox_written`
+/// is when records with orders for an agent are durable and nobody has been told, `outbox_sent` when the orders are
+/// handed to its connection, `ack_recorded` when what it reported is durable and it does not know.
+pub const POINTS: [&str; 13] = [
     "req_authed",
     "txn_begun",
     "row_written",
@@ -17,6 +19,9 @@ pub const POINTS: [&str; 10] = [
     "before_commit",
     "after_commit",
     "reply_ready",
+    "outbox_written",
+    "outbox_sent",
+    "ack_recorded",
     "lease_taken",
     "lease_lost",
     "migrate_step",

@@ -10,11 +10,13 @@ use axum::http::StatusCode;
 use axum::response::Response;
 
 use super::authority::{Authority, AuthorityError};
+use super::desk::DeskError;
 use super::gate::{Call, bearer, json};
 use super::problem::Problem;
 use super::secret::{Secret, TOKEN_PREFIX};
 use super::shapes::{Certificate, CertificateNew, JoinBody, Joined};
 use crate::core::{self, Answer, Event, Wish};
+use crate::failpoint;
 use crate::model::{Command, Delivered, Hello, Key, NumberedCommand, Phase, Plain, ProviderId, SecretId, Sync};
 
 /// Longest hold of a sync: below the time after which an agent drops an answer.
@@ -83,6 +85,10 @@ pub async fn certificate(call: Call) -> Result<Response, Problem> {
     json(StatusCode::OK, &Certificate { certificate: signed.certificate })
 }
 
+fn pass(point: &'static str) -> Result<(), Problem> {
+    failpoint::hit(point).map_err(|_| DeskError::Unavailable.into())
+}
+
 fn provider(call: &Call) -> Result<ProviderId, Problem> {
     call.actor.and_then(|actor| actor.provider).ok_or_else(unauthorized)
 }
@@ -111,10 +117,14 @@ pub async fn sync(call: Call) -> Result<Response, Problem> {
     // An agent removes what ended when it knows that the end is durable: it should not wait for that.
     let ended = sync.statuses.iter().any(|status| matches!(status.phase, Phase::Exited { .. }));
     let wait = if ended { 0 } else { wait };
+    let reports = !sync.statuses.is_empty();
     // Registered before the state is looked at, so that no command falls between.
     let wake = call.site.desk.shared.wake(provider);
     let event = move |ticket| Event::Sync { ticket, provider, sync: Box::new(sync) };
     let Answer::Sync(mut reply) = call.site.desk.submit(event).await? else { return Err(unauthorized()) };
+    if reports {
+        pass("ack_recorded")?;
+    }
     reply.streams = call.site.streams.orders(provider);
     let until = tokio::time::Instant::now() + Duration::from_millis(wait);
     while reply.commands.is_empty()
@@ -137,6 +147,9 @@ pub async fn sync(call: Call) -> Result<Response, Problem> {
 /// Adds the values of the secrets that are asked for, on the way out: nobody but this agent gets them, and only with an
 /// order to start. What cannot be opened is left out, and the agent refuses to start without it.
 async fn deliver(call: &Call, commands: &mut [NumberedCommand]) -> Result<(), Problem> {
+    if !commands.is_empty() {
+        pass("outbox_sent")?;
+    }
     let mut wanted = BTreeSet::new();
     for numbered in commands.iter() {
         if let Command::Start { spec, .. } = &numbered.command {

@@ -291,6 +291,9 @@ impl Thread {
         self.shared.known.forget(batch.records.keys());
         self.publish(batch.notices);
         let _ = failpoint::hit("reply_ready");
+        if later.iter().any(|action| matches!(action, Action::Wake(_))) {
+            let _ = failpoint::hit("outbox_written");
+        }
         for action in later {
             match action {
                 Action::Answer(ticket, answer) => {

@@ -4,6 +4,7 @@
 //! nothing, durable when it returns. Heartbeats never reach it. Everything in memory can be rebuilt from `load`.
 
 mod batch;
+mod columns;
 mod link;
 mod place;
 mod postgres;

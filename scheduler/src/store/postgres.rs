@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio_postgres::{Client, IsolationLevel};
 
+use super::columns::{Columns, Statements};
 use super::transfer::{self, CHUNK, Writer};
 use super::{Batch, NOTICES_KEPT, ROWS_MAX, Store, StoreError, link};
 use crate::failpoint;
@@ -48,10 +49,16 @@ const SCHEMA_LOCK: i64 = 0x6372_636c;
 pub struct PostgresStore {
     url: String,
     runtime: Runtime,
-    client: Option<Client>,
+    session: Option<Session>,
     epoch: u64,
     lease: Duration,
     renewed: Option<Instant>,
+}
+
+/// A connection, and what was prepared on it.
+struct Session {
+    client: Client,
+    statements: Option<Statements>,
 }
 
 fn pg(op: &'static str) -> impl FnOnce(tokio_postgres::Error) -> StoreError {
@@ -62,14 +69,14 @@ impl PostgresStore {
     /// Connects and makes the schema when it is missing.
     pub fn open(url: &str, lease: Duration) -> Result<Self, StoreError> {
         let mut store = Self { lease, ..Self::read_only(url)? };
-        store.with("make the schema", async |client| {
-            let transaction = client.transaction().await?;
+        store.with("make the schema", async |session| {
+            let transaction = session.client.transaction().await?;
             transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&SCHEMA_LOCK]).await?;
             transaction.batch_execute(SCHEMA).await?;
             transaction.commit().await
         })?;
-        let found: i32 = store.with("read the schema", async |client| {
-            Ok(client.query_one("SELECT version FROM leader", &[]).await?.get(0))
+        let found: i32 = store.with("read the schema", async |session| {
+            Ok(session.client.query_one("SELECT version FROM leader", &[]).await?.get(0))
         })?;
         if found != VERSION {
             return Err(StoreError::Schema { found: found.into(), known: VERSION.into() });
@@ -82,16 +89,16 @@ impl PostgresStore {
     fn with<T>(
         &mut self,
         op: &'static str,
-        work: impl AsyncFnOnce(&mut Client) -> Result<T, tokio_postgres::Error>,
+        work: impl AsyncFnOnce(&mut Session) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, StoreError> {
-        let mut client = match self.client.take() {
-            Some(client) if !client.is_closed() => client,
-            _ => self.connect()?,
+        let mut session = match self.session.take() {
+            Some(session) if !session.client.is_closed() => session,
+            _ => Session { client: self.connect()?, statements: None },
         };
-        let timed = self.runtime.block_on(async { tokio::time::timeout(STATEMENT, work(&mut client)).await });
+        let timed = self.runtime.block_on(async { tokio::time::timeout(STATEMENT, work(&mut session)).await });
         match timed {
             Ok(Ok(value)) => {
-                self.client = Some(client);
+                self.session = Some(session);
                 Ok(value)
             }
             Ok(Err(source)) => Err(pg(op)(source)),
@@ -111,7 +118,7 @@ impl PostgresStore {
             path: "postgres".into(),
             source,
         })?;
-        Ok(Self { url: url.to_owned(), runtime, client: None, epoch: 0, lease: LEASE, renewed: None })
+        Ok(Self { url: url.to_owned(), runtime, session: None, epoch: 0, lease: LEASE, renewed: None })
     }
 
     /// Writes what one moment's transaction sees into a new SQLite file.
@@ -146,8 +153,8 @@ impl PostgresStore {
     /// Fills an empty database from a backup.
     pub fn restore(&mut self, from: &Path) -> Result<(), StoreError> {
         let content = transfer::read(from)?;
-        self.with("restore", async |client| {
-            let transaction = client.transaction().await?;
+        self.with("restore", async |session| {
+            let transaction = session.client.transaction().await?;
             let leader = "SELECT epoch, expires > now() FROM leader FOR UPDATE";
             let leader = transaction.query_one(leader, &[]).await?;
             if leader.get(1) {
@@ -197,7 +204,8 @@ impl PostgresStore {
         let after = after.min(i64::MAX as u64).cast_signed();
         let most = i64::try_from(most.min(ROWS_MAX)).unwrap_or(0);
         let tenant = group.map(|group| group.to_string());
-        let rows = self.with("read rows", async |client| client.query(&text, &[&after, &most, &tenant]).await)?;
+        let rows =
+            self.with("read rows", async |session| session.client.query(&text, &[&after, &most, &tenant]).await)?;
         let read = |row: &tokio_postgres::Row| {
             serde_json::from_str(row.get(0)).map_err(|source| StoreError::Row { row: table.to_owned(), source })
         };
@@ -205,56 +213,14 @@ impl PostgresStore {
     }
 }
 
-/// A batch as columns, so that it is a handful of statements however large it is.
-#[derive(Default)]
-struct Columns {
-    put: (Vec<&'static str>, Vec<String>, Vec<String>),
-    gone: (Vec<&'static str>, Vec<String>),
-    audits: (Vec<i64>, Vec<String>, Vec<String>),
-    notices: (Vec<i64>, Vec<String>, Vec<String>),
-}
-
-fn columns(batch: &Batch) -> Result<Columns, StoreError> {
-    let mut columns = Columns::default();
-    for (key, record) in &batch.records {
-        let (kind, id) = key.columns();
-        match record {
-            Some(record) => {
-                columns.put.2.push(json(record)?);
-                columns.put.0.push(kind);
-                columns.put.1.push(id);
-            }
-            None => {
-                columns.gone.0.push(kind);
-                columns.gone.1.push(id);
-            }
-        }
-    }
-    for row in &batch.audits {
-        columns.audits.0.push(row.seq.cast_signed());
-        columns.audits.1.push(row.group.to_string());
-        columns.audits.2.push(json(row)?);
-    }
-    for row in &batch.notices {
-        columns.notices.0.push(row.seq.cast_signed());
-        columns.notices.1.push(row.group.to_string());
-        columns.notices.2.push(json(row)?);
-    }
-    Ok(columns)
-}
-
-fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
-    serde_json::to_string(value).map_err(|source| StoreError::Row { row: "batch".to_owned(), source })
-}
-
 impl Store for PostgresStore {
     fn lead(&mut self) -> Result<u64, StoreError> {
         let seconds = self.lease.as_secs_f64();
         loop {
-            let taken = self.with("take the lead", async |client| {
+            let taken = self.with("take the lead", async |session| {
                 let take = "UPDATE leader SET epoch = epoch + 1, expires = now() + make_interval(secs => $1)
                     WHERE expires <= now() RETURNING epoch";
-                Ok(client.query_opt(take, &[&seconds]).await?.map(|row| row.get::<_, i64>(0)))
+                Ok(session.client.query_opt(take, &[&seconds]).await?.map(|row| row.get::<_, i64>(0)))
             })?;
             if let Some(epoch) = taken {
                 self.epoch = epoch.cast_unsigned();
@@ -271,9 +237,9 @@ impl Store for PostgresStore {
             return Ok(());
         }
         let (begun, epoch, seconds) = (Instant::now(), self.epoch.cast_signed(), self.lease.as_secs_f64());
-        let kept = self.with("keep the lead", async |client| {
+        let kept = self.with("keep the lead", async |session| {
             let renew = "UPDATE leader SET expires = now() + make_interval(secs => $2) WHERE epoch = $1";
-            client.execute(renew, &[&epoch, &seconds]).await
+            session.client.execute(renew, &[&epoch, &seconds]).await
         })?;
         if kept == 0 {
             failpoint::hit("lease_lost")?;
@@ -287,11 +253,12 @@ impl Store for PostgresStore {
         let epoch = self.epoch.cast_signed();
         let end = "UPDATE leader SET expires = now() WHERE epoch = $1";
         // Whoever comes next waits for the lease at worst.
-        let _ = self.with("give the lead up", async |client| client.execute(end, &[&epoch]).await);
+        let _ = self.with("give the lead up", async |session| session.client.execute(end, &[&epoch]).await);
     }
 
     fn load(&mut self) -> Result<Vec<Record>, StoreError> {
-        let rows = self.with("read records", async |client| client.query("SELECT id, body FROM record", &[]).await)?;
+        let rows =
+            self.with("read records", async |session| session.client.query("SELECT id, body FROM record", &[]).await)?;
         let read = |row: &tokio_postgres::Row| {
             serde_json::from_str(row.get(1)).map_err(|source| StoreError::Row { row: row.get(0), source })
         };
@@ -299,18 +266,20 @@ impl Store for PostgresStore {
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
-        let columns = columns(batch)?;
+        let columns = Columns::of(batch)?;
         let (self_epoch, epoch) = (self.epoch, self.epoch.cast_signed());
         failpoint::hit("txn_begun")?;
         let oldest = batch.notices.last().map_or(0, |row| row.seq.saturating_sub(NOTICES_KEPT)).cast_signed();
-        let outcome = self.with("commit", async |client| {
-            let transaction = client.transaction().await?;
-            // Held until the commit: nobody takes the lead between the look and the write.
-            let held = transaction.query_opt("SELECT 1 FROM leader WHERE epoch = $1 FOR SHARE", &[&epoch]).await?;
-            if held.is_none() {
+        let outcome = self.with("commit", async |session| {
+            let statements = match session.statements.take() {
+                Some(statements) => statements,
+                None => Statements::prepare(&session.client).await?,
+            };
+            let statements = session.statements.insert(statements);
+            let transaction = session.client.transaction().await?;
+            if !statements.write(&transaction, epoch, &columns, oldest).await? {
                 return Ok(Err(StoreError::Deposed(self_epoch + 1)));
             }
-            write(&transaction, &columns, oldest).await?;
             // Dropping the transaction rolls it back.
             for point in ["row_written", "audit_written", "before_commit"] {
                 if let Err(failed) = failpoint::hit(point) {
@@ -332,32 +301,4 @@ impl Store for PostgresStore {
     fn audits(&mut self, after: u64, group: Option<GroupId>, most: usize) -> Result<Vec<Audit>, StoreError> {
         self.rows("audit", after, group, most)
     }
-}
-
-async fn write(
-    transaction: &tokio_postgres::Transaction<'_>,
-    columns: &Columns,
-    oldest: i64,
-) -> Result<(), tokio_postgres::Error> {
-    let (kinds, ids, bodies) = &columns.put;
-    if !ids.is_empty() {
-        let put = "INSERT INTO record SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
-            ON CONFLICT (kind, id) DO UPDATE SET body = excluded.body";
-        transaction.execute(put, &[kinds, ids, bodies]).await?;
-    }
-    let (kinds, ids) = &columns.gone;
-    if !ids.is_empty() {
-        let remove = "DELETE FROM record USING unnest($1::text[], $2::text[]) AS gone (k, i) WHERE kind = k AND id = i";
-        transaction.execute(remove, &[kinds, ids]).await?;
-    }
-    for (table, (seqs, tenants, bodies)) in [("audit", &columns.audits), ("notice", &columns.notices)] {
-        if !seqs.is_empty() {
-            let insert = format!("INSERT INTO {table} SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[])");
-            transaction.execute(&insert, &[seqs, tenants, bodies]).await?;
-        }
-    }
-    if oldest > 0 {
-        transaction.execute("DELETE FROM notice WHERE seq <= $1", &[&oldest]).await?;
-    }
-    Ok(())
 }

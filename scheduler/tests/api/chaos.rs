@@ -42,14 +42,14 @@ fn from_env(name: &str, default: u64) -> u64 {
 }
 
 /// A stable address before a scheduler that comes and goes; it can cut every connection at once.
-struct Proxy {
+pub struct Proxy {
     address: SocketAddr,
-    to: Arc<RwLock<SocketAddr>>,
+    pub to: Arc<RwLock<SocketAddr>>,
     conversations: Arc<Mutex<Vec<tokio::task::JoinHandle<()>>>>,
 }
 
 impl Proxy {
-    async fn start(to: SocketAddr) -> Self {
+    pub async fn start(to: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
         let address = listener.local_addr().expect("address");
         let proxy = Self { address, to: Arc::new(RwLock::new(to)), conversations: Arc::default() };
@@ -75,10 +75,10 @@ impl Proxy {
     }
 }
 
-struct Host {
+pub struct Host {
     token: String,
-    engine: Arc<Mutex<SimulatedEngine>>,
-    task: tokio::task::JoinHandle<()>,
+    pub engine: Arc<Mutex<SimulatedEngine>>,
+    pub task: tokio::task::JoinHandle<()>,
 }
 
 fn live(
@@ -107,7 +107,8 @@ fn live(
     })
 }
 
-async fn join(proxy: &Proxy, folder: &std::path::Path, number: usize, admin: &str) -> Host {
+/// Makes a machine of the pool.
+pub async fn join(proxy: &Proxy, folder: &std::path::Path, number: usize, admin: &str) -> Host {
     let provider = format!("p{number}");
     let body = json!({ "provider_name": provider, "ttl_ms": 60_000 });
     let join = call(proxy.address, admin, Method::POST, "/v1/joins", Some(body), "").await.expect("join").1;

@@ -15,6 +15,7 @@ use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+use crate::chaos::{Host, Proxy, join};
 use crate::support::{DEADLINE, http, instance, name, until};
 
 /// Where a child finds its folder.
@@ -170,36 +171,58 @@ async fn make(process: &Process, token: &str, acknowledged: &mut Vec<(usize, Val
     }
 }
 
+/// Instances that run on a machine.
+fn runs(host: &Host) -> usize {
+    host.engine.lock().expect("engine").running().len()
+}
+
+/// Kills the scheduler, or fails it, at a point while a client makes instances and a machine takes them.
 pub async fn kill_at(point: &str, effect: &str, postgres: &str) {
     let folder = tempfile::tempdir().expect("folder");
-    let token = {
+    let (token, proxy, host) = {
         let first = Process::start_on(folder.path(), "", postgres);
-        assert!(first.address.is_some());
-        fs_err::read_to_string(folder.path().join("secret")).expect("secret")
+        let token = fs_err::read_to_string(folder.path().join("secret")).expect("secret");
+        let proxy = Proxy::start(first.address.expect("address")).await;
+        let host = join(&proxy, folder.path(), 0, &token).await;
+        (token, proxy, host)
     };
     let mut acknowledged = Vec::new();
     for after in [0, 3, 17] {
         let mut process = Process::start_on(folder.path(), &format!("{point}={effect}@{after}"), postgres);
+        if let Some(address) = process.address {
+            *proxy.to.write().expect("address") = address;
+        }
         make(&process, &token, &mut acknowledged).await;
         let dies = effect == "kill" && !["migrate_step", "lease_lost"].contains(&point);
-        if dies && after == 0 {
-            let start = Instant::now();
-            while !process.is_dead() {
-                assert!(start.elapsed() < DEADLINE, "{point} was never reached");
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+        let start = Instant::now();
+        // What only an agent comes to takes a moment; what is passed less often than that is done when all run.
+        while dies && !process.is_dead() && (after == 0 || runs(&host) < 10) {
+            assert!(start.elapsed() < DEADLINE, "{point} was never reached");
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
     let last = Process::start_on(folder.path(), "", postgres);
     let address = last.address.expect("it starts again");
+    *proxy.to.write().expect("address") = address;
     let mut again = Vec::new();
     make(&last, &token, &mut again).await;
     assert_eq!(again.len(), 10, "{point}: every request can be repeated");
     for (number, id) in acknowledged {
         assert_eq!(again[number].1, id, "{point}: request {number} was acknowledged and gives another object now");
     }
-    let (_, list) = call(address, &token, Method::GET, "/v1/instances?limit=1000", None, "").await.expect("list");
-    assert_eq!(list["items"].as_array().map(Vec::len), Some(10), "{point}: nothing is there twice");
+    until("all run", async || {
+        let (_, list) = call(address, &token, Method::GET, "/v1/instances?limit=1000", None, "").await?;
+        let items = list["items"].as_array().expect("items");
+        assert_eq!(items.len(), 10, "{point}: nothing is there twice");
+        (items.iter().all(|item| item["state"] == "running") && runs(&host) == 10).then_some(())
+    })
+    .await;
+    {
+        let engine = host.engine.lock().expect("engine");
+        assert!(engine.starts.values().all(|starts| *starts == 1), "{point}: begun twice");
+        assert_eq!(engine.starts.len(), 10, "{point}: placed twice");
+    }
+    host.task.abort();
     let (_, audit) = call(address, &token, Method::GET, "/v1/audit?limit=1000", None, "").await.expect("audit");
     let rows: Vec<Audit> = serde_json::from_value(audit["items"].clone()).expect("rows");
     assert_eq!(broken_link(&rows, &rows.last().expect("rows").hash), None);

@@ -118,12 +118,17 @@ async fn f04_f34_everything_holds_on_postgresql_too() {
         "before_commit",
         "after_commit",
         "reply_ready",
+        "outbox_written",
+        "outbox_sent",
+        "ack_recorded",
         "lease_taken",
     ] {
         let url = server.database(&format!("kill_{point}")).await;
         kill_at(point, "kill", &url).await;
     }
-    for point in ["txn_begun", "row_written", "audit_written", "before_commit", "after_commit"] {
+    for point in
+        ["txn_begun", "row_written", "audit_written", "before_commit", "after_commit", "outbox_sent", "ack_recorded"]
+    {
         let url = server.database(&format!("error_{point}")).await;
         kill_at(point, "error", &url).await;
     }
