@@ -121,3 +121,45 @@ fn a_flag_of_run_is_taken_or_refused_by_name() {
     }
     lent.end();
 }
+
+/// The same table as of `coracle cp`, through the scheduler; then owners, much, and an instance that stands still.
+#[test]
+fn files_are_copied_into_an_instance_and_out_of_it() {
+    require!();
+    let mut lent = Lent::new(&[]);
+    lent.lend("one", &["--network", "none"]);
+    let script = "mkdir /d; echo old > /f; mkfifo /d/pipe; trap 'exit 0' TERM; echo up; sleep 1000 & wait";
+    lent.pool(&["run", "--name", "c", "--stop-timeout", "1", &lent.image, "sh", "-c", script]).ok();
+    wait_until("it has begun", || lent.pool(&["logs", "c"]).outcome().text().ends_with("up"));
+    crate::copy::path_rules(&lent.env, &["pool", "cp"], "c", "there is no instance \"absent\"");
+
+    let big: Vec<u8> = (0..2_000_000_u32).flat_map(|number| number.to_le_bytes()).collect();
+    let (there, back) = (lent.env.write("big", &big), lent.env.path("back"));
+    crate::env::set_mode(&there, 0o640);
+    let host = |path: &std::path::Path| path.display().to_string();
+    lent.pool(&["cp", &host(&there), "c:/big"]).ok();
+    assert_eq!(lent.inside("one", "c", &["stat", "-c", "%a %u %g", "/big"]).ok(), "640 0 0", "root's, as docker does");
+    lent.pool(&["cp", "c:/big", &host(&back)]).ok();
+    assert!(fs_err::read(&back).unwrap() == big, "every byte came back");
+    // What one half refuses is said once, by that half; a lost instance is no success.
+    lent.pool(&["cp", "c:/big", "/proc/nowhere/at/all"]).outcome().refused(1).says("/proc/nowhere/at");
+    lent.pool(&["cp", &host(&there), "c:/proc/1/comm"]).outcome().refused(1).says("made up by the kernel");
+
+    // One that stands still has files too; a program it cannot run.
+    lent.pool(&["stop", "c"]).ok();
+    fs_err::remove_file(&back).unwrap();
+    lent.pool(&["cp", "c:/big", &host(&back)]).ok();
+    assert!(fs_err::read(&back).unwrap() == big, "every byte came back");
+    lent.pool(&["cp", "-q", &host(&back), "c:/again"]).ok();
+    lent.pool(&["exec", "c", "true"]).outcome().refused(1).says("the instance does not run");
+    lent.pool(&["start", "c"]).ok();
+    assert_eq!(lent.inside("one", "c", &["sh", "-c", "cmp /big /again && echo same"]).ok(), "same");
+    // Who may not enter copies nothing; another of the same group sees it, and is refused.
+    let home = lent.env.path("paula");
+    fs_err::create_dir(&home).unwrap();
+    let token = lent.pool(&["user-add", "paula"]).ok();
+    let paula = |args: &[&str]| lent.env.coracle(&["pool"]).env("HOME", &home).args(args);
+    paula(&["login", "--scheduler", &lent.url, "--ca"]).args(&[lent.authority()]).stdin(token).ok();
+    paula(&["cp", "c:/big", "-"]).outcome().refused(1).says("only its owner and administrators");
+    lent.end();
+}

@@ -8,6 +8,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::runtime::Runtime;
 
 use crate::dial::{self, DialError};
+use crate::model::StreamKind;
 use crate::server::Problem;
 use crate::server::streams::PROTOCOL;
 use crate::ssh;
@@ -171,13 +172,15 @@ impl Pool {
         response.upgrade().await.map_err(send)
     }
 
-    /// Runs a program in an instance by a session of its own, for a key that this call makes; gives the exit code.
-    pub fn exec(&self, path: &str, request: &ssh::Request) -> Result<u32, PoolError> {
+    /// Runs a program in an instance, or copies files, by a session of its own for a key that this call makes; gives
+    /// the exit code.
+    pub fn exec(&self, path: &str, request: &ssh::Request, ends: ssh::Ends) -> Result<u32, PoolError> {
         let key = ssh::one_time_key()?;
         let line = key.public_key().to_openssh().map_err(ssh::ClientError::Authority)?;
         self.runtime.block_on(async {
-            let stream = self.leave_http(path, &json!({ "kind": { "of": "exec", "key": line } })).await?;
-            Ok(ssh::run(stream, key, request).await?)
+            let stream =
+                self.leave_http(path, &json!({ "kind": StreamKind::Exec { key: line, files: request.copy } })).await?;
+            Ok(ssh::run(stream, key, request, ends).await?)
         })
     }
 

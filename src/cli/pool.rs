@@ -2,6 +2,7 @@
 
 mod ask;
 mod change;
+mod cp;
 mod events;
 mod exec;
 mod keys;
@@ -77,6 +78,7 @@ enum PoolCommand {
     SecretAdd(SecretAddArgs),
     Logs(LogsArgs),
     Exec(exec::ExecArgs),
+    Cp(cp::CpArgs),
     SshConfig(ssh::SshConfigArgs),
     Connect(ssh::ConnectArgs),
     Ps(show::PsArgs),
@@ -221,6 +223,7 @@ pub fn run(args: PoolArgs) -> Result<ExitCode, CliError> {
         PoolCommand::Keys(args) => keys::keys(&open()?, &args)?,
         PoolCommand::Logs(args) => logs(open()?, &args)?,
         PoolCommand::Exec(args) => return exec::exec(open()?, args),
+        PoolCommand::Cp(args) => return cp::cp(open()?, &args),
         PoolCommand::SshConfig(args) => ssh::config(&open()?, &args)?,
         PoolCommand::Connect(args) => ssh::connect(open()?, &args)?,
         PoolCommand::Ps(args) => show::ps(&open()?, &args)?,

@@ -163,6 +163,9 @@ pub enum StreamKind {
     Exec {
         /// The public key, in OpenSSH's one-line form.
         key: String,
+        /// Only files are copied: then the instance may stand still.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        files: bool,
     },
 }
 

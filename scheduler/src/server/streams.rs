@@ -172,7 +172,8 @@ pub async fn open(mut call: Call) -> Result<Response, Problem> {
     let granted = call.site.desk.look(move |state, _, _| {
         let keys = rights(state, actor, instance, &kind)?;
         let found = state.instances.get(&instance).ok_or_else(|| Problem::not_found("instance"))?;
-        let running = found.alloc.as_ref().filter(|_| found.state == InstanceState::Running);
+        let still = found.state == InstanceState::Halted && matches!(kind, StreamKind::Exec { files: true, .. });
+        let running = found.alloc.as_ref().filter(|_| found.state == InstanceState::Running || still);
         let alloc = running.ok_or_else(|| Problem::new(StatusCode::CONFLICT, "state", "the instance does not run"))?;
         let (name, asker) = (found.name.to_string(), state.users.get(&user).map(|user| user.name.to_string()));
         let asker = asker.unwrap_or_default();

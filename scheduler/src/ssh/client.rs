@@ -1,6 +1,7 @@
 //! A person's side of a session, for `pool exec`: a key for this one stream, and a host that proves itself.
 
 use std::borrow::Cow;
+use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use rustix::termios::tcgetwinsize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::COPY;
 use super::server::preferred;
 
 /// The host proves itself, and takes the key, within this time.
@@ -34,6 +36,9 @@ pub enum ClientError {
     /// The key was not taken.
     #[error("the provider does not take the key of this stream")]
     Refused,
+    /// An older agent.
+    #[error("the provider copies no files")]
+    NoCopies,
     /// Nothing came.
     #[error("the provider does not answer")]
     Silent,
@@ -54,12 +59,23 @@ pub struct Request {
     pub host: String,
     /// The public key of the authority that the certificate must come from, in OpenSSH's one-line form.
     pub authority: String,
-    /// Program and arguments.
+    /// Program and arguments; those of a copy are its one order.
     pub words: Vec<String>,
+    /// The words are no program's but a copy's.
+    pub copy: bool,
     /// Read the caller's standard input.
     pub interactive: bool,
     /// Kind of the terminal, when there is to be one.
     pub terminal: Option<String>,
+}
+
+/// Takes the place of the caller's standard input and output.
+#[derive(Debug, Default)]
+pub struct Ends {
+    /// What is sent.
+    pub input: Option<File>,
+    /// Where that goes which comes.
+    pub output: Option<File>,
 }
 
 struct Judge {
@@ -86,6 +102,7 @@ pub async fn run(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     key: PrivateKey,
     request: &Request,
+    ends: Ends,
 ) -> Result<u32, ClientError> {
     let authority = PublicKey::from_openssh(&request.authority).map_err(ClientError::Authority)?;
     let judge = Judge { authority, host: request.host.clone() };
@@ -105,8 +122,15 @@ pub async fn run(
         let (columns, rows) = size();
         channel.request_pty(false, kind, columns, rows, 0, 0, &[]).await?;
     }
-    channel.exec(false, serde_json::to_string(&request.words)?).await?;
-    converse(channel, request).await
+    match request.copy {
+        true => channel.request_subsystem(true, format!("{COPY}{}", request.words.concat())).await?,
+        false => channel.exec(false, serde_json::to_string(&request.words)?).await?,
+    }
+    let own_input = || -> Box<dyn AsyncRead + Unpin> { Box::new(tokio::io::stdin()) };
+    let input = ends.input.map_or_else(own_input, |file| Box::new(tokio::fs::File::from_std(file)));
+    let own_output = || -> Box<dyn AsyncWrite + Unpin> { Box::new(tokio::io::stdout()) };
+    let output = ends.output.map_or_else(own_output, |file| Box::new(tokio::fs::File::from_std(file)));
+    converse(channel, request, input, output).await
 }
 
 /// Gives columns and rows of the caller's terminal.
@@ -114,13 +138,18 @@ fn size() -> (u32, u32) {
     tcgetwinsize(std::io::stdin().as_fd()).map_or((80, 24), |size| (size.ws_col.into(), size.ws_row.into()))
 }
 
-async fn converse(channel: Channel<Msg>, request: &Request) -> Result<u32, ClientError> {
+async fn converse(
+    channel: Channel<Msg>,
+    request: &Request,
+    mut input: Box<dyn AsyncRead + Unpin>,
+    mut output: Box<dyn AsyncWrite + Unpin>,
+) -> Result<u32, ClientError> {
     let (mut reader, writer) = channel.split();
-    let (mut output, mut errors) = (tokio::io::stdout(), tokio::io::stderr());
+    let mut errors = tokio::io::stderr();
     let mut resized = signal(SignalKind::window_change())?;
     let typed = async {
         if request.interactive {
-            let (mut input, mut buffer) = (tokio::io::stdin(), vec![0; PIECE_BYTES]);
+            let mut buffer = vec![0; PIECE_BYTES];
             let mut to = writer.make_writer();
             while let Ok(count @ 1..) = input.read(&mut buffer).await {
                 to.write_all(&buffer[..count]).await?;
@@ -144,6 +173,7 @@ async fn converse(channel: Channel<Msg>, request: &Request) -> Result<u32, Clien
                     errors.write_all(&data).await?;
                     errors.flush().await?;
                 }
+                Some(ChannelMsg::Failure) if request.copy => return Err(ClientError::NoCopies),
                 Some(ChannelMsg::ExitStatus { exit_status }) => code = exit_status,
                 None | Some(ChannelMsg::Close) => return Ok(code),
                 Some(_) => {}

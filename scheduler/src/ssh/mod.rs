@@ -18,8 +18,11 @@ use std::process::Command;
 use serde::{Deserialize, Serialize};
 
 pub use authority::{Authority, AuthorityError, forget_host, one_time_key};
-pub use client::{ClientError, Request, run};
+pub use client::{ClientError, Ends, Request, run};
 pub use server::{ServeError, serve, serve_socket};
+
+/// The subsystem by which `pool cp` copies, a blank and then its order; only for a key that was made for one stream.
+const COPY: &str = "coracle-copy ";
 
 /// What a session serves, and whom.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -74,6 +77,8 @@ pub trait Place: Send + Sync + 'static {
     fn program(&self, asked: &Asked) -> Command;
     /// Speaks SFTP, version 3, on its standard streams.
     fn files(&self, user: Option<&str>) -> Command;
+    /// Copies files between the instance and its standard streams; what and how is between the two ends.
+    fn copy(&self, order: &str) -> Command;
     /// Connects to an address of the instance itself; sends the socket over its standard output, which is one.
     fn dial(&self, host: &str, port: u16) -> Command;
     /// Writes down what happened.

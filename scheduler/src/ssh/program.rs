@@ -44,6 +44,8 @@ pub enum Wanted {
     Words(Vec<String>),
     /// The SFTP subsystem.
     Files,
+    /// A copy by `pool cp`.
+    Copy(String),
 }
 
 /// Runs a program on a channel until either ends; what happened is written down before the person hears of it.
@@ -60,6 +62,7 @@ pub async fn run(
     ended.action = "ssh_end";
     let command = match wanted {
         Wanted::Files => place.files(user.as_deref()),
+        Wanted::Copy(order) => place.copy(&order),
         Wanted::Words(words) => {
             let mut env = setup.env.clone();
             env.extend(setup.terminal.as_ref().map(|(kind, ..)| ("TERM".to_owned(), kind.clone())));

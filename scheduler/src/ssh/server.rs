@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 
 use super::channel::{Inputs, Next, Outputs, stuck};
 use super::program::{self, Setup, Wanted};
-use super::{Happened, Place, Session};
+use super::{COPY, Happened, Place, Session};
 
 /// A login takes no longer (sshd's LoginGraceTime is two minutes; here no password is typed).
 const LOGIN_GRACE: Duration = Duration::from_secs(30);
@@ -369,7 +369,10 @@ impl Handler for Connection {
         name: &str,
         session: &mut russh::server::Session,
     ) -> Result<(), Self::Error> {
-        let well = name == "sftp" && self.begin(id, Wanted::Files, "sftp".to_owned());
+        let well = match name.strip_prefix(COPY).filter(|_| self.session.exact) {
+            Some(order) => self.begin(id, Wanted::Copy(order.to_owned()), name.to_owned()),
+            None => name == "sftp" && self.begin(id, Wanted::Files, name.to_owned()),
+        };
         answer(session, id, well)
     }
 

@@ -40,8 +40,13 @@ pub fn run(root: Option<PathBuf>, args: CpArgs) -> Result<ExitCode, CliError> {
     }
     let options = CopyOptions { archive: args.archive, follow: args.follow_link };
     let copied = copy(&engine, from, to, options)?;
-    if copied.left_out > 0 && !args.quiet {
-        note(&format!("note: {} sockets and devices were left out", copied.left_out));
-    }
+    left_out(if args.quiet { 0 } else { copied.left_out });
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says how much was not copied.
+pub fn left_out(count: u64) {
+    if count > 0 {
+        note(&format!("note: {count} sockets and devices were left out"));
+    }
 }

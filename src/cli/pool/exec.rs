@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use coracle_scheduler::client::Pool;
-use coracle_scheduler::ssh::Request;
+use coracle_scheduler::ssh::{Ends, Request};
 use coracle_shim::terminal::RawTerminal;
 
 use super::ssh;
@@ -50,11 +50,12 @@ pub fn exec(pool: Pool, args: ExecArgs) -> Result<ExitCode, CliError> {
         host: text("id"),
         authority: ssh::authority(&pool, provider)?,
         words: args.command,
+        copy: false,
         interactive: args.interactive,
         terminal: args.tty.then(|| env::term().unwrap_or_else(|| TERMINAL.to_owned())),
     };
     let raw = if args.tty && args.interactive { RawTerminal::enter(std::io::stdin().as_fd())? } else { None };
-    let code = pool.exec(&format!("/v1/instances/{}/streams", text("id")), &request);
+    let code = pool.exec(&format!("/v1/instances/{}/streams", text("id")), &request, Ends::default());
     drop(raw);
     pool.end();
     Ok(ExitCode::from(u8::try_from(code?).unwrap_or(u8::MAX)))

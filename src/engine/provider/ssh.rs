@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{container_name, sftp};
 use crate::engine::containers::{self, Container, Status};
-use crate::engine::transfer::{Purpose, with_root};
+use crate::engine::transfer::{self, Purpose, with_root};
 use crate::engine::user::ProcessUser;
 use crate::engine::{Engine, EngineError, events, exec};
 
@@ -42,6 +42,8 @@ pub const SESSION_ARGUMENT: &str = "__ssh-session";
 pub const PROGRAM_ARGUMENT: &str = "__ssh-program";
 /// Of a file server.
 pub const FILES_ARGUMENT: &str = "__ssh-files";
+/// Of a copy.
+pub const COPY_ARGUMENT: &str = "__ssh-copy";
 /// Of what makes a connection.
 pub const DIAL_ARGUMENT: &str = "__ssh-dial";
 
@@ -98,7 +100,7 @@ pub fn forget_host(provider: &Path, instance: InstanceId) {
 /// Starts a session for a stream.
 pub fn start(root: &Path, provider: &Path, order: &StreamOrder) -> std::io::Result<EngineStream> {
     let (keys, exact) = match &order.kind {
-        StreamKind::Exec { key } => (vec![key.clone()], true),
+        StreamKind::Exec { key, .. } => (vec![key.clone()], true),
         _ => (order.keys.clone(), false),
     };
     if keys.is_empty() {
@@ -175,6 +177,12 @@ impl Place for Inside {
         command
     }
 
+    fn copy(&self, order: &str) -> Command {
+        let mut command = self.child(COPY_ARGUMENT);
+        command.arg(order);
+        command
+    }
+
     fn dial(&self, host: &str, port: u16) -> Command {
         let mut command = self.child(DIAL_ARGUMENT);
         command.arg(host).arg(port.to_string());
@@ -218,12 +226,17 @@ pub fn program(args: &[OsString]) -> Result<Vec<OsString>, SessionError> {
     Ok(std::iter::once("coracle".into()).chain(words.iter().cloned()).collect())
 }
 
-fn running(args: &[OsString]) -> Result<(Engine, Container), SessionError> {
+fn found(args: &[OsString]) -> Result<(Engine, Container), SessionError> {
     follow(args.first(), Signal::KILL)?;
     let [_, root, name, ..] = args else { return Err(SessionError::Foreign) };
     let engine = Engine::open(Some(PathBuf::from(root)))?;
-    let name = name.to_string_lossy().into_owned();
-    let container = containers::find(engine.root(), &name)?;
+    let container = containers::find(engine.root(), &name.to_string_lossy())?;
+    Ok((engine, container))
+}
+
+fn running(args: &[OsString]) -> Result<(Engine, Container), SessionError> {
+    let (engine, container) = found(args)?;
+    let name = container.record.called().to_owned();
     if container.status() != Status::Running {
         return Err(EngineError::NotRunning(name).into());
     }
@@ -243,6 +256,16 @@ pub fn files(args: &[OsString]) -> Result<(), SessionError> {
     };
     with_root(&engine, &container, Purpose::Write, serve, || ())?;
     Ok(())
+}
+
+/// Copies between the standard streams and an instance, which may stand still; gives how much was left out, unless
+/// nobody wants to know.
+pub fn copy(args: &[OsString]) -> Result<u64, SessionError> {
+    let (engine, container) = found(args)?;
+    let order = args.get(3).ok_or(SessionError::Foreign)?;
+    let order: transfer::FarOrder = serde_json::from_slice(order.as_bytes())?;
+    let copied = transfer::far(&engine, &container, &order)?;
+    Ok(if order.quiet { 0 } else { copied.left_out })
 }
 
 /// Takes on a user of the instance; who was root of the namespace is so no more, unless it is root.

@@ -1,7 +1,7 @@
 //! `cp`: files from the host into a container, out of one, or as an archive through a pipe.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
+use std::io::{BufReader, BufWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
 
@@ -115,9 +115,8 @@ fn out_of(
     to: &Side,
     options: CopyOptions,
 ) -> Result<Copied, EngineError> {
-    let name = asked.name().map(<[u8]>::to_vec);
     let Side::Host(target) = to else {
-        let top = name.unwrap_or_default();
+        let top = asked.name().unwrap_or_default().to_vec();
         let work = |root: &Root| {
             let output = std::io::stdout().as_fd().try_clone_to_owned().map_err(TransferError::Pipe)?;
             Ok(give(Base::Container(root), asked, &top, None, options.follow, File::from(output))?)
@@ -131,12 +130,7 @@ fn out_of(
     };
     let beside = || -> Result<Copied, TransferError> {
         writer.close();
-        let ownership = if options.archive { Ownership::Keep } else { Ownership::Squash };
-        let mode_mask = if options.archive { FULL_MODE } else { PLAIN_MODE };
-        let extract_options = ExtractOptions { ownership, mode_mask, limits: &Limits::default() };
-        let choose = |kind| Base::Host.destination(target, kind, name.as_deref(), asked.contents);
-        let stream = BufReader::with_capacity(BUFFER_BYTES, reader.take()?);
-        Ok(copied(extract(stream, choose, &extract_options)?))
+        host_takes(reader.take()?, asked, target, options)
     };
     let (given, taken) = both(with_root(engine, container, Purpose::Read, work, beside))?;
     Ok(Copied { entries: taken.entries, left_out: given.left_out + taken.left_out })
@@ -149,18 +143,8 @@ fn into(
     target: &Asked,
     options: CopyOptions,
 ) -> Result<Copied, EngineError> {
-    let single = container.record.idmap.is_single();
-    let ownership = if single { Ownership::Squash } else { Ownership::Keep };
-    let limits = Limits::default();
-    let extract_options = ExtractOptions { ownership, mode_mask: FULL_MODE, limits: &limits };
     let Side::Host(source) = from else {
-        let work = |root: &Root| {
-            let stream = BufReader::with_capacity(BUFFER_BYTES, std::io::stdin().lock());
-            let choose = |_| Base::Container(root).directory(target);
-            // Even an empty archive needs a place.
-            Base::Container(root).directory(target)?;
-            Ok(copied(extract::<TransferError>(stream, choose, &extract_options)?))
-        };
+        let work = |root: &Root| Ok(takes_archive(root, container, std::io::stdin().lock(), target)?);
         return with_root(engine, container, Purpose::Write, work, || ()).map(|(copied, ())| copied);
     };
     // What is not there is said before anything is made.
@@ -168,19 +152,67 @@ fn into(
     let (reader, writer) = pipe()?;
     let work = |root: &Root| {
         writer.close();
-        let name = source.name();
-        let choose = |kind| Base::Container(root).destination(target, kind, name, source.contents);
-        let stream = BufReader::with_capacity(BUFFER_BYTES, reader.take()?);
-        Ok(copied(extract::<TransferError>(stream, choose, &extract_options)?))
+        Ok(takes(root, container, reader.take()?, source, target)?)
     };
     let beside = || -> Result<Copied, TransferError> {
         reader.close();
-        // Docker gives what comes in to root, unless told to keep the numbers.
-        let owner = (!options.archive).then_some((0, 0));
-        give(Base::Host, source, TOP, owner, options.follow, writer.take()?)
+        host_gives(writer.take()?, source, options)
     };
     let (taken, given) = both(with_root(engine, container, Purpose::Write, work, beside))?;
     Ok(Copied { entries: taken.entries, left_out: given.left_out + taken.left_out })
+}
+
+/// Writes what is copied on the host from an archive; `asked` is what it was in the container.
+pub(super) fn host_takes(
+    from: File,
+    asked: &Asked,
+    target: &Asked,
+    options: CopyOptions,
+) -> Result<Copied, TransferError> {
+    let ownership = if options.archive { Ownership::Keep } else { Ownership::Squash };
+    let mode_mask = if options.archive { FULL_MODE } else { PLAIN_MODE };
+    let extract_options = ExtractOptions { ownership, mode_mask, limits: &Limits::default() };
+    let choose = |kind| Base::Host.destination(target, kind, asked.name(), asked.contents);
+    Ok(copied(extract(BufReader::with_capacity(BUFFER_BYTES, from), choose, &extract_options)?))
+}
+
+/// Gives a path of the host as an archive.
+pub(super) fn host_gives(to: File, source: &Asked, options: CopyOptions) -> Result<Copied, TransferError> {
+    // Docker gives what comes in to root, unless told to keep the numbers.
+    let owner = (!options.archive).then_some((0, 0));
+    give(Base::Host, source, TOP, owner, options.follow, to)
+}
+
+fn inside_options<'a>(container: &Container, limits: &'a Limits) -> ExtractOptions<'a> {
+    let single = container.record.idmap.is_single();
+    ExtractOptions { ownership: if single { Ownership::Squash } else { Ownership::Keep }, mode_mask: FULL_MODE, limits }
+}
+
+/// Writes an archive into a container; `source` is what it was on the host.
+pub(super) fn takes(
+    root: &Root,
+    container: &Container,
+    from: impl Read,
+    source: &Asked,
+    target: &Asked,
+) -> Result<Copied, TransferError> {
+    let choose = |kind| Base::Container(root).destination(target, kind, source.name(), source.contents);
+    let stream = BufReader::with_capacity(BUFFER_BYTES, from);
+    Ok(copied(extract::<TransferError>(stream, choose, &inside_options(container, &Limits::default()))?))
+}
+
+/// Writes an archive with names of its own into a directory of a container.
+pub(super) fn takes_archive(
+    root: &Root,
+    container: &Container,
+    from: impl Read,
+    target: &Asked,
+) -> Result<Copied, TransferError> {
+    // Even an empty archive needs a place.
+    Base::Container(root).directory(target)?;
+    let choose = |_| Base::Container(root).directory(target);
+    let stream = BufReader::with_capacity(BUFFER_BYTES, from);
+    Ok(copied(extract::<TransferError>(stream, choose, &inside_options(container, &Limits::default()))?))
 }
 
 /// Of two failures, the one that is not about the pipe to the other.
@@ -193,7 +225,7 @@ fn both<T>(outcome: Result<(T, Result<T, TransferError>), EngineError>) -> Resul
 }
 
 /// Writes what a path means as an archive.
-fn give(
+pub(super) fn give(
     base: Base<'_>,
     asked: &Asked,
     name: &[u8],

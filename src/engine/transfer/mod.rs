@@ -9,12 +9,14 @@
 mod copy;
 mod ends;
 pub(super) mod export;
+mod far;
 mod root;
 
 use std::path::PathBuf;
 
 pub use copy::{CopyEnd, CopyOptions, copy};
 pub use export::{diff, export};
+pub use far::{FarCopy, FarOrder, far};
 pub use root::Purpose;
 
 pub(super) use root::{Root, with_root};
