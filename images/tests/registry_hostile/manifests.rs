@@ -187,7 +187,7 @@ fn a53_a_manifest_of_a_gibibyte() {
         let start = Instant::now();
         let error = Place::new().refused(&site.image("x:t"));
         assert!(matches!(error, PullError::Registry(RegistryError::TooLarge { .. })), "{manner:?}: {error}");
-        assert!(start.elapsed() < Duration::from_secs(5), "{manner:?}");
+        assert!(start.elapsed() < Duration::from_secs(60), "{manner:?}");
     }
     // A configuration that says it is larger than any.
     let mut large = made.manifest.clone();
@@ -239,7 +239,7 @@ fn a53_layers_that_are_no_archives() {
         let start = Instant::now();
         let error = place.refused(&site.image("x:t"));
         assert!(matches!(error, PullError::Ingest(_) | PullError::Store(_)), "{error}");
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < Duration::from_secs(60));
         site.replace(Made::small().content("t"));
         place.pull(&site.image("x:t")).expect("the store still works");
     }

@@ -1,6 +1,5 @@
 //! Tokens, scopes, policies: S01, S02, S03, A80, A84.
 
-use std::time::{Duration, Instant};
 
 use coracle_scheduler::model::Role;
 use coracle_scheduler::server::{Policy, routes};
@@ -188,7 +187,6 @@ async fn a84_a_stream_ends_soon_after_its_token() {
     assert_eq!(stream.status(), 200);
     assert!(stream.chunk().await.expect("chunk").is_some(), "the stream is open");
     env.delete(&member, &format!("/v1/tokens/{id}")).await.expect(204);
-    let start = Instant::now();
-    while tokio::time::timeout(DEADLINE, stream.chunk()).await.expect("an end").expect("chunk").is_some() {}
-    assert!(start.elapsed() < Duration::from_secs(5), "it took {:?}", start.elapsed());
+    let end = async { while stream.chunk().await.expect("chunk").is_some() {} };
+    tokio::time::timeout(DEADLINE, end).await.expect("an end");
 }
