@@ -1,6 +1,5 @@
 //! Tokens, scopes, policies: S01, S02, S03, A80, A84.
 
-
 use coracle_scheduler::model::Role;
 use coracle_scheduler::server::{Policy, routes};
 use reqwest::Method;
