@@ -187,7 +187,10 @@ pub fn run(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
         return Ok(ExitCode::SUCCESS);
     };
     let notified = notify.map(|notify| notify.wait_aside(running.pid));
+    // Starting is over, and then waiting.
+    memory::step();
     let exit = watch.run(&mut running, terminal && watched).map_err(watch_failed)?;
+    memory::step();
     if let Some(notified) = notified {
         // Its container is gone, so it ends; it has nothing to say of its own.
         let _ = notified.join();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use coracle_runtime::container::{ContainerError, Id, Lock, State, Status};
 use coracle_runtime::hooks::{self, Moment};
+use coracle_runtime::memory;
 use oci_spec::runtime::Hooks;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -33,10 +34,7 @@ pub const DELETE: Grammar = Grammar {
 pub fn delete(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
     let (pattern, force) = (given.id()?, given.has("force"));
     if given.has("regex") {
-        let fits = regex::RegexBuilder::new(&pattern).size_limit(PATTERN_BYTES_MAX).build();
-        let fits = fits.map_err(|_| OciError::Pattern(pattern.clone()))?;
-        let ids = context.place.open()?.map(|root| root.ids()).transpose()?.unwrap_or_default();
-        for id in ids.into_iter().filter(|id| fits.is_match(id.as_str())) {
+        for id in fitting(context, &pattern)? {
             delete_one(context, id, force)?;
         }
         return Ok(ExitCode::SUCCESS);
@@ -46,6 +44,17 @@ pub fn delete(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
 
 /// A compiled pattern for names of 64 letters is small.
 const PATTERN_BYTES_MAX: usize = 1 << 20;
+
+/// Lists the containers whose ids fit a regular expression.
+///
+/// # Errors
+/// What is not an expression, and a list that cannot be read.
+pub fn fitting(context: &Context, pattern: &str) -> Result<Vec<Id>, OciError> {
+    let fits = regex::RegexBuilder::new(pattern).size_limit(PATTERN_BYTES_MAX).build();
+    let fits = fits.map_err(|_| OciError::Pattern(pattern.to_owned()))?;
+    let ids = context.place.open()?.map(|root| root.ids()).transpose()?.unwrap_or_default();
+    Ok(ids.into_iter().filter(|id| fits.is_match(id.as_str())).collect())
+}
 
 fn delete_one(context: &Context, id: Id, force: bool) -> Result<ExitCode, OciError> {
     let container = match context.place.container(&id) {
@@ -83,6 +92,7 @@ pub fn remove(context: &Context, lock: Lock<'_>) -> Result<(), OciError> {
         cgroup.kill()?;
         cgroup.remove()?;
     }
+    memory::step();
     lock.remove()?;
     let Some(state) = state else { return Ok(()) };
     let subject = subject(&state);

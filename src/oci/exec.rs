@@ -35,6 +35,8 @@ pub const EXEC: Grammar = Grammar {
         valued("console-socket", "SOCKET", "Send the terminal to the program that listens at SOCKET"),
         valued("preserve-fds", "N", "Give it N more descriptors, from 3 [default: 0]"),
         switch("no-new-privs", "Forbid gaining privileges by executing files; without it they may be, as with crun"),
+        valued("apparmor", "PROFILE", "Refused by name, like config.json's process.apparmorProfile"),
+        valued("process-label", "LABEL", "Refused by name, like config.json's process.selinuxLabel"),
         valued("cgroup", "PATH", "Start it in this cgroup below the container's"),
         switch("ignore-paused", "Start it although the container is paused; it stands still too"),
     ]],
@@ -54,6 +56,8 @@ struct ExecArgs {
     console_socket: Option<PathBuf>,
     preserve_fds: u32,
     no_new_privs: bool,
+    apparmor: Option<String>,
+    process_label: Option<String>,
     cgroup: Option<PathBuf>,
     ignore_paused: bool,
     id: String,
@@ -147,6 +151,8 @@ impl ExecArgs {
             console_socket: given.path("console-socket"),
             preserve_fds: given.number("preserve-fds")?.unwrap_or(0),
             no_new_privs: given.has("no-new-privs"),
+            apparmor: given.text("apparmor")?,
+            process_label: given.text("process-label")?,
             cgroup: given.path("cgroup"),
             ignore_paused: given.has("ignore-paused"),
             id: given.id()?,
@@ -183,6 +189,13 @@ impl ExecArgs {
         self.set_user(&mut process)?;
         // As for crun: only a process of a file says itself whether it may gain privileges.
         process.set_no_new_privileges(Some(self.no_new_privs));
+        // An empty word is runc's way to say "none".
+        if self.apparmor.is_some() {
+            process.set_apparmor_profile(self.apparmor.clone());
+        }
+        if self.process_label.is_some() {
+            process.set_selinux_label(self.process_label.clone());
+        }
         self.add_capabilities(context, &mut process)?;
         Ok(process)
     }

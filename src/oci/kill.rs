@@ -9,13 +9,16 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use super::arguments::{Given, Grammar, Words, switch};
 use super::error::OciError;
-use super::{Context, processes};
+use super::{Context, delete, processes};
 
 /// `kill`.
 pub const KILL: Grammar = Grammar {
     name: "kill",
     about: "Send a signal to a container, by name or number",
-    flags: &[&[switch("all", "To all processes, not only the first").short('a')]],
+    flags: &[&[
+        switch("all", "To all processes, not only the first").short('a'),
+        switch("regex", "To every running container whose id fits the regular expression").short('r'),
+    ]],
     words: Words::IdAnd(" ID [SIGNAL]"),
 };
 
@@ -23,10 +26,24 @@ const SIGNAL_DEFAULT: &str = "SIGTERM";
 
 /// Runs `kill`.
 pub fn kill(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
-    let id: Id = given.id()?.parse()?;
-    let all = given.has("all");
+    let (pattern, all) = (given.id()?, given.has("all"));
     let name = given.word(1)?.unwrap_or_else(|| SIGNAL_DEFAULT.to_owned());
     let signal = parse_signal(&name).and_then(Signal::from_named_raw).ok_or_else(|| OciError::Signal(name.clone()))?;
+    if !given.has("regex") {
+        return kill_one(context, pattern.parse()?, all, signal);
+    }
+    let mut ended = Ok(ExitCode::SUCCESS);
+    for id in delete::fitting(context, &pattern)? {
+        // Those that are gone have nothing to be told; the others all are, whatever one of them says.
+        match kill_one(context, id, all, signal) {
+            Ok(_) | Err(OciError::Status { status: Status::Stopped, .. }) => {}
+            Err(error) => ended = ended.and(Err(error)),
+        }
+    }
+    ended
+}
+
+fn kill_one(context: &Context, id: Id, all: bool, signal: Signal) -> Result<ExitCode, OciError> {
     let container = context.place.container(&id)?;
     let state = container.state()?;
     let status = container.status(state.as_ref())?;

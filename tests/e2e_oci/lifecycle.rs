@@ -261,8 +261,21 @@ fn oci_ps_and_what_needs_a_cgroup() {
     command(&["resume", id]).outcome().refused(1).says("it is running");
     command(&["update", "--l3-cache-schema", "x", id]).outcome().refused(1).says("--l3-cache-schema");
     command(&["exec", "--cgroup", "sub", id, "true"]).outcome().refused(1).says("it has no cgroup of its own");
+    command(&["exec", "--apparmor", "docker-default", id, "true"])
+        .outcome()
+        .refused(255)
+        .says("process.apparmorProfile");
+    command(&["exec", "--process-label", "a:b:c", id, "true"]).outcome().refused(255).says("process.selinuxLabel");
+    command(&["exec", "--apparmor", "", id, "true"]).ok();
     let other = &unique("ps-other");
     command(&["run", "--detach", "--bundle", bundle, other]).stdout_to(null()).stderr_to(null()).ok();
+    command(&["kill", "-r", "(", "KILL"]).outcome().refused(1).says("invalid regular expression");
+    command(&["kill", "--regex", "^coracle-test-ps-oth", "KILL"]).ok();
+    let status = |id: &str| oci.state(id)["status"].as_str().unwrap().to_owned();
+    crate::env::wait_until("the other's end", || status(other) == "stopped");
+    assert_eq!(status(id), "running");
+    command(&["kill", "-a", "-r", "^coracle-test-ps", "KILL"]).ok();
+    crate::env::wait_until("the end of both", || status(id) == "stopped");
     command(&["delete", "--force", "--regex", "("]).outcome().refused(1).says("invalid regular expression");
     command(&["delete", "--force", "--regex", "^coracle-test-ps"]).ok();
     oci.is_empty();

@@ -74,7 +74,6 @@ END"#,
             )
             .ok();
         assert_eq!((stats("memory/usage/limit"), stats("pids/limit")), (json!(40 << 20), json!(12)));
-        bundle.oci("exec --cgroup ../.. events true").failed();
         let every = "--cpu-period 50000 --cpu-quota 25000 --cpu-share 512 --memory-reservation 8m";
         bundle.oci(&format!("update {every} events")).ok();
         let read = |file: &str| bundle.oci(&format!("exec events cat /sys/fs/cgroup/{file}")).ok().to_owned();
@@ -121,6 +120,35 @@ END"#,
             seen.ok().lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["type"].clone()).collect();
         assert_eq!(kinds, [json!("stats"), json!("oom")], "{user:?}: {seen:?}");
         bundle.oci("delete -f events").ok();
+    }
+}
+
+/// One more process in a cgroup of the container's that is there already, and in none that is not its own (A21).
+#[test]
+fn a21_exec_begins_in_a_cgroup_below_the_containers_own() {
+    let Some(guest) = Guest::find("a21_exec_begins_in_a_cgroup_below_the_containers_own") else { return };
+    for user in [User::Root, User::Alice] {
+        let bundle = Bundle::new(&guest, user, "below", |config| config["process"]["args"] = json!(["sleep", "1000"]));
+        bundle.oci("delete -f below");
+        bundle.oci(&format!("run -d below {QUIETLY}")).ok();
+        let sh = |command: &str| guest.sh(user, command).ok().trim().to_owned();
+        let state: Value = serde_json::from_str(bundle.oci("state below").ok()).unwrap();
+        let own = sh(&format!("echo /sys/fs/cgroup$(sed 's/^0:://' /proc/{}/cgroup)", state["pid"]));
+        sh(&format!("mkdir -p {own}/inner/most"));
+        for (given, seen) in [("inner", "0::/inner"), ("/inner/most", "0::/inner/most"), ("/", "0::/")] {
+            assert_eq!(bundle.oci(&format!("exec --cgroup {given} below cat /proc/self/cgroup")).ok().trim(), seen);
+        }
+        for elsewhere in ["../..", "inner/../..", "missing"] {
+            let refused = bundle.oci(&format!("exec --cgroup {elsewhere} below true"));
+            assert!(refused.failed().contains("open cgroup"), "{elsewhere}: {refused:?}");
+        }
+        // One that lives on there belongs to the container like every other, and ends with it.
+        bundle.oci(&format!("exec -d --cgroup inner/most below sleep 1000 {QUIETLY}")).ok();
+        let inside: Value = sh(&format!("cat {own}/inner/most/cgroup.procs")).parse().unwrap();
+        let pids: Vec<Value> = serde_json::from_str(bundle.oci("ps -f json below").ok()).unwrap();
+        assert!(pids.len() == 2 && pids.contains(&inside), "{user:?}: {inside} in {pids:?}");
+        bundle.oci("delete -f below").ok();
+        sh(&format!("[ ! -e {own} ] && [ ! -e /proc/{inside} ]"));
     }
 }
 

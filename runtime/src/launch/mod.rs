@@ -212,7 +212,9 @@ impl Launched {
         if let Some(map) = &plan.idmap {
             failpoint::pass(Stage::Ids, "cloned")?;
             if !nested {
+                memory::step();
                 idmap::write(pid, map)?;
+                memory::step();
             }
             failpoint::pass(Stage::Ids, "uidmap_done")?;
         }
@@ -229,6 +231,7 @@ impl Launched {
         if let (Some(work), Some(net)) = (on_namespaces, &net) {
             let namespaces = Namespaces { pid, pidfd: self.cloned.pidfd.as_fd(), user: user.as_fd(), net: net.as_fd() };
             work(&namespaces)?;
+            memory::step();
         }
         let mut console = None;
         if plan.hooks_before_root {
