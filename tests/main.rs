@@ -26,6 +26,8 @@ mod limits;
 mod model;
 mod named_volumes;
 mod network;
+mod network_crowd;
+mod network_flags;
 mod network_life;
 mod network_outside;
 mod network_rate;

@@ -9,15 +9,26 @@ use serde_json::Value;
 use crate::env::{TestEnv, fixtures, free_ports, wait_until};
 use crate::require;
 
-/// Sends what is asked for, or takes everything and says how much it was.
+/// Sends what is asked for, or takes everything and says what it was; answers datagrams too, with the caller's
+/// address and what it said.
 pub const SERVER: &str = r#"
-import socket, threading, sys
+import hashlib, socket, threading, sys
+def datagrams():
+    u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(("0.0.0.0", int(sys.argv[-1])))
+    while True:
+        d, a = u.recvfrom(65535); u.sendto(a[0].encode() + b" " + d, a)
+threading.Thread(target=datagrams, daemon=True).start()
 def serve(c):
     f = c.makefile("rb"); words = f.readline().split()
     if words[:1] == [b"get"]:
         c.sendall(b"x" * int(words[1])); c.shutdown(1); f.read()
     elif words[:1] == [b"put"]:
         c.sendall(b"%d\n" % len(f.read()))
+    elif words[:1] == [b"random"]:
+        d = hashlib.shake_128(words[1]).digest(int(words[2]))
+        c.sendall(hashlib.sha256(d).hexdigest().encode() + b"\n" + d); c.shutdown(1); f.read()
+    elif words[:1] == [b"sum"]:
+        c.sendall(hashlib.sha256(f.read()).hexdigest().encode() + b"\n")
     elif words[:1] == [b"who"]:
         c.sendall(c.getpeername()[0].encode() + b"\n")
     c.close()
@@ -101,6 +112,12 @@ fn rates_hold_in_both_directions_and_change_while_running() {
     env.coracle(&["update", "--net-rate", "up=60mbit", "slow"]).ok();
     holds("up after update", fetched(port, amount(60_000_000)).unwrap(), 60e6);
     holds("down as before", sent(port, amount(40_000_000)), 40e6);
+    // Three rates in each direction.
+    env.coracle(&["update", "--net-rate", "up=40mbit,down=20mbit", "slow"]).ok();
+    holds("up of 40", fetched(port, amount(40_000_000)).unwrap(), 40e6);
+    holds("down of 20", sent(port, amount(20_000_000)), 20e6);
+    env.coracle(&["update", "--net-rate", "down=60mbit", "slow"]).ok();
+    holds("down of 60", sent(port, amount(60_000_000)), 60e6);
     let stats: Value =
         serde_json::from_str(&env.coracle(&["stats", "--no-stream", "--format", "{{json .}}", "slow"]).ok()).unwrap();
     for field in ["NetIO", "NetPackets", "NetDrops"] {

@@ -39,11 +39,11 @@ fn reaches(env: &TestEnv, from: &str, to: &str, name: &str) {
     wait_until(&format!("{from} to hear {to} as {name}"), || heard(env, from, name) == wanted);
 }
 
-fn inspect(env: &TestEnv, container: &str) -> Value {
+pub fn inspect(env: &TestEnv, container: &str) -> Value {
     serde_json::from_str(&env.coracle(&["inspect", container, "--format", "json"]).ok()).unwrap()
 }
 
-fn address(env: &TestEnv, container: &str, network: &str) -> String {
+pub fn address(env: &TestEnv, container: &str, network: &str) -> String {
     let all = inspect(env, container);
     let all = all.as_array().map_or(&all, |list| &list[0]);
     all["NetworkSettings"]["Networks"][network]["IPAddress"].as_str().unwrap().to_owned()
@@ -76,7 +76,7 @@ fn containers_of_one_network_talk_by_name_and_others_do_not() {
 }
 
 /// Gives the address with this last number in a network.
-fn nth(env: &TestEnv, network: &str, last: u8) -> String {
+pub fn nth(env: &TestEnv, network: &str, last: u8) -> String {
     let all: Value = serde_json::from_str(&env.coracle(&["network", "inspect", network]).ok()).unwrap();
     let gateway = all[0]["IPAM"]["Config"][0]["Gateway"].as_str().unwrap();
     format!("{}.{last}", gateway.rsplit_once('.').unwrap().0)

@@ -25,7 +25,11 @@ pub fn images() -> Option<PathBuf> {
     }
     let cache = std::env::var_os("CORACLE_TEST_CACHE").unwrap_or_else(|| "/var/cache/coracle-test".into());
     let entries = fs_err::read_dir(PathBuf::from(cache)).ok()?;
-    entries.flatten().map(|entry| entry.path()).find(|path| path.join("complete").exists())
+    let built = entries.flatten().filter_map(|entry| {
+        let time = fs_err::metadata(entry.path().join("complete")).ok()?.modified().ok()?;
+        Some((time, entry.path()))
+    });
+    built.max().map(|(_, path)| path)
 }
 
 /// Finds a program in the usual places.

@@ -65,7 +65,8 @@ struct CreateArgs {
     /// Set a label
     #[arg(long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
-    /// Option of the driver; there is none
+    /// Option under docker's name com.docker.network.KEY: driver.mtu, bridge.enable_icc,
+    /// bridge.host_binding_ipv4, bridge.enable_ip_masquerade=true
     #[arg(short, long, value_name = "KEY=VALUE")]
     opt: Vec<String>,
     /// Kind of network; only bridge

@@ -38,6 +38,8 @@ pub enum NetworksError {
     Gateway(IpAddr),
     #[error("network option {0} is not implemented")]
     Option(String),
+    #[error("network option {key} cannot be {value:?}: {reason}")]
+    OptionValue { key: String, value: String, reason: &'static str },
     #[error("address {ip} is not one that a container of network {network} can have")]
     Address { ip: IpAddr, network: String },
     #[error("address {ip} of network {network} is in use")]

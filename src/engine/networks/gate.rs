@@ -45,6 +45,8 @@ pub struct Socket<'a> {
     pub namespace: BorrowedFd<'a>,
     pub bridge: u32,
     pub device: &'a str,
+    /// The network's largest packet, if it has one of its own.
+    pub mtu: Option<u32>,
 }
 
 impl Gate {
@@ -78,6 +80,10 @@ impl Gate {
             // What comes from there is nobody that this gate has to know.
             gate.stop_learning(end)?;
             gate.raise(end)?;
+            for device in [TO_CONTAINER, FROM_CONTAINER, "q1", "x0"] {
+                let index = gate.index(device)?;
+                socket.mtu.map_or(Ok(()), |mtu| gate.limit_packets(index, mtu))?;
+            }
         }
         let first =
             |v6: bool, else_ip: IpAddr| addresses.iter().copied().find(|ip| ip.is_ipv6() == v6).unwrap_or(else_ip);

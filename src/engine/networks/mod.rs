@@ -32,6 +32,7 @@
 //! `containers/<id>/{link.json, link.sock}`.
 
 pub mod connect;
+mod driver;
 mod error;
 mod gate;
 pub mod holder;

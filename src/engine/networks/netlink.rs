@@ -197,6 +197,14 @@ impl Netlink {
         self.change(RouteNetlinkMessage::SetLink(message), 0, "switch on device", &index.to_string())
     }
 
+    /// Says how large a packet of a device may be.
+    pub fn limit_packets(&mut self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        self.change(RouteNetlinkMessage::SetLink(message), 0, "set packet size of device", &index.to_string())
+    }
+
     /// Puts a device into a bridge.
     pub fn join(&mut self, index: u32, bridge: u32) -> Result<(), NetlinkError> {
         let mut message = LinkMessage::default();
@@ -273,11 +281,20 @@ impl Netlink {
 
     /// Lets a bridge take nobody's word for who is behind a port.
     pub fn stop_learning(&mut self, port: u32) -> Result<(), NetlinkError> {
+        self.set_port(port, InfoBridgePort::Learning(false))
+    }
+
+    /// Lets a port of a bridge reach the bridge itself, and no other port that is isolated too.
+    pub fn isolate(&mut self, port: u32) -> Result<(), NetlinkError> {
+        self.set_port(port, InfoBridgePort::Isolated(true))
+    }
+
+    fn set_port(&mut self, port: u32, what: InfoBridgePort) -> Result<(), NetlinkError> {
         let mut message = LinkMessage::default();
         message.header.index = port;
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::Learning(false)])),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![what])),
         ]));
         // Not SetLink, in which the kernel passes over what is said about ports.
         self.change(RouteNetlinkMessage::NewLink(message), 0, "set bridge port", &port.to_string())

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::driver::Driver;
 use super::error::NetworksError;
 use super::rate::Rate;
 use super::record;
@@ -80,14 +81,16 @@ pub fn decide(
             Ok(network::plan(&Network::Container(other.record.id), publish, find)?)
         }
         Network::Named(attachments) => {
-            let all_internal = check(root, attachments)?;
+            let (all_internal, publish_at) = check(root, attachments)?;
+            let publish: Vec<PortMapping> =
+                publish.iter().map(|port| PortMapping { ip: publish_at.published(port.ip), ..*port }).collect();
             let (mut plan, note) = if all_internal {
                 if !publish.is_empty() {
                     return Err(NetworkError::PublishNeedsPasta.into());
                 }
                 (NetworksPlan::of(attachments.clone()), None)
             } else {
-                match network::plan(&options.network, publish, find)? {
+                match network::plan(&options.network, &publish, find)? {
                     (Plan::Networks(plan), note) => (plan, note),
                     other => return Ok(other),
                 }
@@ -104,9 +107,10 @@ pub fn decide(
     }
 }
 
-/// Finds every network and its addresses good; says whether nothing leads out of them.
-fn check(root: &Path, attachments: &[Attachment]) -> Result<bool, NetworksError> {
-    let mut all_internal = true;
+/// Finds every network and its addresses good; says whether nothing leads out of them, and what the first one
+/// says about published ports.
+fn check(root: &Path, attachments: &[Attachment]) -> Result<(bool, Driver), NetworksError> {
+    let (mut all_internal, mut first) = (true, None);
     for (place, attachment) in attachments.iter().enumerate() {
         let network = record::find(root, &attachment.network)?;
         if attachments[..place].iter().any(|other| other.network == attachment.network) {
@@ -116,8 +120,9 @@ fn check(root: &Path, attachments: &[Attachment]) -> Result<bool, NetworksError>
             record::check_address(&network, *ip)?;
         }
         all_internal &= network.internal;
+        first = first.or(Some(network.driver()?));
     }
-    Ok(all_internal)
+    Ok((all_internal, first.unwrap_or_default()))
 }
 
 /// Finds the running container whose network is to be shared.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use super::driver::Driver;
 use super::error::NetworksError;
 use super::subnet::{Subnet, free_v4, random_v6};
 use crate::engine::container::{self, publish_json};
@@ -64,6 +65,11 @@ impl NetworkRecord {
     /// Gives the ranges of both families.
     pub fn ranges(&self) -> impl Iterator<Item = Range> {
         std::iter::once(self.v4).chain(self.v6)
+    }
+
+    /// Gives what its options say.
+    pub fn driver(&self) -> Result<Driver, NetworksError> {
+        Driver::read(&self.options, self.v6.is_some())
     }
 }
 
@@ -128,11 +134,9 @@ pub fn create(root: &Path, name: &str, options: &CreateOptions) -> Result<Networ
     if others.len() >= NETWORKS_MAX {
         return Err(NetworksError::TooMany);
     }
-    if let Some(option) = options.options.keys().next() {
-        return Err(NetworksError::Option(option.clone()));
-    }
     let taken: Vec<Subnet> = others.iter().flat_map(|other| other.ranges().map(|range| range.subnet)).collect();
     let (v4, v6) = choose(options, &taken)?;
+    Driver::read(&options.options, v6.is_some())?;
     let record = NetworkRecord {
         version: VERSION,
         id: container::new_id()?,

@@ -21,19 +21,24 @@ impl Link<'_> {
         let prefixes = joined.network.ranges().map(|range| range.subnet.prefix());
         let ips: Vec<(IpAddr, u8)> = joined.ips.iter().copied().zip(prefixes).collect();
         self.forget(&joined.device)?;
+        let driver = joined.network.driver()?;
         if let Some(rate) = self.start.rate {
-            let socket = Socket { namespace: joined.namespace.as_fd(), bridge, device: &outer };
+            let socket = Socket { namespace: joined.namespace.as_fd(), bridge, device: &outer, mtu: driver.mtu };
             self.gate_in(&joined.device, ips, &rate, Some(&socket))?;
         } else {
             // One that is left of a link that was killed.
             there.remove(&outer)?;
             let end = (joined.device.as_str(), mac(&joined.ips));
             there.make_pair(&outer, Some(bridge), end, Some(self.namespaces.net.as_fd()))?;
-            self.set_up(&joined.device, &ips)?;
+            self.set_up(&joined.device, &ips, driver.mtu)?;
         }
         // Nobody takes over another's address: not its place in the bridge, not what the name server answers.
         let port = there.index(&outer)?;
         there.stop_learning(port)?;
+        driver.mtu.map_or(Ok(()), |mtu| there.limit_packets(port, mtu))?;
+        if driver.is_apart {
+            there.isolate(port)?;
+        }
         there.pin(port, mac(&joined.ips))?;
         for ip in &joined.ips {
             there.add_neighbour(bridge, *ip, mac(&joined.ips))?;
@@ -68,7 +73,7 @@ impl Link<'_> {
             ips.push((LONE_IP6.into(), 128));
         }
         let gate = Gate::build(self.namespaces.net.as_fd(), device, &ips, rate, socket)?;
-        self.set_up(device, &ips)?;
+        self.set_up(device, &ips, socket.and_then(|socket| socket.mtu))?;
         if let Some(outside) = &self.start.outside {
             gate.route(self.namespaces.net.as_fd(), device)?;
             let net = gate.net.try_clone().map_err(NetworksError::Spawn)?;
@@ -79,7 +84,7 @@ impl Link<'_> {
     }
 
     /// Gives the container's end its addresses.
-    fn set_up(&self, device: &str, ips: &[(IpAddr, u8)]) -> Result<(), NetworksError> {
+    fn set_up(&self, device: &str, ips: &[(IpAddr, u8)], mtu: Option<u32>) -> Result<(), NetworksError> {
         inside(self.namespaces.net.as_fd(), || {
             for file in ["accept_ra", "accept_redirects"] {
                 // A kernel without IPv6 has no such file and no such danger.
@@ -88,6 +93,7 @@ impl Link<'_> {
         })?;
         let mut here = Netlink::open_in(&self.namespaces.net)?;
         let index = here.index(device)?;
+        mtu.map_or(Ok(()), |mtu| here.limit_packets(index, mtu))?;
         for (ip, prefix) in ips {
             match here.add_address(index, *ip, *prefix) {
                 // A kernel without IPv6 is no reason not to start, where nobody asked for it.
