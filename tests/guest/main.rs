@@ -11,6 +11,7 @@ mod container;
 mod devices;
 mod host;
 mod limits;
+mod network;
 mod oci;
 mod quota;
 mod watch;
