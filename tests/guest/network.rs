@@ -119,25 +119,20 @@ fn a36_published_ports_keep_the_callers_address_and_an_internal_network_has_no_w
     let mut bed = Bed::new(&guest);
     bed.network("open", &[]);
     bed.network("inner", &["--internal"]);
-    bed.server("plain", &["-p", "8080:80"]);
     bed.server("joined", &["--network", "open", "-p", "8081:80"]);
     bed.server("shut", &["--network", "inner"]);
-    for port in [8080, 8081] {
-        let ask = |from: &str, to: &str| {
-            let program = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=20).read().decode())";
-            format!("{from} python3 -c '{program}' http://{to}:{port}/cgi-bin/who | grep .")
-        };
-        let caller = guest.wait_for(User::Root, &ask("ip netns exec far", "10.50.0.1"), "the port is published");
-        // Its server speaks IPv6, which names others so.
-        assert_eq!(caller.trim_matches(['[', ']']).trim_start_matches("::ffff:"), "10.50.0.2");
-        guest.wait_for(User::Alice, &ask("", "127.0.0.1"), "for callers of the same machine, too");
-    }
-    for name in ["plain", "joined"] {
-        bed.hears(name, "10.50.0.2", 7000, "far");
-    }
+    let ask = |from: &str, to: &str| {
+        let program = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=20).read().decode())";
+        format!("{from} python3 -c '{program}' http://{to}:8081/cgi-bin/who | grep .")
+    };
+    let caller = guest.wait_for(User::Root, &ask("ip netns exec far", "10.50.0.1"), "the port is published");
+    // Its server speaks IPv6, which names others so.
+    assert_eq!(caller.trim_matches(['[', ']']).trim_start_matches("::ffff:"), "10.50.0.2");
+    guest.wait_for(User::Alice, &ask("", "127.0.0.1"), "for callers of the same machine, too");
+    bed.hears("joined", "10.50.0.2", 7000, "far");
     bed.hears("shut", "shut", 80, "this-is-shut");
     assert_eq!(bed.ask("shut", "10.50.0.2", 7000), "");
-    assert_eq!(bed.ask("shut", "10.50.0.1", 8080), "");
+    assert_eq!(bed.ask("shut", "10.50.0.1", 8081), "");
     let names = guest.run(User::Alice, &[CORACLE, "exec", "shut", "nslookup", "example.org"]);
     assert!(names.status != 0 && names.stdout.contains("NXDOMAIN"), "{names:?}");
     let devices = guest.run(User::Alice, &[CORACLE, "exec", "shut", "ls", "/sys/class/net"]);
@@ -151,13 +146,10 @@ fn a_network_rate_holds_for_an_ordinary_user() {
     let Some(guest) = Guest::find("a_network_rate_holds_for_an_ordinary_user") else { return };
     let mut bed = Bed::new(&guest);
     bed.network("net", &[]);
-    bed.server("plain", &["--net-rate", "up=8mbit", "-p", "8082:80"]);
-    bed.server("joined", &["--network", "net", "--net-rate", "up=8mbit", "-p", "8083:80"]);
-    let seconds = |port: u16| {
-        let fetch = format!(
-            "import time, urllib.request as r; t = time.monotonic()
-n = len(r.urlopen('http://127.0.0.1:{port}/bulk', timeout=60).read()); assert n == 4000000, n; print(time.monotonic() - t)"
-        );
+    bed.server("rated", &["--network", "net", "--net-rate", "up=8mbit", "-p", "8082:80"]);
+    let seconds = || {
+        let fetch = "import time, urllib.request as r; t = time.monotonic()
+n = len(r.urlopen('http://127.0.0.1:8082/bulk', timeout=60).read()); assert n == 4000000, n; print(time.monotonic() - t)";
         let said = guest.wait_for(User::Alice, &format!("python3 -c \"{fetch}\""), "the bulk arrives");
         said.parse::<f64>().unwrap()
     };
@@ -166,11 +158,10 @@ n = len(r.urlopen('http://127.0.0.1:{port}/bulk', timeout=60).read()); assert n 
         println!("{:.2} of the rate", BULK_BITS / seconds / rate);
         assert!(BULK_BITS / seconds <= rate * 1.1, "{seconds} s");
     };
-    fast_enough(seconds(8082), 8e6);
-    fast_enough(seconds(8083), 8e6);
-    guest.run(User::Alice, &[CORACLE, "update", "--net-rate", "up=16mbit", "plain"]).ok();
-    fast_enough(seconds(8082), 16e6);
-    let argv = [CORACLE, "stats", "--no-stream", "--format", "{{.NetIO}}", "plain"];
+    fast_enough(seconds(), 8e6);
+    guest.run(User::Alice, &[CORACLE, "update", "--net-rate", "up=16mbit", "rated"]).ok();
+    fast_enough(seconds(), 16e6);
+    let argv = [CORACLE, "stats", "--no-stream", "--format", "{{.NetIO}}", "rated"];
     let stats = guest.run(User::Alice, &argv);
     // Two times four million bytes and their headers.
     let sent = stats.ok().split_once(" / ").unwrap().1;

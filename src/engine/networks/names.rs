@@ -215,6 +215,10 @@ mod tests {
     }
 
     fn decided(packet: &[u8], from: &str) -> Verdict {
+        decided_on(packet, from, false)
+    }
+
+    fn decided_on(packet: &[u8], from: &str, stream: bool) -> Verdict {
         let others = |asker: &str| match asker {
             "a" => vec![member("z", &["cache"], "10.9.0.9", true)],
             _ => Vec::new(),
@@ -222,7 +226,7 @@ mod tests {
         let owns = |ip: IpAddr| ip.to_string().starts_with("10.0.0.");
         let list = members();
         let directory = Directory { members: &list, others: &others, owns: &owns };
-        decide(packet, from.parse().unwrap(), false, &directory)
+        decide(packet, from.parse().unwrap(), stream, &directory)
     }
 
     fn answer(name: &str, kind: RecordType, from: &str) -> (ResponseCode, Vec<String>) {
@@ -292,13 +296,15 @@ mod tests {
 
     #[test]
     fn a74_malformed_packets_are_survived() {
-        const PACKETS: u32 = 100_000;
+        const PACKETS: u32 = 200_000;
         let mut random = Random(0x0c0f_fee0);
         let seeds = [
             question("db", RecordType::A),
             question("a.very.long.name.example.org", RecordType::AAAA),
             question("3.0.0.10.in-addr.arpa", RecordType::PTR),
+            question("cache", RecordType::ANY),
         ];
+        let mut seen = [0_u32; 3];
         for _ in 0..PACKETS {
             let mut packet = seeds[random.next() % seeds.len()].clone();
             for _ in 0..=random.next() % 6 {
@@ -318,10 +324,22 @@ mod tests {
                     _ => {}
                 }
             }
-            if let Verdict::Answer(bytes) = decided(&packet, "10.0.0.2") {
-                assert!(bytes.len() <= 1232, "{packet:?}");
-                assert!(bytes[2] & 0x80 != 0 && bytes[..2] == packet[..2], "{packet:?}");
-            }
+            // A member of a second network, where `cache` is; one of this network only; and a stranger.
+            let (place, stream) = (random.next() % 3, random.next() % 2 == 0);
+            let Verdict::Answer(bytes) = decided_on(&packet, ["10.0.0.2", "10.0.0.3", "10.0.0.77"][place], stream)
+            else {
+                continue;
+            };
+            assert!(bytes.len() <= 1232, "{packet:?}");
+            assert!(bytes[2] & 0x80 != 0 && bytes[..2] == packet[..2], "{packet:?}");
+            let Ok(answer) = Message::from_vec(&bytes) else { continue };
+            let secret = RData::A(A([10, 9, 0, 9].into()));
+            let leaks = answer.answers.iter().any(|record| record.data == secret);
+            assert!(place == 0 || !leaks, "{packet:?} from {place}");
+            assert!(place != 2 || answer.answers.is_empty(), "{packet:?} from a stranger");
+            seen[place] += u32::from(!answer.answers.is_empty());
         }
+        // The whole way was walked: many packets were still good questions.
+        assert!(seen[0] > 1000 && seen[1] > 1000 && seen[2] == 0, "{seen:?}");
     }
 }
