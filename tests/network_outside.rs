@@ -71,6 +71,19 @@ for _ in range(20):
     break
 else: w = b'nothing'
 print(w.decode())"; done
+SIX="import socket
+s = socket.create_server(('::', 80), family=socket.AF_INET6)
+while True:
+    c, _ = s.accept(); c.recv(9); c.sendall(c.getpeername()[0].encode()); c.close()"
+$CORACLE run -d --pull never --name six -p '[fd50::1]:8083:80' "$IMAGE" python3 -c "$SIX" >&2
+there python3 -c "
+import socket, time
+for _ in range(400):
+    try: s = socket.create_connection(('fd50::1', 8083), 5); s.sendall(b'who'); w = s.recv(99)
+    except OSError: w = b''
+    if w: break
+    time.sleep(0.05)
+print(w.decode())"
 # A74: on the asked address only.
 nsenter -t $other -n python3 -c "$SERVER" 7000 >&2 &
 far=$!
@@ -86,10 +99,10 @@ print(w.decode().strip())"
 done
 if python3 -c "import socket; socket.create_connection(('127.0.0.1', 8080), 1)" 2>/dev/null; then echo open; else echo closed; fi
 kill $far
-$CORACLE rm -f plain joined rated >&2
+$CORACLE rm -f plain joined rated six >&2
 "#;
     let said = on_the_host(&env, script);
-    let callers = "10.50.0.2\n10.50.0.2 datagram\n".repeat(3);
+    let callers = "10.50.0.2\n10.50.0.2 datagram\n".repeat(3) + "fd50::2\n";
     let expected = callers + "10.50.0.1\n10.50.0.1\n10.50.0.1\nclosed";
     assert_eq!(said, expected, "callers of three containers, what three containers are to others, the other address");
 }

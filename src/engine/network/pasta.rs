@@ -1,4 +1,13 @@
-//! pasta (passt.top, pasta(1)), from Debian 12's version on.
+//! pasta (passt.top, pasta(1)), from Debian 12's version on, which is the one that is tested.
+//!
+//! Debian 12's loses the answers of a UDP port that has another number inside, where the caller is on the host's own
+//! loopback; callers from elsewhere and equal numbers are well (`tests/network_outside.rs`).
+//!
+//! Newer ones, by their manual and source: from October 2024 a caller on the host's loopback reaches the container's
+//! own address and no more its loopback (`--host-lo-to-ns-lo` is the old way), which is what docker does; behind a gate
+//! that address is routed to the container, so that the relay only idles. `--no-map-gw` keeps its meaning beside
+//! `--map-host-loopback` and `--map-guest-addr`. `--dns-forward` also takes TCP, and asks the server of `--dns-host`
+//! or the host's first one, loopback or not; names of user-defined networks never go through pasta.
 
 use std::net::IpAddr;
 use std::path::Path;
