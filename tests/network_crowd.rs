@@ -135,9 +135,9 @@ fn fifty_containers_are_in_one_network() {
     env.coracle(&["network", "create", "crowd"]).ok();
     let name = |number: usize| format!("c{}", number % CROWD);
     let names: Vec<String> = (0..CROWD).map(name).collect();
-    for number in 0..CROWD {
-        let (own, next) = (format!("OWN={}", name(number)), format!("NEXT={}", name(number + 1)));
-        let flags = ["run", "-d", "--name", &names[number], "--network", "crowd", "-e", &own, "-e", &next];
+    for (number, called) in names.iter().enumerate() {
+        let (own, next) = (format!("OWN={called}"), format!("NEXT={}", name(number + 1)));
+        let flags = ["run", "-d", "--name", called, "--network", "crowd", "-e", &own, "-e", &next];
         env.coracle(&flags).args(&[&image, "sh", "-c", IN_THE_RING]).ok();
     }
     // One of them hears of each that it heard the next one, and asks for every name to do so.

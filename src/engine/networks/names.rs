@@ -325,7 +325,7 @@ mod tests {
                 }
             }
             // A member of a second network, where `cache` is; one of this network only; and a stranger.
-            let (place, stream) = (random.next() % 3, random.next() % 2 == 0);
+            let (place, stream) = (random.next() % 3, random.next().is_multiple_of(2));
             let Verdict::Answer(bytes) = decided_on(&packet, ["10.0.0.2", "10.0.0.3", "10.0.0.77"][place], stream)
             else {
                 continue;
