@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::env::registry::RegistryOptions;
-use crate::env::{Canary, Registry, TestEnv, Who, poll};
+use crate::env::{Canary, Registry, TestEnv, Who, fixtures, poll};
 use crate::require;
 
 fn inspect(env: &TestEnv, image: &str) -> Value {
@@ -218,4 +218,31 @@ fn a_commit_that_is_killed_leaves_a_store_that_works() {
     assert_eq!(env.container(&["whole:1", "sh", "-c", "wc -c </noise"]).ok(), (12 << 20).to_string());
     let partial: Vec<_> = fs_err::read_dir(env.root().join("images/partial")).unwrap().flatten().collect();
     assert!(partial.iter().all(|entry| !entry.file_name().to_string_lossy().contains("commit")), "{partial:?}");
+}
+
+#[test]
+fn a_root_that_was_copied_is_compared_and_committed_whole() {
+    require!("unshare");
+    let env = TestEnv::new();
+    let image = env.image("busybox");
+    // An overlay on an overlay on an overlay is one too many (FILESYSTEM_MAX_STACK_DEPTH), so the image is copied there.
+    let script = "mkdir a au aw am bu bw bm
+        mount -t overlay o -o lowerdir=a,upperdir=au,workdir=aw,userxattr am
+        mkdir am/x
+        mount -t overlay o -o lowerdir=am,upperdir=bu,workdir=bw,userxattr bm
+        coracle() { \"$CORACLE\" --root \"$PWD/bm/root\" \"$@\"; }
+        run() { coracle run --userns=single --network=none \"$@\"; }
+        run --name c \"$IMAGE\" sh -c 'echo new >/etc/new; rm /bin/wc; echo x >>/etc/passwd; rm -r /var; touch /bin/busybox'
+        coracle diff c
+        coracle commit c made:v1 >id
+        run --rm made:v1 sh -c 'cat /etc/new; tail -n 1 /etc/passwd; ls /bin/wc /var 2>/dev/null | wc -l'
+        coracle inspect --format '{{len .RootFS.Layers}}' made:v1
+        coracle rm c >id";
+    let place = env.path("stack");
+    fs_err::create_dir_all(&place).unwrap();
+    let run = env.program("unshare").args(&["-Urm", "sh", "-ec", script]).directory(&place);
+    let outcome = run.env("CORACLE", fixtures::coracle()).env("IMAGE", &image).outcome();
+    outcome.says("so the image is copied").says("the image has one layer with everything in it");
+    let changes = "C /bin\nC /bin/busybox\nD /bin/wc\nC /etc\nA /etc/new\nC /etc/passwd\nD /var";
+    assert_eq!(outcome.ok(), format!("{changes}\nnew\nx\n0\n1"));
 }

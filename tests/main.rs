@@ -20,6 +20,7 @@ mod housekeeping;
 mod ids;
 mod images;
 mod inside;
+mod isolation;
 mod kill;
 mod life;
 mod limits;

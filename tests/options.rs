@@ -257,7 +257,7 @@ fn flags_that_are_not_implemented_are_refused_by_name() {
     require!();
     let env = TestEnv::new();
     let image = env.image("busybox");
-    for flag in ["--privileged", "--kernel-memory=1g", "--device=/dev/fuse", "--gpus=all"] {
+    for flag in ["--privileged", "--kernel-memory=1g", "--blkio=1", "--gpus=all"] {
         let name = flag.split('=').next().unwrap();
         env.container(&[flag, &image, "true"]).outcome().refused(125).says(name);
     }

@@ -194,6 +194,6 @@ impl Diff<'_> {
     }
 }
 
-fn failed(op: &'static str, path: &[u8], errno: Errno) -> DiffError {
+pub(crate) fn failed(op: &'static str, path: &[u8], errno: Errno) -> DiffError {
     DiffError::Io { op, path: quote(path), source: errno.into() }
 }

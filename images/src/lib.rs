@@ -10,6 +10,7 @@ mod decompression;
 pub mod diff;
 pub mod digest;
 pub mod flatten;
+pub mod inventory;
 pub mod layer;
 pub mod limits;
 pub mod load;

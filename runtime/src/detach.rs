@@ -37,6 +37,20 @@ pub fn detach(keep: &[RawFd], work: impl FnOnce() -> i32) -> Result<(), Errno> {
     }
 }
 
+/// Like [`detach`], for work that may take long: in a child of this process, for a caller that ends soon: half of the time of two forks is saved, and
+/// the child is somebody else's when the caller is gone.
+///
+/// # Errors
+/// Those of fork(2); `EDEADLK` for a caller with threads.
+pub fn detach_child(keep: &[RawFd], work: impl FnOnce() -> i32 + 'static) -> Result<(), Errno> {
+    let work = Box::new(work);
+    sys::fork_process(|| match setsid().map(drop).and_then(|()| settle(keep)) {
+        Ok(()) => sys::end_in(work),
+        Err(_) => 1,
+    })
+    .map(drop)
+}
+
 fn settle(keep: &[RawFd]) -> Result<(), Errno> {
     let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     dup2_stdin(&null)?;

@@ -1,6 +1,7 @@
 //! Gives memory back while there is nothing to do but wait.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{PollFd, Timespec};
 use rustix::io::Errno;
@@ -22,13 +23,22 @@ pub fn release_program() {
     trim_heap();
 }
 
+/// Whether [`step`] does anything.
+static THRIFTY: AtomicBool = AtomicBool::new(false);
+
+/// Lets [`step`] trade time for memory from now on: for a program whose own peak counts more than a fraction of a
+/// millisecond.
+pub fn be_thrifty() {
+    THRIFTY.store(true, Ordering::Relaxed);
+}
+
 /// Drops the program's pages between two steps that use different parts of it, so that the peak is that
 /// of the larger step and not the sum. Costs some tens of microseconds; what is used again comes back
 /// from the page cache.
 ///
-/// Only pages that nothing ever wrote to, of this process alone.
+/// Only pages that nothing ever wrote to, of this process alone; nothing before [`be_thrifty`].
 pub fn step() {
-    if sys::is_single_threaded() {
+    if THRIFTY.load(Ordering::Relaxed) && sys::is_single_threaded() {
         sys::forget_program_segments();
     }
 }

@@ -29,6 +29,22 @@ pub struct AttachOptions {
     pub pass_signals: bool,
     /// What the person types to leave; none when empty.
     pub keys: DetachKeys,
+    /// What of the output is not shown.
+    pub muted: Muted,
+}
+
+/// Names outputs that somebody who is attached does not want to see.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Muted {
+    /// Standard output, or the terminal.
+    pub stdout: bool,
+    /// Standard error.
+    pub stderr: bool,
+}
+
+impl Muted {
+    /// Nothing is shown.
+    pub const ALL: Self = Self { stdout: true, stderr: true };
 }
 
 /// How it ended.
@@ -188,6 +204,8 @@ impl Session {
     /// Takes one frame of the shim.
     fn hear(&mut self) -> Result<Option<Outcome>, ClientError> {
         Ok(match self.client.receive(&mut self.buffer)? {
+            Some(Output::Stdout(_)) if self.options.muted.stdout => None,
+            Some(Output::Stderr(_)) if self.options.muted.stderr => None,
             Some(Output::Stdout(bytes)) => {
                 // A reader of ours that went away is no reason to leave the container.
                 let _ = std::io::stdout().write_all(bytes).and_then(|()| std::io::stdout().flush());

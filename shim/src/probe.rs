@@ -20,6 +20,8 @@ pub struct Schedule {
     pub interval: Duration,
     /// A check that takes longer is killed and has failed.
     pub timeout: Duration,
+    /// Between two checks until the first that succeeds, and for how long that holds.
+    pub start: Option<(Duration, Duration)>,
 }
 
 /// Is what one check said.
@@ -39,6 +41,9 @@ pub struct ProbeResult {
 #[derive(Debug)]
 pub struct Prober {
     schedule: Schedule,
+    since: Instant,
+    /// One has succeeded.
+    well: bool,
     next: Instant,
     current: Option<Probe>,
 }
@@ -55,7 +60,18 @@ struct Probe {
 impl Prober {
     /// Begins with one interval of patience, as docker does.
     pub fn new(schedule: Schedule) -> Self {
-        Self { schedule, next: Instant::now() + schedule.interval, current: None }
+        let since = Instant::now();
+        let mut prober = Self { schedule, since, well: false, next: since, current: None };
+        prober.next += prober.pause();
+        prober
+    }
+
+    /// Gives the time until the next check.
+    fn pause(&self) -> Duration {
+        match self.schedule.start {
+            Some((interval, period)) if !self.well && self.since.elapsed() < period => interval,
+            _ => self.schedule.interval,
+        }
     }
 
     /// Gives the moment at which something has to be done.
@@ -106,7 +122,7 @@ impl Prober {
                 None
             }
             Err(text) => {
-                self.next = now + self.schedule.interval;
+                self.next = now + self.pause();
                 Some(ProbeResult { started, ended: SystemTime::now(), exit_code: None, output: text.into_bytes() })
             }
         }
@@ -125,8 +141,9 @@ impl Prober {
         }
         let exit = probe.running.wait().ok();
         probe.read();
-        self.next = Instant::now() + self.schedule.interval;
         let exit_code = exit.filter(|_| ended).map(|exit| exit.status());
+        self.well |= exit_code == Some(0);
+        self.next = Instant::now() + self.pause();
         Some(ProbeResult { started: probe.started, ended: SystemTime::now(), exit_code, output: probe.kept })
     }
 }

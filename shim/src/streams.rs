@@ -4,11 +4,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::log::Stream;
 use crate::protocol::DATA_BYTES_MAX;
+
+/// What a pipe holds for a container that writes more than can be read at once: fewer turns between the two. The kernel
+/// lets a user have 64 MiB of them in all (pipe(7), pipe-user-pages-soft), so nobody else gets one.
+const WIDE_BYTES: usize = 1 << 20;
 
 /// Is our side of the streams.
 #[derive(Debug, Default)]
@@ -18,6 +22,7 @@ pub struct Streams {
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     terminal: bool,
+    wide: bool,
     /// What the container has not taken yet, and how much of it is gone.
     unwritten: (Vec<u8>, usize),
     /// No more input will come: the pipe is closed once everything is written.
@@ -92,6 +97,18 @@ impl Streams {
             Err(_) => *slot = None,
         }
         None
+    }
+
+    /// Makes the pipes of a container larger that floods them, once.
+    pub fn widen(&mut self) {
+        if self.wide || self.terminal {
+            return;
+        }
+        self.wide = true;
+        for pipe in [&self.stdout, &self.stderr].into_iter().flatten() {
+            // One that stays as it is only costs time.
+            let _ = fcntl_setpipe_size(pipe, WIDE_BYTES);
+        }
     }
 
     /// Takes input; what nobody reads is dropped.

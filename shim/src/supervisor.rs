@@ -2,7 +2,8 @@
 //!
 //! One thread, one poll loop, no timer but the poll's own. It knows nothing of records and images: what
 //! a start and an end mean is the [`Owner`]'s. Invariants: the end is written down before anybody hears
-//! of it and before this process goes away; output that was read is in the log before more is read.
+//! of it and before this process goes away; output that was read is in the log before anybody else has it or
+//! anything but more output is looked at.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -327,37 +328,48 @@ impl<O: Owner> Shim<O> {
     /// Passes on what there is, for a while: others want to be served, too.
     fn pass_output(&mut self, streams: &mut Streams) -> bool {
         let mut any = false;
-        for _ in 0..READS_AT_ONCE {
-            if !self.pass_once(streams) {
+        let mut dry = [false; 2];
+        for turn in 1..=READS_AT_ONCE {
+            self.pass_once(streams, &mut dry);
+            any |= dry != [true; 2];
+            if dry == [true; 2] || !self.clients.ready() {
                 break;
             }
-            any = true;
-            if !self.clients.ready() {
-                break;
+            if turn == READS_AT_ONCE {
+                streams.widen();
             }
+        }
+        if let Some(log) = self.log.as_mut() {
+            log.flush();
         }
         any
     }
 
-    /// Reads each output once, so that neither can starve the other. Not inlined: its buffer would stay on the stack
-    /// of a process that only waits.
+    /// Reads each output once that is not dry, so that neither can starve the other. Not inlined: its buffer would stay
+    /// on the stack of a process that only waits.
     #[inline(never)]
-    fn pass_once(&mut self, streams: &mut Streams) -> bool {
+    fn pass_once(&mut self, streams: &mut Streams, dry: &mut [bool; 2]) {
         let mut buffer = [0; DATA_BYTES_MAX];
-        let mut any = false;
         for stream in [crate::log::Stream::Stdout, crate::log::Stream::Stderr] {
-            let Some(bytes) = streams.read(stream, &mut buffer) else { continue };
-            any = true;
+            if dry[stream as usize] {
+                continue;
+            }
+            let Some(bytes) = streams.read(stream, &mut buffer) else {
+                dry[stream as usize] = true;
+                continue;
+            };
             self.stats.output_bytes += bytes.len() as u64;
             if let Some(log) = self.log.as_mut() {
                 log.write(stream, bytes);
+                if self.clients.len() > 0 {
+                    log.flush();
+                }
             }
             self.clients.output(&match stream {
                 crate::log::Stream::Stdout => Output::Stdout(bytes),
                 crate::log::Stream::Stderr => Output::Stderr(bytes),
             });
         }
-        any
     }
 
     /// Takes what the container wrote before it ended, at the clients' pace.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use coracle_shim::attach::{AttachOptions, DetachKeys};
+use coracle_shim::attach::{AttachOptions, DetachKeys, Muted};
 
 use super::error::CliError;
 use super::several;
@@ -30,7 +30,12 @@ pub struct AttachArgs {
 /// Stays until the container ends, whose exit code it gives, or the person leaves.
 pub fn run(root: Option<PathBuf>, args: AttachArgs) -> Result<ExitCode, CliError> {
     let engine = Engine::open(root)?;
-    let options =
-        AttachOptions { stdin: !args.no_stdin, terminal: false, pass_signals: args.sig_proxy, keys: args.detach_keys };
+    let options = AttachOptions {
+        stdin: !args.no_stdin,
+        terminal: false,
+        pass_signals: args.sig_proxy,
+        keys: args.detach_keys,
+        muted: Muted::default(),
+    };
     Ok(several::exit(attach::attach(&engine, &args.container, options)?))
 }

@@ -9,6 +9,7 @@ use coracle_images::Platform;
 use coracle_runtime::UserNs;
 
 use super::error::CliError;
+use super::isolation::IsolationArgs;
 use super::limits::LimitArgs;
 use super::moment;
 use super::network::NetworkArgs;
@@ -16,7 +17,7 @@ use crate::engine::mounts::MountRequest;
 use crate::engine::options::{
     EnvEntry, HealthOptions, PullPolicy, RunOptions, SecurityOptions, Terminal, UserNsChoice, VolumesFrom,
 };
-use crate::engine::ports::parse_publish;
+use crate::engine::ports::{parse_expose, parse_publish};
 use crate::engine::quota::DiskAsk;
 use crate::engine::record::{LogDriver, LogOptions, RestartPolicy};
 use crate::engine::size::{Ulimit, parse_size_bytes};
@@ -89,9 +90,15 @@ pub struct ContainerArgs {
     /// Publish every port the image exposes on a free port
     #[arg(short = 'P', long)]
     publish_all: bool,
+    /// Expose a port or a range, for -P
+    #[arg(long, value_name = "PORT[/PROTOCOL]")]
+    expose: Vec<String>,
     /// Name server for the container
     #[arg(long, value_name = "IP")]
     dns: Vec<std::net::IpAddr>,
+    /// Option of the resolver for the container, as in ndots:2
+    #[arg(long, visible_alias = "dns-opt", value_name = "OPTION")]
+    dns_option: Vec<String>,
     /// Search domain for the container
     #[arg(long, value_name = "DOMAIN")]
     dns_search: Vec<String>,
@@ -128,6 +135,8 @@ pub struct ContainerArgs {
     /// How readily the kernel kills it when the machine runs out of memory, -1000 to 1000
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true, value_parser = clap::value_parser!(i32).range(-1000..=1000))]
     oom_score_adj: Option<i32>,
+    #[command(flatten)]
+    isolation: IsolationArgs,
     #[command(flatten)]
     limits: LimitArgs,
     /// What may be written: SIZE[,inodes=N][,backend=NAME]; a write beyond it fails; none [default: of config.json]
@@ -172,6 +181,9 @@ pub struct ContainerArgs {
     /// Time after the start in which failures do not count [default: 0s]
     #[arg(long, value_name = "TIME")]
     health_start_period: Option<String>,
+    /// Time between two checks until the first that succeeds, within the start period [default: as later]
+    #[arg(long, value_name = "TIME")]
+    health_start_interval: Option<String>,
     /// Failures in a row that make it unhealthy [default: 3]
     #[arg(long, value_name = "COUNT")]
     health_retries: Option<u32>,
@@ -216,6 +228,10 @@ pub fn options(args: ContainerArgs, mut command: Vec<String>) -> Result<RunOptio
     for request in &args.publish {
         publish.extend(parse_publish(request)?);
     }
+    let mut expose = Vec::new();
+    for request in &args.expose {
+        expose.extend(parse_expose(request)?);
+    }
     let mut security = SecurityOptions::default();
     for option in &args.security_opt {
         security.apply(option)?;
@@ -245,8 +261,10 @@ pub fn options(args: ContainerArgs, mut command: Vec<String>) -> Result<RunOptio
         net_rate: args.networking.net_rate,
         publish,
         publish_all: args.publish_all,
+        expose,
         dns: args.dns.iter().map(ToString::to_string).collect(),
         dns_search: args.dns_search,
+        dns_options: dns_options(args.dns_option)?,
         add_hosts,
         cap_add: args.cap_add,
         cap_drop: args.cap_drop,
@@ -266,10 +284,12 @@ pub fn options(args: ContainerArgs, mut command: Vec<String>) -> Result<RunOptio
         },
         platform: args.platform,
         limits: args.limits.options()?,
+        isolation: args.isolation.isolation()?,
         disk: disk_size(args.disk.as_deref(), &args.storage_opt)?,
         oom_score_adj: args.oom_score_adj,
         stop_timeout_s: args.stop_timeout,
         detach: false,
+        attach: None,
         wants_shim: !args.log_opt.is_empty() || args.log_driver.is_some(),
         cid_file: args.cidfile,
         labels: labels(&args.label_file, &args.label)?,
@@ -281,6 +301,7 @@ pub fn options(args: ContainerArgs, mut command: Vec<String>) -> Result<RunOptio
             interval: args.health_interval.as_deref().map(span).transpose()?,
             timeout: args.health_timeout.as_deref().map(span).transpose()?,
             start_period: args.health_start_period.as_deref().map(span).transpose()?,
+            start_interval: args.health_start_interval.as_deref().map(span).transpose()?,
             retries: args.health_retries,
         },
     })
@@ -344,6 +365,15 @@ fn log_options(driver: Option<LogDriverArg>, options: &[String]) -> Result<LogOp
         }
     }
     Ok(log)
+}
+
+/// Refuses what would be more than one word of resolv.conf(5).
+fn dns_options(options: Vec<String>) -> Result<Vec<String>, CliError> {
+    let plain = |option: &String| !option.is_empty() && option.bytes().all(|byte| byte.is_ascii_graphic());
+    match options.iter().find(|option| !plain(option)) {
+        Some(bad) => Err(CliError::message(format!("invalid DNS option {bad:?}: expected one word such as ndots:2"))),
+        None => Ok(options),
+    }
 }
 
 fn parse_add_host(entry: &str) -> Result<(String, String), CliError> {

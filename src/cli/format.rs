@@ -46,6 +46,7 @@ pub enum FormatError {
 pub struct Format {
     kind: Kind,
     headings: &'static [(&'static str, &'static str)],
+    own_columns: bool,
 }
 
 #[derive(Debug)]
@@ -69,13 +70,15 @@ impl Format {
             Some("") => return Err(FormatError::Syntax("\"table\" needs a template here".to_owned())),
             _ => Kind::Lines(parse::template(text)?),
         };
-        Ok(Self { kind, headings: &[] })
+        Ok(Self { kind, headings: &[], own_columns: false })
     }
 
     /// Parses what the person gave to a listing; nothing or a bare `table` means the listing's own columns.
     pub fn listing(asked: Option<&str>, columns: &str) -> Result<Self, FormatError> {
         match asked {
-            None | Some("" | "table") => Ok(Self { kind: Kind::Table(parse::template(columns)?), headings: &[] }),
+            None | Some("" | "table") => {
+                Ok(Self { kind: Kind::Table(parse::template(columns)?), headings: &[], own_columns: true })
+            }
             Some(text) => Self::parse(text),
         }
     }
@@ -84,6 +87,11 @@ impl Format {
     pub fn headed(mut self, headings: &'static [(&'static str, &'static str)]) -> Self {
         self.headings = headings;
         self
+    }
+
+    /// Says whether nothing but the listing's own columns is shown.
+    pub fn shows_own_columns(&self) -> bool {
+        self.own_columns
     }
 
     /// Says whether this is `json`, for commands that show one document and not rows.

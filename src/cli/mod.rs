@@ -16,6 +16,7 @@ mod history;
 mod images;
 mod info;
 mod inspect;
+mod isolation;
 mod kill;
 mod limits;
 mod load;
@@ -171,6 +172,10 @@ fn usage(error: &clap::Error) -> ExitCode {
         ErrorKind::UnknownArgument => {
             let flag = context(error, ContextKind::InvalidArg);
             note(&format!("error: flag {flag} is not implemented"));
+            if let Some(reason) = isolation::refusal(&flag) {
+                note(&format!("hint: {reason}"));
+                return ExitCode::from(EXIT_CORACLE_FAILED);
+            }
             let near = error.get(ContextKind::SuggestedArg).map(ToString::to_string);
             // A mere likeness of letters is no hint: the two start the same or nothing is said.
             match near.filter(|near| near.chars().take(3).eq(flag.chars().take(3))) {

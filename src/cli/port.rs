@@ -32,15 +32,15 @@ pub fn run(root: Option<PathBuf>, args: PortArgs) -> Result<ExitCode, CliError> 
     let engine = Engine::open(root)?;
     let container = containers::find(engine.root(), &args.container)?;
     let mut ports: Vec<_> = container.record.ports().iter().collect();
-    ports.sort_by_key(|mapping| (mapping.container, words::container_side(mapping), mapping.host));
+    ports.sort_by_key(|mapping| (mapping.container, mapping.container_side(), mapping.host));
     let Some(asked) = args.port else {
         for mapping in ports {
-            line(&format!("{} -> {}", words::container_side(mapping), words::host_side(mapping)));
+            line(&format!("{} -> {}", mapping.container_side(), words::host_side(mapping)));
         }
         return Ok(ExitCode::SUCCESS);
     };
     let port = if asked.contains('/') { asked } else { format!("{asked}/tcp") };
-    let found: Vec<_> = ports.into_iter().filter(|mapping| words::container_side(mapping) == port).collect();
+    let found: Vec<_> = ports.into_iter().filter(|mapping| mapping.container_side() == port).collect();
     if found.is_empty() {
         return Err(PortError { port, container: args.container }.into());
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use coracle_images::{Image, Reference};
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 use super::error::{CliError, line};
 use super::filter::{FilterError, Filters};
@@ -77,7 +77,7 @@ pub fn run(root: Option<PathBuf>, args: PsArgs) -> Result<ExitCode, CliError> {
     let rows: Vec<Value> = kept
         .take(most.unwrap_or(usize::MAX))
         .map(|container| {
-            let mut row = row(&container, args.no_trunc);
+            let mut row = row(&container, args.no_trunc, !args.quiet && !format.shows_own_columns());
             if args.size {
                 row["Size"] = written(&engine, &container).into();
             }
@@ -217,33 +217,44 @@ fn name_matches(wanted: &str, name: &str) -> bool {
     }
 }
 
-/// Gives a container under docker's names.
-fn row(container: &Container, whole: bool) -> Value {
+/// Gives a container under docker's names; with `all` also what the usual columns do not show.
+fn row(container: &Container, whole: bool, all: bool) -> Value {
     let record = &container.record;
     let command = command_line(&record.argv);
     let short = command.chars().count() > COMMAND_CHARS && !whole;
     let command = if short { command.chars().take(COMMAND_CHARS - 1).chain(['…']).collect() } else { command };
+    let mut row = Map::from_iter([
+        ("ID".to_owned(), Value::from(if whole { record.id.as_str() } else { short_id(&record.id) })),
+        ("Image".to_owned(), record.image.as_str().into()),
+        ("Command".to_owned(), format!("\"{command}\"").into()),
+        ("RunningFor".to_owned(), moment::ago(seconds(record.created_ns)).into()),
+        ("Status".to_owned(), status(container).into()),
+        ("Ports".to_owned(), words::ports(record.ports()).into()),
+        ("Names".to_owned(), record.called().into()),
+    ]);
+    if all {
+        row.extend(more(container));
+    }
+    Value::Object(row)
+}
+
+/// Gives what the usual columns do not show.
+fn more(container: &Container) -> Map<String, Value> {
+    let record = &container.record;
     let labels: Vec<String> = record.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let volumes = record.mounts.iter().filter(|mount| mount.kind == "volume").count();
     let mounts = record.mounts.iter().filter(|mount| mount.kind != "tmpfs").map(|mount| {
         mount.name.clone().or_else(|| Some(mount.source.as_ref()?.display().to_string())).unwrap_or_default()
     });
-    json!({
-        "ID": if whole { &record.id } else { short_id(&record.id) },
-        "Image": record.image,
-        "Command": format!("\"{command}\""),
-        "CreatedAt": moment::created_at(seconds(record.created_ns)),
-        "RunningFor": moment::ago(seconds(record.created_ns)),
-        "State": container.status().word(),
-        "Status": status(container),
-        "Ports": words::ports(record.ports()),
-        "Names": record.called(),
-        "Labels": labels.join(","),
-        "Mounts": mounts.collect::<Vec<_>>().join(","),
-        "LocalVolumes": volumes.to_string(),
-        "Networks": words::network(&record.network),
-        "Size": "0B",
-    })
+    Map::from_iter([
+        ("CreatedAt".to_owned(), moment::created_at(seconds(record.created_ns)).into()),
+        ("State".to_owned(), container.status().word().into()),
+        ("Labels".to_owned(), labels.join(",").into()),
+        ("Mounts".to_owned(), mounts.collect::<Vec<_>>().join(",").into()),
+        ("LocalVolumes".to_owned(), volumes.to_string().into()),
+        ("Networks".to_owned(), words::network(&record.network).into()),
+        ("Size".to_owned(), "0B".into()),
+    ])
 }
 
 /// Joins a command as docker does: arguments with a space stand between single quotes.

@@ -9,6 +9,7 @@ use coracle_shim::attach::DetachKeys;
 use super::container::{ContainerArgs, options};
 use super::error::{CliError, line};
 use super::progress::Bars;
+use crate::engine::options::Attached;
 use crate::engine::run::{Attaching, Ran};
 use crate::engine::{Engine, run as engine_run, sharing};
 
@@ -29,6 +30,9 @@ pub struct RunArgs {
     /// Return when the command runs, and print the container's id
     #[arg(short, long)]
     detach: bool,
+    /// Attach only these: stdin, stdout, stderr [default: stdout and stderr, and stdin with -i]
+    #[arg(short, long, value_name = "STREAM", ignore_case = true)]
+    attach: Vec<StreamArg>,
     /// Keys that leave a container which has a shim
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
     detach_keys: DetachKeys,
@@ -40,6 +44,14 @@ pub struct RunArgs {
     container: ContainerArgs,
     #[command(subcommand)]
     rest: Rest,
+}
+
+/// Names a stream of the caller.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum StreamArg {
+    Stdin,
+    Stdout,
+    Stderr,
 }
 
 /// Is everything from the first word that is no flag of ours: nothing after it is looked at, as in Docker.
@@ -56,9 +68,17 @@ pub fn run(root: Option<PathBuf>, args: RunArgs) -> Result<ExitCode, CliError> {
     let bars = if args.container.quiet { Bars::quiet() } else { Bars::new() };
     let mut options = options(args.container, command)?;
     options.set_detached(args.detach);
+    if !args.attach.is_empty() {
+        if args.detach {
+            return Err(CliError::message("conflicting options: cannot specify both --attach and --detach"));
+        }
+        let has = |stream| args.attach.contains(&stream);
+        options.attach = Some(Attached { stdout: has(StreamArg::Stdout), stderr: has(StreamArg::Stderr) });
+        options.wants_shim = true;
+    }
     sharing::protect(root.as_ref())?;
     let engine = Engine::open(root)?;
-    let attaching = Attaching { keys: args.detach_keys, pass_signals: args.sig_proxy };
+    let attaching = Attaching { keys: args.detach_keys, pass_signals: args.sig_proxy, tell_id: Some(line) };
     Ok(match engine_run::run(&engine, &options, &attaching, &bars)? {
         Ran::Ended(code) => ExitCode::from(code),
         Ran::Detached(id) => {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use coracle_shim::attach::{AttachOptions, DetachKeys};
+use coracle_shim::attach::{AttachOptions, DetachKeys, Muted};
 use coracle_shim::client::Client;
 
 use super::error::CliError;
@@ -40,6 +40,7 @@ pub fn run(root: Option<PathBuf>, args: StartArgs) -> Result<ExitCode, CliError>
     };
     let record = containers::find(engine.root(), wanted)?.record;
     let session = AttachOptions {
+        muted: Muted::default(),
         stdin: args.interactive && record.open_stdin,
         terminal: record.tty,
         pass_signals: !record.tty,

@@ -11,20 +11,11 @@ pub fn host_side(mapping: &PortMapping) -> String {
     }
 }
 
-/// Gives the container's side: `80/tcp`.
-pub fn container_side(mapping: &PortMapping) -> String {
-    let protocol = match mapping.protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-    };
-    format!("{}/{protocol}", mapping.container)
-}
-
 /// Gives the PORTS column: `0.0.0.0:8080->80/tcp, …`.
 pub fn ports(mappings: &[PortMapping]) -> String {
     let mut sorted: Vec<&PortMapping> = mappings.iter().collect();
     sorted.sort_by_key(|mapping| (mapping.container, mapping.protocol == Protocol::Udp, mapping.host));
-    let texts = sorted.into_iter().map(|mapping| format!("{}->{}", host_side(mapping), container_side(mapping)));
+    let texts = sorted.into_iter().map(|mapping| format!("{}->{}", host_side(mapping), mapping.container_side()));
     texts.collect::<Vec<_>>().join(", ")
 }
 

@@ -55,8 +55,14 @@ pub fn commit(
     drop(paused);
     let draft = draft?;
     let created_by = container.record.argv.join(" ");
+    let is_copy = export::copied(&container).is_some();
+    if is_copy {
+        progress.note("overlayfs was refused to this container, so the image has one layer with everything in it");
+        config.insert("rootfs".into(), json!({"type": "layers", "diff_ids": []}));
+        config.remove("history");
+    }
     complete(&mut config, &draft, options, &created_by);
-    publish(engine, Some(&base), (&file, &draft), &config, name.as_ref(), progress)
+    publish(engine, Some(&base).filter(|_| !is_copy), (&file, &draft), &config, name.as_ref(), progress)
 }
 
 /// Makes an image of one archive; gives its id.
@@ -153,7 +159,10 @@ impl Drop for Paused<'_> {
 
 /// Writes the container's writable layer as a layer of an image.
 fn pack_changes(container: &Container, file: &File) -> Result<DraftLayer, EngineError> {
-    let (_, upper) = export::layers(container)?;
+    let (upper, style) = match export::copied(container) {
+        Some(copy) => (copy, Style::Plain),
+        None => (export::layers(container)?.1, Style::Layer),
+    };
     let stubs = export::mount_points(container);
     elsewhere::call(&container.record.idmap, || {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -166,8 +175,7 @@ fn pack_changes(container: &Container, file: &File) -> Result<DraftLayer, Engine
             let absolute = [b"/", path].concat();
             statat(&again, path, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| export::is_stub(&stubs, &absolute, &stat))
         };
-        let options =
-            PackOptions { name: b"", style: Style::Layer, cross_mounts: false, owner: None, leave_out: &leave_out };
+        let options = PackOptions { name: b"", style, cross_mounts: false, owner: None, leave_out: &leave_out };
         let fill =
             |out: &mut dyn std::io::Write| pack(top, &options, out).map_err(|error| AuthorOrPack::Pack(error.into()));
         let (_, draft) = author::write_layer(file, fill)?;

@@ -468,7 +468,7 @@ fn set_lock(file: &File) -> Result<(), Errno> {
 }
 
 /// Says whether somebody holds a lock, without taking it.
-pub fn is_locked(file: &File) -> bool {
+pub fn is_locked(file: impl AsFd) -> bool {
     let mut lock = whole_file();
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
 }

@@ -11,11 +11,14 @@
 //!
 //! The last row is written down (`sweep`) by the next command that changes containers.
 
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coracle_runtime::container::Identity;
 use fs_err::File;
+use rustix::fs::{Mode, OFlags, open, openat};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::de::DeserializeOwned;
 
@@ -74,33 +77,36 @@ impl Status {
 impl Container {
     /// Reads one container by its whole id; None when there is none.
     pub fn read(root: &Path, id: &str) -> Result<Option<Self>, EngineError> {
-        let path = root.join("containers").join(id);
+        Shelf::open(root).map_or(Ok(None), |shelf| Self::read_at(&shelf, id))
+    }
+
+    fn read_at(shelf: &Shelf, id: &str) -> Result<Option<Self>, EngineError> {
+        let path = shelf.path.join(id);
         // In this order: a run's end is published after its state, so an older state never meets a newer exit.
-        let Some(text) = read_bounded(&path.join("container.json")) else { return Ok(None) };
-        let record: Record = match serde_json::from_slice(&text) {
-            Ok(record) => record,
-            Err(source) => return Err(refuse(id, &text, source)),
+        let Some(record) = shelf.text(id, "container.json", |text| {
+            serde_json::from_slice::<Record>(text).map_err(|source| refuse(id, text, source))
+        }) else {
+            return Ok(None);
         };
+        let record = record?;
         if record.version > VERSION {
             return Err(EngineError::NewerRecord { id: container::short_id(id).to_owned(), version: record.version });
         }
         loop {
-            let state: Option<State> = read_json(&path.join("state.json"));
+            let state: Option<State> = shelf.json(id, "state.json");
             let Some(state) = state else {
                 return Ok(Some(Self { record, state: None, exit: None, path, status: Status::Created }));
             };
-            let end = || read_json::<ExitRecord>(&path.join("exit.json")).filter(|exit| exit.run == state.run);
+            let end = || shelf.json::<ExitRecord>(id, "exit.json").filter(|exit| exit.run == state.run);
             // Most containers of a long list have ended for good, whoever holds the lock.
             if let Some(exit) = end().filter(|exit| !exit.restarting && state.phase != Phase::Restarting) {
                 return Ok(Some(Self { record, state: Some(state), exit: Some(exit), path, status: Status::Exited }));
             }
-            let held = File::open(path.join("lock")).is_ok_and(|file| container::is_locked(&file));
+            let held = shelf.open_file(id, "lock").is_some_and(container::is_locked);
             // After the lock: whoever let it go has written the end before.
             let exit = end();
             // A new run may have begun meanwhile.
-            if exit.is_none()
-                && !held
-                && read_json::<State>(&path.join("state.json")).is_some_and(|now| now.run != state.run)
+            if exit.is_none() && !held && shelf.json::<State>(id, "state.json").is_some_and(|now| now.run != state.run)
             {
                 continue;
             }
@@ -179,7 +185,8 @@ impl Container {
 
 /// Lists every container, newest first; what a newer coracle wrote is left out.
 pub fn list(root: &Path) -> Vec<Container> {
-    let mut all: Vec<Container> = ids(root).filter_map(|id| Container::read(root, &id).ok().flatten()).collect();
+    let Some(shelf) = Shelf::open(root) else { return Vec::new() };
+    let mut all: Vec<Container> = ids(root).filter_map(|id| Container::read_at(&shelf, &id).ok().flatten()).collect();
     all.sort_by_key(|container| std::cmp::Reverse(container.record.created_ns));
     all
 }
@@ -324,6 +331,44 @@ fn refuse(id: &str, text: &[u8], source: serde_json::Error) -> EngineError {
 /// Reads a small file of ours; what is missing or not whole counts as not there.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&read_bounded(path)?).ok()
+}
+
+/// Is the directory of all containers, open: names below it are short for the kernel, which looks up each part of a path
+/// of each of a thousand files.
+struct Shelf {
+    path: PathBuf,
+    directory: OwnedFd,
+    /// Reading it again and again needs no new memory.
+    buffer: RefCell<Vec<u8>>,
+}
+
+impl Shelf {
+    fn open(root: &Path) -> Option<Self> {
+        let path = root.join("containers");
+        let directory = open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        Some(Self { path, directory, buffer: RefCell::new(vec![0; FILE_BYTES_USUAL]) })
+    }
+
+    fn open_file(&self, id: &str, name: &str) -> Option<OwnedFd> {
+        openat(&self.directory, format!("{id}/{name}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
+    }
+
+    /// Reads a small file of ours; None when it is missing.
+    fn text<T>(&self, id: &str, name: &str, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        let file = self.open_file(id, name)?;
+        let mut buffer = self.buffer.borrow_mut();
+        let count = rustix::io::retry_on_intr(|| rustix::io::read(&file, buffer.as_mut_slice())).ok()?;
+        if count == buffer.len() {
+            // Of an unusual length; once more from the beginning.
+            drop(buffer);
+            return read_bounded(&self.path.join(id).join(name)).map(|text| read(&text));
+        }
+        Some(read(&buffer[..count]))
+    }
+
+    fn json<T: DeserializeOwned>(&self, id: &str, name: &str) -> Option<T> {
+        self.text(id, name, |text| serde_json::from_slice(text).ok())?
+    }
 }
 
 fn read_bounded(path: &Path) -> Option<Vec<u8>> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use coracle_runtime::container::Identity;
 use coracle_runtime::detach::detach;
 use coracle_runtime::{ExecOptions, Exit, LaunchFailure, Rootfs, Running, Stdio, exec as launch_exec, memory};
-use coracle_shim::attach::{AttachOptions, DetachKeys};
+use coracle_shim::attach::{AttachOptions, DetachKeys, Muted};
 use coracle_shim::client::Client;
 use coracle_shim::{After, Foreground, Owner, ProbeResult, Shim, ShimOptions};
 use oci_spec::runtime::{BoxBuilder, Process, Spec, UserBuilder};
@@ -87,7 +87,13 @@ fn exec_at_terminal(root: &Path, wanted: &str, request: &ExecRequest) -> Result<
         })
     })
     .map_err(failed)?;
-    let options = AttachOptions { stdin: true, terminal: true, pass_signals: false, keys: request.detach_keys.clone() };
+    let options = AttachOptions {
+        stdin: true,
+        terminal: true,
+        pass_signals: false,
+        keys: request.detach_keys.clone(),
+        muted: Muted::default(),
+    };
     let code = attach::follow(Client::from_socket(ours), options, wanted)?;
     Ok(code.map_or(0, |code| u8::try_from(code).unwrap_or(u8::MAX)))
 }

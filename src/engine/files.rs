@@ -25,6 +25,8 @@ pub struct ResolverInputs<'a> {
     pub servers: &'a [String],
     /// `--dns-search`; replaces the host's domains when not empty.
     pub search: &'a [String],
+    /// `--dns-option`; replaces the host's options when not empty.
+    pub options: &'a [String],
     /// The container shares the host's network, so loopback servers work.
     pub host_network: bool,
     /// Who answers for servers on the host's loopback else.
@@ -52,7 +54,11 @@ pub fn resolver(inputs: &ResolverInputs) -> (String, bool) {
     if !search.is_empty() {
         text.push_str(&format!("search {}\n", search.join(" ")));
     }
-    for option in values(inputs.host, "options") {
+    let options: Vec<String> = match inputs.options {
+        [] => values(inputs.host, "options").map(str::to_owned).collect(),
+        given => vec![given.join(" ")],
+    };
+    for option in options {
         text.push_str(&format!("options {option}\n"));
     }
     for server in servers {
@@ -88,7 +94,14 @@ mod tests {
 
     fn check(host: &str, servers: &[&str], host_network: bool) -> (String, bool) {
         let servers: Vec<String> = servers.iter().map(|s| (*s).to_owned()).collect();
-        resolver(&ResolverInputs { host, servers: &servers, search: &[], host_network, forwarder: FORWARDED_DNS })
+        resolver(&ResolverInputs {
+            host,
+            servers: &servers,
+            search: &[],
+            options: &[],
+            host_network,
+            forwarder: FORWARDED_DNS,
+        })
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub struct ImageHealth {
     interval: i64,
     timeout: i64,
     start_period: i64,
+    start_interval: i64,
     retries: i64,
 }
 
@@ -62,12 +63,16 @@ impl ImageHealth {
 
 /// Decides; None without any check.
 pub fn decide(asked: &HealthOptions, image: Option<&ImageHealth>) -> Result<Option<HealthCheck>, HealthError> {
-    let times = [asked.interval, asked.timeout, asked.start_period];
+    let times = [asked.interval, asked.timeout, asked.start_period, asked.start_interval];
     if asked.disabled {
         let more = asked.command.is_some() || asked.retries.is_some() || times.iter().any(Option::is_some);
         return if more { Err(HealthError::Conflict) } else { Ok(None) };
     }
-    for (what, time) in [("--health-interval", asked.interval), ("--health-timeout", asked.timeout)] {
+    for (what, time) in [
+        ("--health-interval", asked.interval),
+        ("--health-timeout", asked.timeout),
+        ("--health-start-interval", asked.start_interval),
+    ] {
         if time.is_some_and(|time| !time.is_zero() && time < DURATION_MIN) {
             return Err(HealthError::TooShort { what });
         }
@@ -89,6 +94,7 @@ pub fn decide(asked: &HealthOptions, image: Option<&ImageHealth>) -> Result<Opti
         interval: given(asked.interval).or_else(|| of_image(|health| health.interval)).unwrap_or(INTERVAL),
         timeout: given(asked.timeout).or_else(|| of_image(|health| health.timeout)).unwrap_or(TIMEOUT),
         start_period: asked.start_period.or_else(|| of_image(|health| health.start_period)).unwrap_or_default(),
+        start_interval: given(asked.start_interval).or_else(|| of_image(|health| health.start_interval)),
         retries: asked.retries.or(retries).filter(|retries| *retries > 0).unwrap_or(RETRIES),
     }))
 }

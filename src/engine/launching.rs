@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use coracle_images::flatten;
+use coracle_images::{flatten, inventory};
 use coracle_runtime::cgroup::Cgroup;
 use coracle_runtime::{
     LaunchFailure, LaunchOptions, Namespaces, Rootfs, Running, Stage, Stdio, failpoint, host, launch,
@@ -18,7 +19,11 @@ use super::container::{ContainerDir, short_id};
 use super::network::{Place, Plan};
 use super::networks::watch::{self, LinkProcess, Ready};
 use super::record::Record;
+use super::transfer::TransferError;
 use super::{EngineError, confinement, elsewhere, networks, quota};
+
+/// What the copy of an image was like before its container began, in the container's directory.
+pub const INVENTORY: &str = "rootfs.inventory";
 
 /// Is everything a launch needs.
 pub struct Launching<'a> {
@@ -198,7 +203,14 @@ impl Launching<'_> {
     fn copy_rootfs(&mut self) -> Result<(), EngineError> {
         let Rootfs::Overlay { lower, .. } = &self.record.rootfs else { return Ok(()) };
         let path = self.directory.make_dir("rootfs", 0o755)?;
-        elsewhere::call(&self.record.idmap, || Ok(flatten(lower, &path)?))?;
+        let index = self.directory.path.join(INVENTORY);
+        elsewhere::call(&self.record.idmap, || {
+            flatten(lower, &path)?;
+            // What the container changes is told by it later: `diff`.
+            let mut out = std::io::BufWriter::new(fs_err::File::create(&index)?);
+            inventory::take(&path, &mut out).map_err(TransferError::from)?;
+            Ok(out.flush()?)
+        })?;
         self.record.rootfs = Rootfs::Directory(path);
         Ok(self.directory.publish("container.json", &*self.record)?)
     }

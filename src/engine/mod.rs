@@ -17,6 +17,7 @@ pub mod health;
 pub mod hello;
 pub mod housekeeping;
 pub mod image;
+pub mod isolation;
 pub mod journal;
 mod launching;
 pub mod lifecycle;
@@ -175,6 +176,8 @@ pub enum EngineError {
     Quota(#[from] quota::QuotaError),
     #[error(transparent)]
     Health(#[from] health::HealthError),
+    #[error(transparent)]
+    Isolation(#[from] isolation::IsolationError),
 }
 
 /// Is one user's images and containers.

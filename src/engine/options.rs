@@ -7,6 +7,7 @@ use std::time::Duration;
 use coracle_images::Platform;
 use coracle_runtime::UserNs;
 
+use super::isolation::Isolation;
 use super::limits::LimitOptions;
 use super::mounts::MountRequest;
 use super::networks::{Attachment, Rate};
@@ -40,8 +41,11 @@ pub struct RunOptions {
     pub net_rate: Option<Rate>,
     pub publish: Vec<PortMapping>,
     pub publish_all: bool,
+    /// What `-P` publishes beside what the image exposes.
+    pub expose: Vec<PortMapping>,
     pub dns: Vec<String>,
     pub dns_search: Vec<String>,
+    pub dns_options: Vec<String>,
     /// `NAME:IP` pairs for /etc/hosts.
     pub add_hosts: Vec<(String, String)>,
     pub cap_add: Vec<String>,
@@ -55,6 +59,8 @@ pub struct RunOptions {
     pub stop_timeout_s: Option<u64>,
     /// `-d`: the container gets a shim of its own and the command returns.
     pub detach: bool,
+    /// `-a`: the streams of the caller that are attached; None is all.
+    pub attach: Option<Attached>,
     /// Something was asked for that only a shim does, such as a log.
     pub wants_shim: bool,
     /// Where the container's id is written.
@@ -66,6 +72,7 @@ pub struct RunOptions {
     pub pull: PullPolicy,
     pub platform: Option<Platform>,
     pub limits: LimitOptions,
+    pub isolation: Isolation,
     /// What may be written at most.
     pub disk: DiskAsk,
     /// -1000 to 1000: how readily the kernel kills it when the whole machine runs out of memory.
@@ -89,7 +96,15 @@ pub struct HealthOptions {
     pub interval: Option<Duration>,
     pub timeout: Option<Duration>,
     pub start_period: Option<Duration>,
+    pub start_interval: Option<Duration>,
     pub retries: Option<u32>,
+}
+
+/// Is the streams that `-a` names; standard input follows `-i`, as in docker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Attached {
+    pub stdout: bool,
+    pub stderr: bool,
 }
 
 /// Is one `--volumes-from CONTAINER[:ro]`.

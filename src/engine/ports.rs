@@ -21,6 +21,17 @@ pub struct PortMapping {
     pub protocol: Protocol,
 }
 
+impl PortMapping {
+    /// Gives the container's side as docker writes it: `80/tcp`.
+    pub fn container_side(&self) -> String {
+        let protocol = match self.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        format!("{}/{protocol}", self.container)
+    }
+}
+
 /// Says why a `-p` was refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("invalid port mapping {request:?}: {reason}")]
@@ -55,6 +66,14 @@ pub fn parse_publish(request: &str) -> Result<Vec<PortMapping>, PortError> {
     Ok((0..=count)
         .map(|n| PortMapping { ip, host: host.map_or(0, |host| host.0 + n), container: container.0 + n, protocol })
         .collect())
+}
+
+/// Parses one `--expose PORT[-PORT][/PROTOCOL]`: ports that `-P` publishes.
+pub fn parse_expose(request: &str) -> Result<Vec<PortMapping>, PortError> {
+    if request.contains(':') {
+        return Err(PortError { request: request.to_owned(), reason: "an exposed port has no port of the host" });
+    }
+    parse_publish(request)
 }
 
 /// Splits `[::1]:80:80` and `127.0.0.1:80:80` from `80:80`.

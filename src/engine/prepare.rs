@@ -14,6 +14,7 @@ use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::container::{self, ContainerDir, short_id};
 use super::health::{self, ImageHealth};
+use super::isolation::NetworkOf;
 use super::limits;
 use super::mounts::{MountRequest, MountSource, checked_destination};
 use super::network::{OutsidePlan, Plan};
@@ -80,7 +81,7 @@ pub fn decide<'a>(
     idmap: &IdMap,
 ) -> Result<Decided<'a>, EngineError> {
     let id = container::new_id()?;
-    let hostname = options.hostname.clone().unwrap_or_else(|| short_id(&id).to_owned());
+    let hostname = options.isolation.hostname(options.hostname.as_deref(), short_id(&id))?;
     let user = resolve_user(options, &source, idmap)?;
     let argv = process::arguments(
         source.config.entrypoint().as_deref().unwrap_or_default(),
@@ -190,6 +191,7 @@ fn fill(
     let durable = !options.detach;
     directory.publish_as("container.json", &record, durable)?;
     make_volumes(engine.root(), &record, idmap, &decided.source.layers, &mounts)?;
+    options.isolation.check(network_of(plan), options.shm_size_bytes.is_some())?;
     let spec = spec::build(&SpecInputs {
         options,
         argv: decided.argv,
@@ -213,6 +215,14 @@ fn fill(
     Ok((spec, record))
 }
 
+fn network_of(plan: &Plan) -> NetworkOf {
+    match plan {
+        Plan::Host => NetworkOf::Host,
+        Plan::Container(_) => NetworkOf::Other,
+        _ => NetworkOf::Itself,
+    }
+}
+
 /// Collects what has to be known about the container later.
 fn record(decided: &Decided<'_>, idmap: &IdMap, mounts: &[ResolvedMount], (rootfs, network): (Rootfs, Plan)) -> Record {
     let options = decided.options;
@@ -233,6 +243,8 @@ fn record(decided: &Decided<'_>, idmap: &IdMap, mounts: &[ResolvedMount], (rootf
         open_stdin: options.terminal.interactive,
         stdin_once: options.terminal.interactive && !options.detach,
         init: options.init,
+        isolation: options.isolation.clone(),
+        exposed: options.expose.iter().map(PortMapping::container_side).collect(),
         hostname: decided.hostname.clone(),
         restart: options.restart,
         health: decided.health.clone(),
@@ -435,6 +447,7 @@ fn shared_files(
         host: if *plan == Plan::None { "" } else { &host },
         servers: &options.dns,
         search: &options.dns_search,
+        options: &options.dns_options,
         host_network: *plan == Plan::Host,
         forwarder: plan.outside().map_or(files::FORWARDED_DNS, OutsidePlan::forwarder),
     });

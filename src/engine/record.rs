@@ -13,6 +13,7 @@ use coracle_runtime::container::Identity;
 use coracle_runtime::{IdMap, Rootfs};
 use serde::{Deserialize, Serialize};
 
+use super::isolation::Isolation;
 use super::network::Plan;
 use super::ports::PortMapping;
 use super::quota::DiskLimit;
@@ -55,6 +56,12 @@ pub struct Record {
     pub stdin_once: bool,
     #[serde(default)]
     pub init: bool,
+    /// What it shares with the host, and what is set in its namespaces.
+    #[serde(default, skip_serializing_if = "Isolation::is_default")]
+    pub isolation: Isolation,
+    /// Ports that were exposed by word, as docker writes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exposed: Vec<String>,
     #[serde(default)]
     pub hostname: String,
     #[serde(default)]
@@ -165,6 +172,9 @@ pub struct HealthCheck {
     pub timeout: Duration,
     /// Failures before this has passed do not count.
     pub start_period: Duration,
+    /// Between two checks until the first that succeeds, in that time.
+    #[serde(default)]
+    pub start_interval: Option<Duration>,
     pub retries: u32,
 }
 

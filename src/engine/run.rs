@@ -8,7 +8,7 @@ use coracle_runtime::cgroup::Cgroup;
 use coracle_runtime::container::Identity;
 use coracle_runtime::{IdMap, Stdio, programs, userns};
 use coracle_shim::Foreground;
-use coracle_shim::attach::{AttachOptions, DetachKeys};
+use coracle_shim::attach::{AttachOptions, DetachKeys, Muted};
 use coracle_shim::client::Client;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::Signal;
@@ -43,6 +43,8 @@ pub enum Ran {
 pub struct Attaching {
     pub keys: DetachKeys,
     pub pass_signals: bool,
+    /// Hears the id where no stream would show that it runs.
+    pub tell_id: Option<fn(&str)>,
 }
 
 /// Runs a container: until it ends, or with `-d` until its program runs.
@@ -134,7 +136,12 @@ fn make<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress: &P
     let source = source(engine, options, &idmap, progress)?;
     let mut publish = options.publish.clone();
     if options.publish_all {
-        publish.extend(prepare::exposed_ports(&source.config));
+        let exposed = prepare::exposed_ports(&source.config).into_iter().chain(options.expose.iter().copied());
+        for port in exposed {
+            if !publish.contains(&port) {
+                publish.push(port);
+            }
+        }
     }
     let (plan, note) = networks::plan::decide(engine.root(), options, &publish, &programs::find)?;
     if let Some(note) = note {
@@ -163,7 +170,13 @@ fn with_shim(engine: &Engine, options: &RunOptions, attaching: &Attaching, made:
             terminal: options.terminal.tty,
             pass_signals: attaching.pass_signals && !options.terminal.tty,
             keys: attaching.keys.clone(),
+            muted: muted(options),
         };
+        if session.muted == Muted::ALL
+            && let Some(tell) = attaching.tell_id
+        {
+            tell(&id);
+        }
         Ok(match attach::follow(client, session, &id)? {
             Some(code) => Ran::Ended(u8::try_from(code).unwrap_or(u8::MAX)),
             None => Ran::Detached(String::new()),
@@ -174,6 +187,11 @@ fn with_shim(engine: &Engine, options: &RunOptions, attaching: &Attaching, made:
         remove_unstarted(engine, &id, &idmap);
     }
     started
+}
+
+/// Says which outputs `-a` leaves out.
+fn muted(options: &RunOptions) -> Muted {
+    options.attach.map_or_else(Muted::default, |attached| Muted { stdout: !attached.stdout, stderr: !attached.stderr })
 }
 
 /// Removes a container whose first start failed, once its shim is gone.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use coracle_runtime::cgroup::Cgroup;
 use coracle_runtime::container::Identity;
-use coracle_runtime::detach::detach;
+use coracle_runtime::detach::{detach, detach_child};
 use coracle_runtime::{Exit, Running, Stdio, failpoint, memory, signal_process, userns};
 use coracle_shim::{After, LogLimits, Owner, ProbeResult, Schedule, Shim, ShimOptions, parse_signal};
 use oci_spec::runtime::Spec;
@@ -57,7 +57,10 @@ pub fn spawn(root: &Path, directory: ContainerDir, record: Record, attached: boo
         live: None,
         health: Health::default(),
     };
-    detach(&keep, move || watch.live(theirs, attached)).map_err(|errno| EngineError::Supervise(errno.into()))?;
+    let live = move || watch.live(theirs, attached);
+    // Who is attached stays, and would have to reap it.
+    let made = if attached { detach(&keep, live) } else { detach_child(&keep, live) };
+    made.map_err(|errno| EngineError::Supervise(errno.into()))?;
     Ok(ours)
 }
 
@@ -99,7 +102,11 @@ impl Watch {
             terminal: record.tty,
             open_stdin: record.open_stdin,
             stdin_once: record.stdin_once,
-            probes: probes.map(|check| Schedule { interval: check.interval, timeout: check.timeout }),
+            probes: probes.map(|check| Schedule {
+                interval: check.interval,
+                timeout: check.timeout,
+                start: check.start_interval.map(|interval| (interval, check.start_period)),
+            }),
             first: Some((first, attached)),
         };
         sharing::offer(&self.root);

@@ -143,6 +143,7 @@ pub fn build(inputs: &SpecInputs) -> Result<Spec, SpecError> {
                 }
             });
     }
+    inputs.options.isolation.apply(&mut spec);
     Ok(spec)
 }
 

@@ -83,6 +83,7 @@ struct Context {
 
 /// Parses the arguments, of which the first is the program's name, and runs one command.
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    memory::be_thrifty();
     // What the start of the program needed is over.
     memory::step();
     let journal = Journal::default();

@@ -55,7 +55,7 @@ pub(crate) struct Cloned {
 }
 
 /// The child could not be set up or panicked; its parent learns the reason another way.
-const EXIT_BROKEN: i32 = 255;
+pub(super) const EXIT_BROKEN: i32 = 255;
 
 /// The flag of clone3(2) that reads the `cgroup` field; libc's constant does not fit its own type.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;

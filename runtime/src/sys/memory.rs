@@ -6,6 +6,8 @@ use rustix::event::{PollFd, Timespec, poll};
 use rustix::io::Errno;
 use rustix::mm::{Advice, madvise};
 
+use super::clone::{EXIT_BROKEN, exit_now, is_single_threaded};
+
 /// madvise(2) with MADV_DONTNEED on pages of a file that were never written.
 ///
 /// `pages` must come from a mapping without private copies: the next access reads the same bytes from
@@ -70,6 +72,35 @@ pub(crate) fn forget_unused_stack(low: usize) {
 fn below(here: &u8, used_bytes: usize, low: usize) -> Range<usize> {
     let end = std::ptr::from_ref(here).addr().saturating_sub(used_bytes) & !(PAGE_BYTES - 1);
     low..end.max(low)
+}
+
+/// Runs the rest of this process, whose callers are never returned to, and gives back the stack that they had.
+///
+/// `work` is all that it needs of them: it is on the heap, and a `'static` closure borrows from no frame.
+#[inline(never)]
+pub(crate) fn end_in(work: Box<dyn FnOnce() -> i32>) -> ! {
+    /// More than the frame of this function.
+    const USED_BYTES: usize = 8 * 1024;
+    let here = 0_u8;
+    let first = (std::ptr::from_ref(&here).addr() + USED_BYTES).next_multiple_of(PAGE_BYTES);
+    // What the kernel put there, arguments and environment, is above.
+    let last = stack_start().unwrap_or(0) & !(PAGE_BYTES - 1);
+    if last > first && is_single_threaded() {
+        let start = std::ptr::without_provenance_mut(first);
+        // SAFETY: the frames in this range belong to functions that are never returned to, because this one does not
+        // return and catches what unwinds, and nothing that still runs borrows from them: `work` is 'static.
+        unsafe { libc::madvise(start, last - first, libc::MADV_DONTNEED) };
+    }
+    let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(EXIT_BROKEN);
+    exit_now(code)
+}
+
+/// Gives the address at which the stack of this program began (proc_pid_stat(5), startstack).
+fn stack_start() -> Option<usize> {
+    /// Its place among the fields behind the program's name, the first of which is the state.
+    const FIELD: usize = 25;
+    let stat = fs_err::read_to_string("/proc/self/stat").ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(FIELD)?.parse().ok()
 }
 
 /// madvise(2) as in [`forget`] and [`forget_unused_stack`], and poll(2) right after it.

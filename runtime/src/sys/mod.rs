@@ -18,7 +18,7 @@ pub(crate) use bpf::{Instruction, attach_device_program, load_device_program};
 pub(crate) use clone::{CloneFlags, CloneOptions, Cloned, clone_process, exit_now, fork_process, is_single_threaded};
 pub(crate) use descriptor::{close_from, set_inheritable};
 pub(crate) use memory::{
-    forget, forget_and_poll, forget_program_segments, forget_unused_stack, sleeping_pages, trim_heap,
+    end_in, forget, forget_and_poll, forget_program_segments, forget_unused_stack, sleeping_pages, trim_heap,
 };
 pub(crate) use mount::{MountAttr, map_owners, mount_setattr};
 pub(crate) use net::raise_loopback;

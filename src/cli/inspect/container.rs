@@ -9,6 +9,7 @@ use super::image;
 use crate::cli::words;
 use crate::engine::confinement::LIMITS_FILE;
 use crate::engine::containers::{Container, Status, read_json};
+use crate::engine::isolation::Device;
 use crate::engine::networks::{self, Attachment};
 use crate::engine::record::{HealthCheck, LogDriver, MountRecord, Record, RestartPolicy};
 use crate::engine::{Engine, EngineError, quota, usage};
@@ -138,6 +139,13 @@ fn host_config(record: &Record, spec: &Value) -> Value {
         "NetworkMode": words::network(&record.network),
         "PortBindings": ports(record),
         "Privileged": false,
+        "Annotations": record.isolation.annotations,
+        "Sysctls": record.isolation.sysctls,
+        "Devices": record.isolation.devices.iter().map(device).collect::<Vec<_>>(),
+        "IpcMode": record.isolation.ipc.word(),
+        "UTSMode": if record.isolation.host_uts { "host" } else { "" },
+        "CgroupnsMode": if record.isolation.host_cgroup { "host" } else { "private" },
+        "PidMode": "",
         "ReadonlyRootfs": spec["root"]["readonly"].as_bool().unwrap_or(false),
         "RestartPolicy": restart_policy(record.restart),
         "Runtime": "coracle",
@@ -154,6 +162,17 @@ fn host_config(record: &Record, spec: &Value) -> Value {
         "CapAdd": null,
         "CapDrop": null,
     })
+}
+
+fn device(device: &Device) -> Value {
+    json!({"PathOnHost": device.host, "PathInContainer": device.inside, "CgroupPermissions": "rwm"})
+}
+
+/// Adds what was exposed by word to what the image exposes.
+fn exposed(record: &Record, image: &Value) -> Value {
+    let mut ports = image["ExposedPorts"].as_object().cloned().unwrap_or_default();
+    ports.extend(record.exposed.iter().map(|port| (port.clone(), json!({}))));
+    if ports.is_empty() { image["ExposedPorts"].clone() } else { Value::Object(ports) }
 }
 
 fn mount(mount: &MountRecord) -> Value {
@@ -187,7 +206,7 @@ fn config(record: &Record, spec: &Value, image: &Value) -> Value {
     };
     json!({
         "Hostname": record.hostname,
-        "Domainname": "",
+        "Domainname": record.isolation.domainname.as_deref().unwrap_or_default(),
         "User": user,
         "AttachStdin": record.stdin_once,
         "AttachStdout": true,
@@ -200,7 +219,7 @@ fn config(record: &Record, spec: &Value, image: &Value) -> Value {
         "Entrypoint": if from_image { json!(entrypoint) } else { Value::Null },
         "Image": record.image,
         "Volumes": image["Volumes"],
-        "ExposedPorts": image["ExposedPorts"],
+        "ExposedPorts": exposed(record, image),
         "WorkingDir": process["cwd"].as_str().unwrap_or_default(),
         "Labels": record.labels,
         "StopSignal": record.stop_signal.as_deref().unwrap_or("SIGTERM"),
@@ -218,6 +237,7 @@ fn health_check(check: &HealthCheck) -> Value {
         "Interval": nanoseconds(check.interval),
         "Timeout": nanoseconds(check.timeout),
         "StartPeriod": nanoseconds(check.start_period),
+        "StartInterval": check.start_interval.map_or(0, nanoseconds),
         "Retries": check.retries,
     })
 }
@@ -228,7 +248,7 @@ fn ports(record: &Record) -> Map<String, Value> {
     for mapping in record.ports() {
         let host = mapping.ip.map_or_else(|| "0.0.0.0".to_owned(), |ip| ip.to_string());
         let binding = json!({"HostIp": host, "HostPort": mapping.host.to_string()});
-        let bindings = ports.entry(words::container_side(mapping)).or_insert_with(|| json!([]));
+        let bindings = ports.entry(mapping.container_side()).or_insert_with(|| json!([]));
         if let Some(bindings) = bindings.as_array_mut() {
             bindings.push(binding);
         }

@@ -5,12 +5,14 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use coracle_images::diff::{Change, changes};
+use coracle_images::inventory;
 use coracle_images::pack::{PackOptions, Style, pack};
 use coracle_runtime::Rootfs;
 use rustix::fs::{FileType, Stat};
 
 use super::{Copied, Purpose, Root, TransferError, with_root};
 use crate::engine::containers::{self, Container};
+use crate::engine::launching::INVENTORY;
 use crate::engine::quota::Backend;
 use crate::engine::{Engine, EngineError, elsewhere};
 
@@ -34,12 +36,24 @@ pub fn export(engine: &Engine, wanted: &str, out: OwnedFd) -> Result<Copied, Eng
 /// Lists what the container changed of its image, by path.
 pub fn diff(engine: &Engine, wanted: &str) -> Result<Vec<(Change, Vec<u8>)>, EngineError> {
     let container = containers::find(engine.root(), wanted)?;
-    let (lower, upper) = layers(&container)?;
     let stubs = mount_points(&container);
-    elsewhere::call(&container.record.idmap, || {
-        let leave_out = |path: &[u8], stat: &Stat| is_stub(&stubs, path, stat);
-        Ok(changes(lower, upper, &leave_out).map_err(TransferError::from)?)
-    })
+    let leave_out = |path: &[u8], stat: &Stat| is_stub(&stubs, path, stat);
+    if let Some(copy) = copied(&container) {
+        return elsewhere::call(&container.record.idmap, || {
+            let before = fs_err::read(container.path.join(INVENTORY))?;
+            Ok(inventory::changes(copy, &before, &leave_out).map_err(TransferError::from)?)
+        });
+    }
+    let (lower, upper) = layers(&container)?;
+    elsewhere::call(&container.record.idmap, || Ok(changes(lower, upper, &leave_out).map_err(TransferError::from)?))
+}
+
+/// Gives the root filesystem of a container that has a copy of its image, because overlayfs was refused.
+pub fn copied(container: &Container) -> Option<&PathBuf> {
+    match &container.record.rootfs {
+        Rootfs::Directory(path) if container.path.join(INVENTORY).exists() => Some(path),
+        _ => None,
+    }
 }
 
 /// Gives the layers below and the writable one.
