@@ -28,7 +28,7 @@ pub fn take(root: &Path, out: &mut dyn Write) -> Result<(), DiffError> {
     walk(root, &mut |path, stat| {
         let line = [mark(stat).as_bytes(), b" ", path, b"\0"].concat();
         out.write_all(&line).map_err(|source| DiffError::Io { op: "write down", path: quote(path), source })?;
-        Ok(true)
+        Ok(())
     })
 }
 
@@ -63,7 +63,7 @@ pub fn changes(
             return Err(DiffError::TooMany);
         }
         found.extend(change.map(|change| (change, path.to_vec())));
-        Ok(true)
+        Ok(())
     })?;
     // Of a directory that is gone docker names the top only.
     let gone = |path: &[u8]| before.contains_key(path);
@@ -104,9 +104,11 @@ fn mark(stat: &Stat) -> String {
     format!("{rights},{},{},{},{:?}", stat.st_size, stat.st_rdev, stat.st_ino, times).replace(' ', "")
 }
 
-/// Shows every file below the root with its absolute path, a directory before what is in it; `see` says whether to go on
-/// below.
-fn walk(root: &Path, see: &mut dyn FnMut(&[u8], &Stat) -> Result<bool, DiffError>) -> Result<(), DiffError> {
+/// Looks at a file, by its absolute path.
+type See<'a> = dyn FnMut(&[u8], &Stat) -> Result<(), DiffError> + 'a;
+
+/// Shows every file below the root with its absolute path, a directory before what is in it.
+fn walk(root: &Path, see: &mut See<'_>) -> Result<(), DiffError> {
     let top = fs::openat(CWD, root, directory_flags(), Mode::empty()).map_err(|errno| failed("open", b"/", errno))?;
     below(&top, b"", DEPTH_MAX, see)
 }
@@ -115,12 +117,7 @@ fn directory_flags() -> OFlags {
     OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
 }
 
-fn below(
-    here: &OwnedFd,
-    path: &[u8],
-    depth_left: usize,
-    see: &mut dyn FnMut(&[u8], &Stat) -> Result<bool, DiffError>,
-) -> Result<(), DiffError> {
+fn below(here: &OwnedFd, path: &[u8], depth_left: usize, see: &mut See<'_>) -> Result<(), DiffError> {
     let depth_left = depth_left.checked_sub(1).ok_or_else(|| DiffError::TooDeep { path: quote(path) })?;
     let mut entries = Dir::read_from(here).map_err(|errno| failed("list", path, errno))?;
     while let Some(entry) = entries.read() {
@@ -134,7 +131,8 @@ fn below(
             Err(Errno::NOENT) => continue,
             other => other.map_err(|errno| failed("examine", &path, errno))?,
         };
-        if !see(&path, &stat)? || FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        see(&path, &stat)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
             continue;
         }
         match fs::openat(here, name, directory_flags(), Mode::empty()) {
