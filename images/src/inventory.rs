@@ -166,7 +166,7 @@ mod tests {
         let forged = fs_err::metadata(at("etc/forged")).unwrap().modified().unwrap();
         fs_err::write(at("etc/new text"), "new").unwrap();
         fs_err::write(at("etc/forged"), "bad").unwrap();
-        std::fs::File::options().write(true).open(at("etc/forged")).unwrap().set_modified(forged).unwrap();
+        fs_err::OpenOptions::new().write(true).open(at("etc/forged")).unwrap().file().set_modified(forged).unwrap();
         fs_err::remove_dir_all(at("gone")).unwrap();
         fs_err::set_permissions(at("mode"), PermissionsExt::from_mode(0o700)).unwrap();
         fs_err::remove_file(at("link")).unwrap();
