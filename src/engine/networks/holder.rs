@@ -1,8 +1,8 @@
 //! The process that keeps one network: its namespace with the bridge, the list of who is in it, and
 //! the name server. It ends with the last connection, and whoever needs it starts another one.
 //!
-//! Invariant: a member is in the list exactly as long as the process that joined it is connected. The
-//! namespace outlives a killed holder, because those processes have it open too.
+//! Invariant: a member is in the list exactly as long as the process that joined it is connected; after a killed
+//! holder so long as it may come back. The namespace outlives a killed holder, because those processes have it open too.
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use coracle_runtime::detach::detach;
 use coracle_runtime::userns;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
 use super::error::NetworksError;
@@ -34,7 +34,7 @@ pub const HOLDER_SOCKET: &str = "holder.sock";
 pub const BRIDGE: &str = "br0";
 /// Who is in the network, for the holders of other networks and for listings.
 pub const MEMBERS_FILE: &str = "members.json";
-/// Addresses that a killed holder gave out wait this long for their owners.
+/// Addresses and names that a killed holder gave out wait this long for their owners.
 const RESERVED_TIME: Duration = Duration::from_secs(5);
 /// Containers of one network and whoever asks at the same time.
 const SESSIONS_MAX: usize = 2048;
@@ -143,14 +143,20 @@ impl Holder {
         let mut descriptors = descriptors.into_iter();
         let user = descriptors.next().ok_or(WireError::Gone)?;
         enter_outer(&user)?;
-        let net = descriptors.next().map_or_else(new_namespace, Ok)?;
+        let known_net = descriptors.next();
+        let replaces = known_net.is_some();
+        let net = known_net.map_or_else(new_namespace, Ok)?;
         let gateways: Vec<(IpAddr, u8)> =
             start.network.ranges().map(|range| (range.gateway, range.subnet.prefix())).collect();
         let sockets = inside(net.as_fd(), || build(&gateways))??;
         let place = directory(&start.root, &start.network.name);
-        let reserved = read_json(&place.join(MEMBERS_FILE)).unwrap_or_default();
+        let reserved: Vec<Member> = read_json(&place.join(MEMBERS_FILE)).unwrap_or_default();
         let listener = wire::listen_at(&place.join(HOLDER_SOCKET))?;
         let known = Arc::new(Known { root: start.root, network: start.network, members: Shared::default() });
+        if replaces {
+            // Else those who are back first would hear that the others do not exist.
+            known.members.with(|members| members.clone_from(&reserved));
+        }
         resolver::serve(sockets, &known).map_err(NetworksError::Spawn)?;
         Ok(Self { known, user, net, listener, sessions: Vec::new(), reserved: (reserved, Instant::now()) })
     }
@@ -163,10 +169,13 @@ impl Holder {
                 .collect();
             let mut polled: Vec<PollFd<'_>> =
                 fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-            if poll(&mut polled, None).is_err() {
+            let left = RESERVED_TIME.saturating_sub(self.reserved.1.elapsed());
+            let waits = Timespec::try_from(left).ok().filter(|_| !self.reserved.0.is_empty());
+            if poll(&mut polled, waits.as_ref()).is_err() {
                 continue;
             }
             let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
+            self.forget_the_missing();
             // From the last, so that numbers of the others stay.
             for place in (1..ready.len()).rev().filter(|place| ready[*place]) {
                 if self.hear(place - 1).is_err() {
@@ -182,6 +191,18 @@ impl Holder {
         }
         // Nobody is in it any more.
         let _ = fs_err::remove_file(directory(&self.known.root, &self.known.network.name).join(MEMBERS_FILE));
+    }
+
+    /// Takes those from the list who have not come back.
+    fn forget_the_missing(&mut self) {
+        if self.reserved.1.elapsed() < RESERVED_TIME || self.reserved.0.is_empty() {
+            return;
+        }
+        let gone = std::mem::take(&mut self.reserved.0);
+        self.known.members.with(|members| {
+            members.retain(|member| !gone.iter().any(|other| other.container == member.container));
+        });
+        self.publish();
     }
 
     fn hear(&mut self, place: usize) -> Result<(), NetworksError> {
@@ -215,11 +236,10 @@ impl Holder {
     }
 
     fn join(&mut self, place: usize, mut member: Member, must: bool) -> Result<Vec<IpAddr>, NetworksError> {
+        self.forget_the_missing();
         let network = &self.known.network;
         let mut others = self.known.members();
-        if self.reserved.1.elapsed() < RESERVED_TIME {
-            others.extend(self.reserved.0.iter().cloned());
-        }
+        others.extend(self.reserved.0.iter().cloned());
         others.retain(|other| other.container != member.container);
         let is_taken = |ip: IpAddr| others.iter().any(|other| other.ips.contains(&ip));
         let mut given = Vec::new();
