@@ -186,15 +186,15 @@ pub fn run(context: &Context, given: &Given) -> Result<ExitCode, OciError> {
         }
         return Ok(ExitCode::SUCCESS);
     };
+    // Starting is over, and then waiting; before there is a thread, and when there is none any more.
+    memory::step();
     let notified = notify.map(|notify| notify.wait_aside(running.pid));
-    // Starting is over, and then waiting.
-    memory::step();
     let exit = watch.run(&mut running, terminal && watched).map_err(watch_failed)?;
-    memory::step();
     if let Some(notified) = notified {
         // Its container is gone, so it ends; it has nothing to say of its own.
         let _ = notified.join();
     }
+    memory::step();
     if !keep {
         delete::remove(context, container.lock()?)?;
     }
@@ -207,7 +207,8 @@ impl<'a> Order<'a> {
         let given = args.bundle.as_deref().unwrap_or(Path::new("."));
         let directory = fs_err::canonicalize(given).map_err(|error| OciError::file("find bundle", given, &error))?;
         let config = bundle::read(&directory, args.config.as_deref(), Limits::Ignore)?;
-        // Reading JSON is a large part of the program, and nothing that follows needs it.
+        // Reading JSON is a large part of the program and of the heap, and nothing that follows needs it.
+        memory::trim_heap();
         memory::step();
         let mut config = rootless::complete(config, &directory.display().to_string(), Limits::Ignore)?;
         for warning in &config.warnings {
