@@ -55,10 +55,13 @@ fn main() -> ExitCode {
 
 /// Runs what an SSH session consists of.
 fn of_session(argument: &OsStr, args: &[OsString]) -> Option<ExitCode> {
+    use engine::provider::moved::{self, GIVE_ARGUMENT, TAKE_ARGUMENT};
     use engine::provider::ssh::{
         self, COPY_ARGUMENT, DIAL_ARGUMENT, FILES_ARGUMENT, PROGRAM_ARGUMENT, SESSION_ARGUMENT,
     };
     let done = match argument.to_str()? {
+        GIVE_ARGUMENT => return Some(ended(moved::giver(args).is_ok())),
+        TAKE_ARGUMENT => return Some(ended(moved::taker(args).is_ok())),
         SESSION_ARGUMENT => ssh::session(),
         FILES_ARGUMENT => ssh::files(args),
         COPY_ARGUMENT => ssh::copy(args).map(cli::left_out),

@@ -10,7 +10,7 @@ const SLEEPER: [&str; 3] = ["sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+
 /// What the original project called the complete loop.
 #[test]
 fn the_complete_loop() {
-    require!("ssh-keygen");
+    require!("ssh", "ssh-keygen");
     let mut lent = Lent::new(&[]);
     // A profile, and a key of one's own.
     let token = lent.pool(&["user-add", "paula"]).ok();
@@ -42,6 +42,17 @@ fn the_complete_loop() {
     assert_eq!([&*first, &*near, &*far], ["paula-cellar-1", "paula-cellar-2", "paula-desk-1"]);
     assert!(paula(&["run", "--dry-run", "--constraint", "cpus>1000", &lent.image]).ok().contains("\"matched\": 0"));
 
+    // Into each of them by the stock client, with the configuration that is printed and every check on.
+    let config = lent.env.path("ssh_config");
+    paula(&["ssh-config", &format!("--write={}", config.display()), "--identity"]).args(&[&key]).ok();
+    let ssh = |name: &str, command: &str| {
+        let ssh = lent.env.program("ssh").env("HOME", &home).args(&["-F"]).args(&[&config]);
+        ssh.args(&["-o", "BatchMode=yes", name, command]).ok()
+    };
+    for name in [&first, &near, &far] {
+        assert_eq!(ssh(name, &format!("echo {name} > /which; cat /which")), *name);
+    }
+
     // State, then stopped and started again with what it wrote, then removed, then used.
     let list = paula(&["ps", "--format", "{{.Name}} {{.Provider}} {{.State}}"]).ok();
     assert_eq!(list, "paula-cellar-1 cellar running\npaula-cellar-2 cellar running\npaula-desk-1 desk running");
@@ -49,6 +60,7 @@ fn the_complete_loop() {
     paula(&["stop", &first]).ok();
     paula(&["start", &first]).ok();
     assert_eq!(lent.inside("cellar", &first, &["cat", "/file"]).ok(), "mine");
+    assert_eq!(ssh(&first, "cat /which"), first, "the same instance with the same host key");
     paula(&["rm", "-f", &first, &near, &far]).ok();
     assert_eq!(paula(&["ps", "--format", "{{.Name}}"]).ok(), "");
     let usage = paula(&["usage", "--format", "{{.MemoryGiBSeconds}}"]).ok();

@@ -72,6 +72,7 @@ enum PoolCommand {
     Stop(change::StopArgs),
     Start(change::StartArgs),
     Rm(change::RmArgs),
+    Move(change::MoveArgs),
     Events(events::EventsArgs),
     Keys(keys::KeysArgs),
     UserAdd(UserAddArgs),
@@ -101,7 +102,7 @@ struct LoginArgs {
     token_from: PathBuf,
 }
 
-/// Empty a provider: nothing new is placed there, and what is there is stopped and placed elsewhere
+/// Empty a provider: nothing new is placed there, and what is there moves elsewhere with its data
 #[derive(Args)]
 struct DrainArgs {
     /// Name or id of the provider
@@ -219,6 +220,7 @@ pub fn run(args: PoolArgs) -> Result<ExitCode, CliError> {
         PoolCommand::Stop(args) => change::stop(&open()?, &args)?,
         PoolCommand::Start(args) => change::start(&open()?, &args)?,
         PoolCommand::Rm(args) => change::rm(&open()?, &args)?,
+        PoolCommand::Move(args) => change::migrate(&open()?, &args)?,
         PoolCommand::Events(args) => events::events(&open()?, &args)?,
         PoolCommand::Keys(args) => keys::keys(&open()?, &args)?,
         PoolCommand::Logs(args) => logs(open()?, &args)?,

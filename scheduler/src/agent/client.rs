@@ -7,6 +7,7 @@ use reqwest::StatusCode;
 use serde::de::DeserializeOwned;
 
 use super::engine::Engine;
+use super::fetch::Fetches;
 use super::identity::{Identity, IdentityError};
 use super::machine::{Machine, REPLY_MAX_MS};
 use super::stream::{self, Streams};
@@ -183,6 +184,7 @@ pub struct Agent<E: Engine, K: Keeper> {
     failures: u32,
     enrolled: Option<Enrolled>,
     streams: Streams,
+    fetches: Fetches,
 }
 
 impl<E: Engine, K: Keeper> Agent<E, K> {
@@ -197,6 +199,7 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
             failures: 0,
             enrolled: None,
             streams: Streams::default(),
+            fetches: Fetches::default(),
         }
     }
 
@@ -292,6 +295,7 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
                 outcome = &mut call => break outcome,
                 () = tokio::time::sleep(LOOK) => {
                     let now = self.now_ms();
+                    self.fetches.go_on(&self.client, &self.engine);
                     let changed = self.with(|machine, engine| {
                         machine.tick(engine, now);
                         (engine.report(), engine.accepting(), engine.drain_ms().is_some()) != before

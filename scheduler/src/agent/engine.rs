@@ -1,6 +1,6 @@
 //! What an agent needs from whatever runs containers, and a simulated one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use std::os::unix::net::UnixStream;
 use std::process::Child;
@@ -37,10 +37,12 @@ pub struct Asked<'a> {
     pub group: &'a str,
     /// The secrets that the spec asks for, in its order.
     pub secrets: &'a [Delivered],
+    /// Its data is elsewhere and comes first; then it stands still.
+    pub moved: bool,
 }
 
 /// Runs containers. Every call returns at once; progress shows in `report`.
-pub trait Engine: Send {
+pub trait Engine: Send + 'static {
     /// What the owner lends.
     fn capacity(&self) -> Resources;
     /// Whether the owner lets new work in.
@@ -72,6 +74,16 @@ pub trait Engine: Send {
     fn forget(&mut self, instance: InstanceId, epoch: u64);
     /// Tells how long an allocation may run without the scheduler; `None` means for ever.
     fn alone_ms(&self, instance: InstanceId, epoch: u64) -> Option<u64>;
+    /// Names the allocations that are ready for data that is elsewhere.
+    fn awaits_data(&mut self) -> Vec<(InstanceId, u64)> {
+        Vec::new()
+    }
+    /// Takes such data in, from its first byte to its last.
+    fn take_data(&mut self, instance: InstanceId, _epoch: u64) -> Result<EngineStream, EngineError> {
+        Err(EngineError { op: "move", instance, reason: "it takes no data".to_owned() })
+    }
+    /// Gives a move up whose data cannot be had.
+    fn no_data(&mut self, _instance: InstanceId, _epoch: u64, _reason: String) {}
     /// Opens a stream to an allocation that runs.
     fn stream(&mut self, order: &StreamOrder) -> Result<EngineStream, EngineError> {
         Err(EngineError { op: "open a stream to", instance: order.instance, reason: "it has none".to_owned() })
@@ -92,6 +104,8 @@ pub struct SimulatedEngine {
     allocs: BTreeMap<(InstanceId, u64), (InstanceSpec, Phase)>,
     /// How often each allocation was begun.
     pub starts: BTreeMap<(InstanceId, u64), u32>,
+    /// Allocations whose data has not come yet.
+    pub awaited: BTreeSet<(InstanceId, u64)>,
     /// What came with each start.
     pub secrets: BTreeMap<(InstanceId, u64), Vec<Delivered>>,
 }
@@ -99,11 +113,24 @@ pub struct SimulatedEngine {
 impl SimulatedEngine {
     /// Lets everything that is pulling run.
     pub fn advance(&mut self) {
-        for (_, phase) in self.allocs.values_mut() {
-            if *phase == Phase::Pulling {
+        for (key, (_, phase)) in &mut self.allocs {
+            if *phase == Phase::Pulling && !self.awaited.contains(key) {
                 *phase = Phase::Running { healthy: true };
             }
         }
+    }
+
+    /// Ends a move: the data is there, or cannot be had.
+    pub fn fetched(&mut self, instance: InstanceId, epoch: u64, well: bool) {
+        if self.awaited.remove(&(instance, epoch)) {
+            let failed = Phase::Exited { code: None, reason: "its data cannot be had".to_owned() };
+            self.turn(instance, epoch, |phase| *phase == Phase::Pulling, if well { Phase::Halted } else { failed });
+        }
+    }
+
+    /// Tells whether an allocation stands still with what it has written.
+    pub fn keeps(&self, instance: InstanceId, epoch: u64) -> bool {
+        matches!(self.allocs.get(&(instance, epoch)), Some((_, Phase::Halted)))
     }
 
     /// Ends an allocation by itself.
@@ -136,6 +163,7 @@ impl SimulatedEngine {
     pub fn reboot(&mut self) {
         self.boot += 1;
         self.allocs.clear();
+        self.awaited.clear();
     }
 }
 
@@ -161,12 +189,17 @@ impl Engine for SimulatedEngine {
         if !self.allocs.contains_key(&(instance, epoch)) {
             *self.starts.entry((instance, epoch)).or_default() += 1;
             self.allocs.insert((instance, epoch), (asked.spec.clone(), Phase::Pulling));
+            if asked.moved {
+                self.awaited.insert((instance, epoch));
+            }
         }
         Ok(())
     }
 
     fn halt(&mut self, instance: InstanceId, epoch: u64, _grace_ms: u64) -> Result<(), EngineError> {
-        self.turn(instance, epoch, |phase| !matches!(phase, Phase::Exited { .. }), Phase::Halted);
+        if !self.awaited.contains(&(instance, epoch)) {
+            self.turn(instance, epoch, |phase| !matches!(phase, Phase::Exited { .. }), Phase::Halted);
+        }
         Ok(())
     }
 

@@ -208,10 +208,10 @@ impl Machine {
             }
             session.applied = numbered.seq;
             match numbered.command {
-                Command::Start { instance, epoch, spec, group, secrets } => {
+                Command::Start { instance, epoch, spec, group, moved, secrets } => {
                     // Half of what it needs to know would make it run wrongly.
                     let outcome = if secrets.len() == spec.secrets.len() {
-                        let asked = Asked { spec: &spec, group: &group, secrets: &secrets };
+                        let asked = Asked { spec: &spec, group: &group, secrets: &secrets, moved };
                         engine.start(instance, epoch, asked).map_err(|error| error.to_string())
                     } else {
                         Err("a secret cannot be opened by the scheduler".to_owned())

@@ -5,6 +5,7 @@
 
 mod client;
 mod engine;
+mod fetch;
 mod identity;
 mod machine;
 mod membership;

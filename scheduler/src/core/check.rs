@@ -60,13 +60,17 @@ pub(super) fn instance(state: &State, instance: &Instance, found: &mut Vec<Strin
             if !holds(alloc.provider, alloc.epoch) || waits {
                 found.push(format!("{id} is {state_of:?} without a reservation, or waits too"));
             }
-            if alloc.epoch != instance.epoch {
+            // One that could not move is back at the last place that had its data.
+            if alloc.epoch > instance.epoch {
                 found.push(format!("{id} has epoch {} and an allocation of {}", instance.epoch, alloc.epoch));
             }
         }
     }
     if instance.old.iter().any(|old| !holds(old.provider, old.epoch)) {
         found.push(format!("{id} gave an allocation up whose room is gone"));
+    }
+    if instance.moving.and_then(|moving| moving.source).is_some() && (state_of.is_final() || instance.alloc.is_none()) {
+        found.push(format!("{id} moves and has no place to move to"));
     }
     let mut epochs: Vec<u64> = instance.old.iter().map(|old| old.epoch).collect();
     epochs.extend(instance.alloc.as_ref().map(|alloc| alloc.epoch));

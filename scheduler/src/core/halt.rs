@@ -4,11 +4,11 @@
 //! never placed elsewhere by itself: what it wrote is on its provider.
 
 use super::state::State;
-use super::{Refusal, instance, provider};
+use super::{Refusal, instance, moving, provider};
 use crate::model::*;
 
 /// Finds an instance that may be halted or started: a person's, with a place.
-fn own(state: &State, id: InstanceId) -> Result<&Instance, Refusal> {
+pub(super) fn own(state: &State, id: InstanceId) -> Result<&Instance, Refusal> {
     let found = state.instances.get(&id).ok_or(Refusal::NotFound("instance"))?;
     if found.owner != Owner::User {
         return Err(Refusal::Conflict(format!("{} belongs to a service or a job, which looks after it", found.name)));
@@ -25,6 +25,10 @@ fn own(state: &State, id: InstanceId) -> Result<&Instance, Refusal> {
 /// Wants an instance stopped and its data kept.
 pub(super) fn halt(state: &mut State, now: u64, id: InstanceId) -> Result<(), Refusal> {
     if own(state, id)?.halt {
+        // Also where it moves to.
+        if let Some(moving) = state.instance_mut(id).and_then(|found| found.moving.as_mut()) {
+            moving.resume = false;
+        }
         return Ok(());
     }
     if let Some(found) = state.instance_mut(id) {
@@ -45,8 +49,14 @@ pub(super) fn resume(state: &mut State, now: u64, id: InstanceId) -> Result<(), 
     if !own(state, id)?.halt {
         return Ok(());
     }
+    let under_way = state.instances.get(&id).is_some_and(|found| moving::source(found).is_some());
     if let Some(found) = state.instance_mut(id) {
         found.halt = false;
+        if under_way {
+            // It starts where it arrives.
+            return Ok(());
+        }
+        found.moving = None;
         if !matches!(found.state, InstanceState::Unknown | InstanceState::Lost) {
             found.state = InstanceState::Placed;
         }
@@ -58,7 +68,7 @@ pub(super) fn resume(state: &mut State, now: u64, id: InstanceId) -> Result<(), 
 }
 
 /// Tells the provider what is wanted.
-fn send(state: &mut State, id: InstanceId) {
+pub(super) fn send(state: &mut State, id: InstanceId) {
     let Some(found) = state.instances.get(&id) else { return };
     let Some(alloc) = &found.alloc else { return };
     let (to, epoch) = (alloc.provider, alloc.epoch);

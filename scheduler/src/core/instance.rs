@@ -6,7 +6,7 @@
 use super::live::{charge, discharge, register, release, reserve, unregister};
 use super::state::State;
 use super::timer::Timer;
-use super::{halt, job, provider, queue, service};
+use super::{halt, job, moving, provider, queue, service};
 use crate::model::*;
 
 /// Moves because of a loss within an hour; more would be a storm (F35).
@@ -62,6 +62,7 @@ pub(super) fn create(state: &mut State, now: u64, new: New) -> InstanceId {
         old: Vec::new(),
         stop: None,
         halt: false,
+        moving: None,
         exit: None,
         failures: 0,
         moves_ms: Vec::new(),
@@ -141,11 +142,12 @@ pub(super) fn start(state: &mut State, id: InstanceId) {
     let (to, epoch) = (alloc.provider, alloc.epoch);
     let group = state.groups.get(&found.group).map(|group| group.name.to_string()).unwrap_or_default();
     let spec = Box::new(found.spec.clone());
-    let command = Command::Start { instance: id, epoch, spec, group, secrets: Vec::new() };
+    let moved = moving::source(found).is_some();
+    let command = Command::Start { instance: id, epoch, spec, group, moved, secrets: Vec::new() };
     provider::send(state, to, command);
 }
 
-fn send_stop(state: &mut State, id: InstanceId, provider: ProviderId, epoch: u64) {
+pub(super) fn send_stop(state: &mut State, id: InstanceId, provider: ProviderId, epoch: u64) {
     let grace = state.instances.get(&id).and_then(|found| found.spec.stop_grace_ms).unwrap_or(GRACE_MS);
     provider::send(state, provider, Command::Stop { instance: id, epoch, grace_ms: grace });
 }
@@ -203,7 +205,9 @@ pub(super) fn status(state: &mut State, now: u64, provider: ProviderId, status: 
         return current_status(state, now, status);
     }
     let gone = OldAllocation { provider, epoch };
-    if found.old.contains(&gone) && exited {
+    if moving::source(found) == Some(gone) && !exited {
+        moving::keep_still(state, gone, &status);
+    } else if found.old.contains(&gone) && exited {
         if let Some(found) = state.instance_mut(id) {
             found.old.retain(|old| *old != gone);
         }
@@ -260,6 +264,10 @@ fn adopt_again(state: &mut State, now: u64, status: &AllocStatus, gone: OldAlloc
 fn current_status(state: &mut State, now: u64, status: AllocStatus) {
     let id = status.instance;
     note_usage(state, now, id, &status.usage);
+    if moving::status(state, now, &status) {
+        return;
+    }
+    moving::put_still(state, &status);
     let Some(found) = state.instances.get(&id) else { return };
     let before = (found.state, found.alloc.as_ref().is_some_and(|alloc| alloc.healthy));
     let (gone, halt) = (found.stop.is_some(), found.halt);
@@ -293,7 +301,7 @@ fn current_status(state: &mut State, now: u64, status: AllocStatus) {
             alloc.started_at_ms = Some(now);
         }
     }
-    let epoch = found.epoch;
+    let epoch = found.alloc.as_ref().map_or(found.epoch, |alloc| alloc.epoch);
     if let Some(limit) = limit.filter(|_| first) {
         state.live.arm(now + limit, Timer::Limit(id, epoch));
     }
@@ -308,6 +316,9 @@ fn current_status(state: &mut State, now: u64, status: AllocStatus) {
     }
     if let Some(Owner::Service { service, .. }) = state.instances.get(&id).map(|found| found.owner) {
         service::changed(state, now, service);
+    }
+    if after.0 == InstanceState::Halted {
+        moving::depart(state, now, id);
     }
 }
 
@@ -360,6 +371,7 @@ fn ended(state: &mut State, now: u64, id: InstanceId, code: Option<i32>, reason:
     let Some(found) = state.instances.get(&id) else { return };
     if code != Some(0)
         && found.stop.is_none()
+        && moving::source(found).is_none()
         && let Some(alloc) = &found.alloc
     {
         let (place, image) = (alloc.provider, found.spec.image.clone());
@@ -380,6 +392,9 @@ pub(super) fn over(state: &mut State, now: u64, id: InstanceId, code: Option<i32
     discharge(state, id);
     if let Some(found) = state.instance_mut(id) {
         found.exit = Some(Exit { epoch: alloc.epoch, code, reason: reason.to_owned(), at_ms: now });
+    }
+    if !matches!(stop, Some(StopReason::Asked | StopReason::Ttl)) && moving::turn_back(state, now, id, reason) {
+        return;
     }
     let good = code == Some(0);
     match (stop, owner) {
@@ -425,6 +440,7 @@ fn requeue(state: &mut State, now: u64, id: InstanceId, wait_ms: u64, reason: &s
     found.alloc = None;
     found.stop = None;
     found.halt = false;
+    found.moving = None;
     found.state = InstanceState::Pending;
     found.reason = reason.to_owned();
     found.retry_at_ms = (wait_ms > 0).then_some(now + wait_ms);
@@ -440,6 +456,7 @@ fn requeue(state: &mut State, now: u64, id: InstanceId, wait_ms: u64, reason: &s
 pub(super) fn finish(state: &mut State, now: u64, id: InstanceId, last: InstanceState, reason: &str) {
     queue::dequeue(state, id);
     unregister(state, id);
+    moving::forget(state, id);
     let keep = state.options.keep_final_ms;
     let Some(found) = state.instance_mut(id) else { return };
     found.state = last;
@@ -519,6 +536,12 @@ pub(super) fn lost(state: &mut State, now: u64, id: InstanceId, epoch: u64) {
 /// Applies an instance's policy for a provider that is not coming back in time, or ever.
 pub(super) fn give_up(state: &mut State, now: u64, id: InstanceId, epoch: u64) {
     let Some(found) = state.instances.get(&id) else { return };
+    let for_good = matches!(found.stop, Some(StopReason::Asked | StopReason::Ttl));
+    if !for_good && moving::source(found).is_some() {
+        abandon(state, now, id);
+        moving::turn_back(state, now, id, "the provider it moved to is lost");
+        return;
+    }
     if let Some(reason) = found.stop {
         abandon(state, now, id);
         return match reason {

@@ -16,6 +16,7 @@ mod instance;
 mod job;
 pub mod ledger;
 mod live;
+mod moving;
 mod place;
 mod preempt;
 mod provider;

@@ -9,7 +9,7 @@ use super::index::{refresh, refresh_words};
 use super::live::release;
 use super::state::State;
 use super::timer::Timer;
-use super::{Action, Answer, Refusal, drain, instance, service};
+use super::{Action, Answer, Refusal, drain, instance, moving, service};
 use crate::model::*;
 
 /// Facts of one provider.
@@ -218,7 +218,8 @@ fn missing(state: &mut State, now: u64, id: ProviderId, instance: InstanceId, ep
         return false;
     }
     let Some(alloc) = found.alloc.as_ref().filter(|alloc| alloc.epoch == epoch) else { return false };
-    if alloc.started_at_ms.is_none() && found.stop.is_none() && !found.halt {
+    let begins = !found.halt || moving::source(found).is_some();
+    if alloc.started_at_ms.is_none() && found.stop.is_none() && begins {
         // The start never arrived, or what it began is gone; the same allocation may begin again.
         if found.state != InstanceState::Placed
             && let Some(found) = state.instance_mut(instance)

@@ -12,7 +12,7 @@ use super::ask::Ask;
 use super::instance::{self, New};
 use super::state::State;
 use super::timer::Timer;
-use super::{Action, Answer, Refusal, drain, halt, job, place, provider, service, tenant, volume};
+use super::{Action, Answer, Refusal, drain, halt, job, moving, place, provider, service, tenant, volume};
 use crate::model::*;
 use people::{bootstrap, grant_group, grant_join, grant_token, grant_user, join, set_key};
 use work::{grant_instance, grant_job, grant_provider, grant_secret, grant_service, grant_volume};
@@ -127,6 +127,11 @@ pub enum Wish {
     ResumeInstance {
         id: InstanceId,
     },
+    /// Moves it to another provider with its data.
+    MoveInstance {
+        id: InstanceId,
+        to: Option<ProviderId>,
+    },
     DryRun {
         group: GroupId,
         spec: Box<InstanceSpec>,
@@ -192,6 +197,7 @@ impl Wish {
             Self::DeleteInstance { .. } => "instance.delete",
             Self::HaltInstance { .. } => "instance.stop",
             Self::ResumeInstance { .. } => "instance.start",
+            Self::MoveInstance { .. } => "instance.move",
             Self::DryRun { .. } => "instance.dry-run",
             Self::CreateService { .. } => "service.create",
             Self::UpdateService { .. } => "service.update",
@@ -215,7 +221,10 @@ impl Wish {
             Self::SetTier { id, .. } | Self::Drain { id, .. } | Self::Undrain { id } | Self::DeleteProvider { id } => {
                 Key::Provider(*id)
             }
-            Self::DeleteInstance { id } | Self::HaltInstance { id } | Self::ResumeInstance { id } => Key::Instance(*id),
+            Self::DeleteInstance { id }
+            | Self::HaltInstance { id }
+            | Self::ResumeInstance { id }
+            | Self::MoveInstance { id, .. } => Key::Instance(*id),
             Self::UpdateService { id, .. } | Self::DeleteService { id } => Key::Service(*id),
             Self::CancelJob { id } => Key::Job(*id),
             Self::DeleteVolume { id } => Key::Volume(*id),
@@ -392,6 +401,7 @@ fn grant(state: &mut State, now: u64, actor: Option<Actor>, wish: Wish) -> Resul
         | Wish::DeleteInstance { .. }
         | Wish::HaltInstance { .. }
         | Wish::ResumeInstance { .. }
+        | Wish::MoveInstance { .. }
         | Wish::DryRun { .. } => grant_instance(state, now, actor, wish),
         Wish::CreateService { .. } | Wish::UpdateService { .. } | Wish::DeleteService { .. } => {
             grant_service(state, now, actor, wish)

@@ -6,6 +6,7 @@
 mod fact;
 mod id;
 mod life;
+mod moving;
 mod name;
 mod options;
 mod plan;
@@ -19,6 +20,7 @@ mod tenant;
 pub use fact::{Fact, FactReport, FactValue};
 pub use id::{GroupId, IdError, InstanceId, JobId, JoinId, ProviderId, SecretId, ServiceId, TokenId, UserId, VolumeId};
 pub use life::InstanceState;
+pub use moving::Moving;
 pub use name::{Name, NameError};
 pub use options::{LimitOptions, ProcessOptions};
 pub use plan::{Explanation, ScoreLine};

@@ -159,6 +159,8 @@ pub enum StreamKind {
     },
     /// SSH, of which the provider is the server, for the registered keys of the instance's owner.
     Ssh,
+    /// Everything that a halted instance has written, for the provider that it moves to; nobody else may ask for it.
+    Data,
     /// SSH for one key that was made for this stream: who may open it may run commands.
     Exec {
         /// The public key, in OpenSSH's one-line form.
@@ -214,6 +216,9 @@ pub enum Command {
         /// Whose it is: the owner of a provider may let in only some.
         #[serde(default)]
         group: String,
+        /// It was elsewhere before: its data is to be fetched, then it is reported as halted and waits.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        moved: bool,
         /// The secrets that the spec asks for, in its order; only in the answer to the agent.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         secrets: Vec<Delivered>,

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Explanation, Fact, Group, GroupId, InstanceId, InstanceSpec, InstanceState, JobId, JobSpec, Join, JoinId, Name,
-    ProviderId, Resources, SecretId, ServiceId, ServiceSpec, StoredSecret, Tier, Token, TokenId, Usage, User, UserId,
-    VolumeId,
+    Explanation, Fact, Group, GroupId, InstanceId, InstanceSpec, InstanceState, JobId, JobSpec, Join, JoinId, Moving,
+    Name, ProviderId, Resources, SecretId, ServiceId, ServiceSpec, StoredSecret, Tier, Token, TokenId, Usage, User,
+    UserId, VolumeId,
 };
 
 /// A reservation on a provider.
@@ -143,6 +143,9 @@ pub struct Instance {
     /// Wanted stopped, with its data kept.
     #[serde(default)]
     pub halt: bool,
+    /// On its way to another provider, with its data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Moving>,
     /// How the last allocation ended.
     pub exit: Option<Exit>,
     /// Tries that ended badly.

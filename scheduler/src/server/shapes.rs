@@ -141,6 +141,11 @@ bodies! {
         /// The certificate, PEM.
         certificate: String,
     }
+    /// A move to another provider.
+    InstanceMove {
+        /// Only there; absent leaves the choice to the scheduler.
+        #[serde(default)] to: Option<ProviderId>,
+    }
     /// A stream to an instance.
     StreamNew {
         /// What flows.
@@ -203,7 +208,7 @@ macro_rules! shapes {
 shapes! {
     group_new GroupNew; group_change GroupChange; group Group; user_new UserNew; user User; keys Keys;
     token_new TokenNew; join_new JoinNew; secret SecretShown; provider Provider; tier TierChange; drain DrainNew;
-    instance_new InstanceNew; instance Instance; explanation Explanation; service_new ServiceNew; service Service;
+    instance_new InstanceNew; instance_move InstanceMove; instance Instance; explanation Explanation; service_new ServiceNew; service Service;
     service_spec ServiceSpec; job_new JobNew; job Job; volume_new VolumeNew; volume Volume; secret_new SecretNew;
     secret_view SecretView; join_body JoinBody;
     joined Joined; certificate_new CertificateNew; certificate Certificate; hello Hello; hello_reply HelloReply; sync Sync; sync_reply SyncReply; page Page; stream_new StreamNew; whoami Whoami;

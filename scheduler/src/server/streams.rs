@@ -129,6 +129,10 @@ fn upgrade(call: &mut Call) -> Result<OnUpgrade, Problem> {
 fn rights(state: &State, actor: Actor, instance: InstanceId, kind: &StreamKind) -> Result<Vec<String>, Problem> {
     let gone = || Problem::not_found("instance");
     objects::seen(state, actor, &Key::Instance(instance)).ok_or_else(gone)?;
+    if matches!(kind, StreamKind::Data) {
+        let detail = "data goes from provider to provider only; a person has exec, ssh and cp";
+        return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", detail));
+    }
     let found = state.instances.get(&instance).ok_or_else(gone)?;
     let inside = matches!(kind, StreamKind::Ssh | StreamKind::Exec { .. });
     if inside && Some(found.user) != actor.user && actor.role != Role::Admin {
@@ -137,7 +141,7 @@ fn rights(state: &State, actor: Actor, instance: InstanceId, kind: &StreamKind) 
     }
     Ok(match kind {
         StreamKind::Ssh => state.users.get(&found.user).map(|owner| owner.ssh_keys.clone()).unwrap_or_default(),
-        StreamKind::Exec { .. } | StreamKind::Logs { .. } => Vec::new(),
+        StreamKind::Exec { .. } | StreamKind::Logs { .. } | StreamKind::Data => Vec::new(),
     })
 }
 
@@ -165,10 +169,7 @@ pub async fn open(mut call: Call) -> Result<Response, Problem> {
     let body: StreamNew = call.json()?;
     let actor = actor(&call)?;
     let user = actor.user.ok_or_else(|| Problem::not_found("instance"))?;
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "entropy", "the kernel gives no random bytes"))?;
-    let (id, kind) = (hex(&bytes), body.kind);
+    let (id, kind) = (fresh_id()?, body.kind);
     let granted = call.site.desk.look(move |state, _, _| {
         let keys = rights(state, actor, instance, &kind)?;
         let found = state.instances.get(&instance).ok_or_else(|| Problem::not_found("instance"))?;
@@ -181,6 +182,33 @@ pub async fn open(mut call: Call) -> Result<Response, Problem> {
     });
     let (provider, order) = granted.await??;
     let person = upgrade(&mut call)?;
+    let (place, agent) = dialled_back(&call, user, provider, &order).await?;
+    tokio::spawn(async move {
+        let _place = place;
+        if let (Ok(person), Ok(agent)) = (person.await, agent.await) {
+            tokio::select! {
+                () = pipe(person, agent) => {}
+                () = outlived(&call, actor, instance, &order) => {}
+            }
+        }
+    });
+    Ok(switching())
+}
+
+fn fresh_id() -> Result<String, Problem> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|_| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "entropy", "the kernel gives no random bytes"))?;
+    Ok(hex(&bytes))
+}
+
+/// Has the agent of a provider dial back for a stream.
+async fn dialled_back(
+    call: &Call,
+    user: UserId,
+    provider: ProviderId,
+    order: &StreamOrder,
+) -> Result<(Place, OnUpgrade), Problem> {
     let Some((place, dialled)) = call.site.streams.wait(user, provider, order.clone()) else {
         let detail = format!("more than {PER_USER} streams of one user, or {ALL} of all");
         return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "streams", detail).retry(1));
@@ -189,14 +217,30 @@ pub async fn open(mut call: Call) -> Result<Response, Problem> {
     let Ok(Ok(agent)) = tokio::time::timeout(PATIENCE, dialled).await else {
         return Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "provider", "the provider does not answer"));
     };
-    let agent = agent.map_err(|reason| Problem::new(StatusCode::CONFLICT, "refused", reason))?;
+    Ok((place, agent.map_err(|reason| Problem::new(StatusCode::CONFLICT, "refused", reason))?))
+}
+
+/// Gives the data of an instance to the provider that it moves to, from the one that has it.
+pub async fn data(mut call: Call) -> Result<Response, Problem> {
+    let instance: InstanceId = call.id("instance")?;
+    let asker = call.actor.and_then(|actor| actor.provider);
+    let id = fresh_id()?;
+    let granted = call.site.desk.look(move |state, _, _| {
+        let found = state.instances.get(&instance)?;
+        let here = found.alloc.as_ref().is_some_and(|alloc| Some(alloc.provider) == asker);
+        let source = found.moving.and_then(|moving| moving.source).filter(|_| here)?;
+        let (kind, name) = (StreamKind::Data, found.name.to_string());
+        let (keys, asker) = (Vec::new(), String::new());
+        let order = StreamOrder { id, instance, epoch: source.epoch, kind, keys, name, asker };
+        Some((found.user, source.provider, order))
+    });
+    let (user, provider, order) = granted.await?.ok_or_else(|| Problem::not_found("move"))?;
+    let taker = upgrade(&mut call)?;
+    let (place, giver) = dialled_back(&call, user, provider, &order).await?;
     tokio::spawn(async move {
         let _place = place;
-        if let (Ok(person), Ok(agent)) = (person.await, agent.await) {
-            tokio::select! {
-                () = pipe(person, agent) => {}
-                () = outlived(&call, actor, instance, &order) => {}
-            }
+        if let (Ok(taker), Ok(giver)) = (taker.await, giver.await) {
+            pipe(taker, giver).await;
         }
     });
     Ok(switching())

@@ -120,6 +120,8 @@ routes! {
     POST "/v1/instances/{id}/stop" User(Member), "Stops an instance and keeps its data", [], None, 200 Some(s::instance), writes::halt_instance;
     POST "/v1/instances/{id}/start" User(Member), "Starts an instance again that was stopped", [], None, 200 Some(s::instance), writes::resume_instance;
 
+    POST "/v1/instances/{id}/move" User(Member), "Moves an instance to another provider with its data", [], Some(s::instance_move), 200 Some(s::instance), writes::move_instance;
+
     POST "/v1/instances/{id}/streams" User(Member), "Leaves HTTP for a stream to an instance that runs", [], Some(s::stream_new), 101 None, streams::open;
 
     GET "/v1/services" User(Reader), "Lists services", ["after" "limit" "group"], None, 200 Some(s::page), objects::services;
@@ -151,5 +153,6 @@ routes! {
     POST "/v1/agent/certificate" Renew, "Signs the agent's key for another day", [], Some(s::certificate_new), 200 Some(s::certificate), agents::certificate;
     POST "/v1/agent/hello" Agent, "Opens a session with a full report", [], Some(s::hello), 200 Some(s::hello_reply), agents::hello;
     POST "/v1/agent/sync" Agent, "Reports changes and fetches commands", ["wait_ms"], Some(s::sync), 200 Some(s::sync_reply), agents::sync;
+    POST "/v1/agent/moves/{id}" Agent, "Leaves HTTP for the data of an instance that moves to this provider", [], None, 101 None, streams::data;
     POST "/v1/agent/streams/{id}" Agent, "Leaves HTTP for the agent's end of a stream", [], None, 101 None, streams::dial;
 }

@@ -97,6 +97,10 @@ writes! {
     };
     halt_instance "instance" OK |call| Wish::HaltInstance { id: call.id("instance")? };
     resume_instance "instance" OK |call| Wish::ResumeInstance { id: call.id("instance")? };
+    move_instance "instance" OK |call| {
+        let body: InstanceMove = call.json()?;
+        Wish::MoveInstance { id: call.id("instance")?, to: body.to }
+    };
     delete_instance "instance" OK |call| Wish::DeleteInstance { id: call.id("instance")? };
     create_service "service" CREATED |call| {
         let body: ServiceNew = call.json()?;

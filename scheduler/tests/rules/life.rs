@@ -184,11 +184,16 @@ fn a_drain_moves_services_now_and_batch_work_at_the_deadline() {
     let next = pool.make(InstanceSpec { strategy: Strategy::Binpack, ..cpus(1) });
     assert_eq!(pool.on(next), Some(two), "nothing new goes there");
     pool.pass(115_000, &[one, two]);
-    assert_eq!(pool.found(batch).stop, None);
+    assert!(!pool.found(batch).halt);
     pool.pass(10_000, &[one, two]);
-    assert_eq!(pool.found(batch).stop, Some(StopReason::Drained));
-    pool.exit(batch, 143);
-    assert_eq!(pool.on(batch), Some(two), "and goes on elsewhere");
+    assert!(pool.found(batch).halt, "a person's goes with what it has written");
+    pool.report(batch, Phase::Halted);
+    assert_eq!((pool.on(batch), pool.state_of(batch)), (Some(two), InstanceState::Placed));
+    assert_ne!(pool.state.reserved(one), Resources::default(), "its data is still there");
+    pool.report(batch, Phase::Pulling);
+    pool.report(batch, Phase::Halted);
+    assert!(pool.found(batch).moving.is_none() && !pool.found(batch).halt, "and goes on elsewhere");
+    pool.report_of(batch, one, 1, Phase::Exited { code: Some(143), reason: "stopped".to_owned() });
     assert_eq!(pool.state.reserved(one), Resources::default());
 }
 

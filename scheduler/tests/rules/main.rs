@@ -1,9 +1,10 @@
 //! Rules of the core, each with one small story: placement (`placement`), the lives of services, jobs and drains
-//! (`life`), what people are granted (`people`), and here fair share, volumes, dependencies, failures and who is to blame, a provider that lends less,
+//! (`life`), what people are granted (`people`), moves (`moving`), and here fair share, volumes, dependencies, failures and who is to blame, a provider that lends less,
 //! silence and return (F31, F35).
 
 mod halt;
 mod life;
+mod moving;
 mod people;
 mod placement;
 mod pool;

@@ -149,11 +149,19 @@ impl Pool {
     }
 
     pub fn status(&self, id: InstanceId, phase: Phase) -> AllocStatus {
-        AllocStatus { instance: id, epoch: self.found(id).epoch, phase, usage: Usage::default() }
+        let found = self.found(id);
+        let epoch = found.alloc.as_ref().map_or(found.epoch, |alloc| alloc.epoch);
+        AllocStatus { instance: id, epoch, phase, usage: Usage::default() }
     }
 
     pub fn report(&mut self, id: InstanceId, phase: Phase) {
         let (provider, status) = (self.on(id).expect("placed"), self.status(id, phase));
+        self.sync(provider, vec![status]).expect("taken");
+    }
+
+    /// Reports about an allocation that need not be the current one.
+    pub fn report_of(&mut self, id: InstanceId, provider: ProviderId, epoch: u64, phase: Phase) {
+        let status = AllocStatus { instance: id, epoch, phase, usage: Usage::default() };
         self.sync(provider, vec![status]).expect("taken");
     }
 

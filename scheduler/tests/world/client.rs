@@ -155,7 +155,9 @@ fn disturb(world: &mut World, admin: Actor) {
             own.filter(|found| !found.state.is_final()).map(|found| (found.id, found.halt)).collect();
         if !own.is_empty() {
             let (id, halted) = own[world.dice.below(own.len() as u64) as usize];
-            world.ask(Some(admin), if halted { Wish::ResumeInstance { id } } else { Wish::HaltInstance { id } });
+            let change = if halted { Wish::ResumeInstance { id } } else { Wish::HaltInstance { id } };
+            let moves = world.dice.chance(400);
+            world.ask(Some(admin), if moves { Wish::MoveInstance { id, to: None } } else { change });
         }
     }
     let provider = world.agents[world.dice.below(world.options.providers) as usize].id;

@@ -14,6 +14,8 @@ pub struct Judge {
     finals: BTreeMap<InstanceId, (InstanceState, Option<Exit>)>,
     incarnations: BTreeMap<ProviderId, (u64, u64)>,
     removed: BTreeSet<String>,
+    /// Instances whose data is on its way.
+    under_way: BTreeSet<InstanceId>,
     audit: u64,
     chains: BTreeMap<GroupId, String>,
     notice: u64,
@@ -39,6 +41,17 @@ impl Judge {
     }
 
     fn wrote_instance(&mut self, found: &Instance) {
+        let under_way = found.moving.is_some_and(|moving| moving.source.is_some());
+        assert!(
+            !(self.under_way.contains(&found.id) && found.state == InstanceState::Pending),
+            "{}: its data was thrown away on the way",
+            found.id
+        );
+        if under_way {
+            self.under_way.insert(found.id)
+        } else {
+            self.under_way.remove(&found.id)
+        };
         let before = self.epochs.insert(found.id, found.epoch).unwrap_or(0);
         assert!(before <= found.epoch, "{}: epoch {before} became {}", found.id, found.epoch);
         if let Some(exit) = &found.exit {

@@ -502,6 +502,8 @@ impl World {
         let clock = agent.clock(now);
         agent.machine.tick(&mut agent.engine, clock);
         agent.engine.advance();
+        self.carry_data(index);
+        let agent = &mut self.agents[index];
         let running = agent.engine.running();
         if exits && !running.is_empty() {
             let (instance, epoch) = running[(pick % running.len() as u64) as usize];
@@ -519,6 +521,26 @@ impl World {
         }
         let beat = self.options.beat_ms;
         self.send(beat, Message::Beat(index));
+    }
+
+    /// Lets data come that an agent waits for, if it is where the scheduler says; a bad network may have it in vain.
+    fn carry_data(&mut self, index: usize) {
+        let awaited: Vec<(InstanceId, u64)> = self.agents[index].engine.awaited.iter().copied().collect();
+        for (instance, epoch) in awaited {
+            let cut = self.now < self.down_until || self.now < self.agents[index].cut_until;
+            if cut || (self.faults && self.dice.chance(300)) {
+                continue;
+            }
+            let found = self.state.instances.get(&instance);
+            let meant = found.filter(|found| found.alloc.as_ref().is_some_and(|alloc| alloc.epoch == epoch));
+            let source = meant.and_then(|found| found.moving?.source);
+            let well = source.is_some_and(|source| {
+                let giver = &self.agents[self.by_id[&source.provider]];
+                self.now >= giver.cut_until && giver.engine.keeps(instance, source.epoch)
+            });
+            let agent = &mut self.agents[index];
+            agent.engine.fetched(instance, epoch, well && !(self.faults && self.dice.chance(100)));
+        }
     }
 
     /// Lists what really runs where.

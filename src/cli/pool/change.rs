@@ -7,7 +7,7 @@ use coracle_scheduler::client::Pool;
 use serde_json::{Value, json};
 
 use super::{ask, word};
-use crate::cli::error::{CliError, line};
+use crate::cli::error::{CliError, line, note};
 
 /// How often an instance is looked at while somebody waits for it.
 const LOOK: Duration = Duration::from_millis(100);
@@ -36,6 +36,22 @@ pub struct RmArgs {
     force: bool,
     #[command(flatten)]
     which: Which,
+}
+
+/// Move an instance to another provider, with everything it has written
+///
+/// It is stopped, its writable layer and its own volumes are carried over, and it is started again if it ran. The old
+/// copy is removed when the new provider has all of it; until then it is what counts.
+#[derive(Args)]
+pub struct MoveArgs {
+    /// Only to this provider, by name or id
+    #[arg(long, value_name = "PROVIDER")]
+    to: Option<String>,
+    /// Do not wait until it is there
+    #[arg(long)]
+    no_wait: bool,
+    /// Name or id
+    instance: String,
 }
 
 #[derive(Args)]
@@ -96,6 +112,36 @@ pub fn rm(pool: &Pool, args: &RmArgs) -> Result<(), CliError> {
         pool.delete(&path)?;
         if args.which.no_wait { Ok(()) } else { wait(pool, &path, wanted, &["stopped", "failed"]) }
     })
+}
+
+/// Moves an instance, and waits until it is there or stays where it was.
+pub fn migrate(pool: &Pool, args: &MoveArgs) -> Result<(), CliError> {
+    let found = pool.find("/v1/instances", "instance", &args.instance)?;
+    let to = args.to.as_ref().map(|to| pool.find("/v1/providers", "provider", to)).transpose()?;
+    let before = found["alloc"]["provider"].clone();
+    let to = to.map_or(Value::Null, |to| to["id"].clone());
+    let path = path(&found);
+    pool.post(&format!("{path}/move"), &json!({ "to": to }))?;
+    let mut said = String::new();
+    while !args.no_wait {
+        let now = pool.get(&path)?;
+        let (state, reason) = (word(&now, "state"), word(&now, "reason"));
+        let settled = now["moving"].is_null() && matches!(state, "running" | "halted" | "stopped" | "failed" | "lost");
+        if settled && now["alloc"]["provider"] != before && matches!(state, "running" | "halted") {
+            break;
+        }
+        if settled {
+            let why = now["alloc"]["explanation"]["hints"][0].as_str().unwrap_or(reason);
+            return Err(CliError::message(format!("{} has not moved and is {state}: {why}", args.instance)));
+        }
+        if said != reason {
+            said = reason.to_owned();
+            note(&format!("note: {state}: {reason}"));
+        }
+        std::thread::sleep(LOOK);
+    }
+    line(&args.instance);
+    Ok(())
 }
 
 /// Waits until an instance is in one of these states.

@@ -67,6 +67,11 @@ impl Children {
         self.spawn(key, Verb::Run, &words::of(key, spec, given));
     }
 
+    /// Pulls what is missing and makes a container that is not started.
+    pub fn make(&mut self, key: Key, spec: &InstanceSpec, given: &Given) {
+        self.spawn(key, Verb::Run, &words::making(key, spec, given));
+    }
+
     /// Starts the container again.
     pub fn start(&mut self, key: Key) {
         self.spawn(key, Verb::Start, &["start".into(), container_name(key)]);
@@ -126,6 +131,7 @@ impl Children {
                 words.extend(tail.map(|lines| format!("--tail={lines}")));
                 words.push(container_name(key));
             }
+            StreamKind::Data => return super::moved::give(&self.root, &container_name(key)),
             StreamKind::Ssh | StreamKind::Exec { .. } => return super::ssh::start(&self.root, folder, order),
         }
         let (socket, far) = UnixStream::pair()?;

@@ -45,6 +45,20 @@ pub struct Entry {
     /// The scheduler knows that it has ended: what is left of it may go.
     #[serde(default)]
     pub forgotten: bool,
+    /// It comes from another provider, and so far is its data.
+    #[serde(default)]
+    pub arrival: Arrival,
+}
+
+/// Is where the data of an allocation is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arrival {
+    /// It begins without any, or all of it is here.
+    #[default]
+    Whole,
+    /// It is on another provider.
+    Awaited,
 }
 
 /// Is what is wanted of a container that may stand still.
@@ -116,14 +130,16 @@ impl Ledger {
     }
 
     /// Adds one; it is on the disk when this returns.
-    pub fn add(&mut self, key: Key, spec: InstanceSpec, group: &str) -> Result<(), LedgerError> {
+    pub fn add(&mut self, key: Key, spec: InstanceSpec, group: &str, moved: bool) -> Result<(), LedgerError> {
         let entry = Entry {
             spec,
             group: group.to_owned(),
             begun: false,
             stopping: false,
             grace_s: 0,
-            halt: Halt::No,
+            // What has moved stands still until it is told to start.
+            halt: if moved { Halt::Wanted } else { Halt::No },
+            arrival: if moved { Arrival::Awaited } else { Arrival::Whole },
             evicted: false,
             end: None,
             forgotten: false,
@@ -160,7 +176,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let key = (InstanceId::new(7), 2);
         let mut ledger = Ledger::open(folder.path()).unwrap();
-        ledger.add(key, InstanceSpec { image: "busybox".into(), ..InstanceSpec::default() }, "ops").unwrap();
+        ledger.add(key, InstanceSpec { image: "busybox".into(), ..InstanceSpec::default() }, "ops", false).unwrap();
         ledger.change(key, |entry| entry.end(Some(3), "first".into()));
         ledger.change(key, |entry| entry.end(None, "second".into()));
         fs_err::write(folder.path().join("0000.new"), "{").unwrap();

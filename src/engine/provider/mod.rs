@@ -9,6 +9,7 @@ mod commands;
 mod extras;
 pub mod facts;
 mod ledger;
+pub mod moved;
 pub mod policy;
 pub mod presence;
 mod secrets;
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use coracle_scheduler::agent::{self, Asked, EngineStream};
 use coracle_scheduler::model::{
-    AllocStatus, FactReport, FactValue, InstanceId, OnLoss, Phase, Resources, StreamOrder, Usage,
+    AllocStatus, FactReport, FactValue, InstanceId, OnLoss, Phase, Resources, StreamKind, StreamOrder, Usage,
 };
 use coracle_scheduler::ssh::Authority;
 
@@ -34,7 +35,7 @@ pub use extras::bad as bad_facts;
 
 use commands::{Children, Outcome, Verb};
 pub use ledger::LedgerError;
-use ledger::{Entry, Halt, Ledger};
+use ledger::{Arrival, Entry, Halt, Ledger};
 pub use secrets::forget_all as forget_secrets;
 pub use shares::Shares;
 use words::Given;
@@ -112,7 +113,7 @@ impl Provider {
         match outcome.verb {
             Verb::Run if outcome.success => self.ledger.change(key, |entry| entry.begun = true),
             // The child of a killed agent may have been quicker.
-            Verb::Run if self.container(key).is_some_and(|container| container.status() != Status::Created) => {
+            Verb::Run if self.is_made(key) => {
                 self.ledger.change(key, |entry| entry.begun = true);
             }
             Verb::Run => {
@@ -122,6 +123,7 @@ impl Provider {
             Verb::Start if !outcome.success => self.not_started(key, &outcome.said),
             Verb::Remove if outcome.success || self.container(key).is_none() => {
                 secrets::forget(&self.root, key);
+                moved::forget(&self.folder, key);
                 self.ledger.remove(key);
                 if !self.ledger.keys().any(|(instance, _)| instance == key.0) {
                     ssh::forget_host(&self.folder, key.0);
@@ -132,14 +134,19 @@ impl Provider {
         }
     }
 
-    /// Ends what the owner wants gone, with the scheduler or without it. What stands still stays: it uses nothing, and
-    /// its data would be lost.
+    /// Tells whether an allocation's container is what its making makes.
+    fn is_made(&self, key: Key) -> bool {
+        let awaited = self.ledger.get(key).is_some_and(|entry| entry.arrival == Arrival::Awaited);
+        self.container(key).is_some_and(|container| awaited || container.status() != Status::Created)
+    }
+
+    /// Stops what the owner wants gone, with the scheduler or without it. What stands still stays until the scheduler
+    /// has moved its data or ends it: it uses nothing, and its data would be lost.
     fn evict(&mut self, key: Key) {
         let moves = |entry: &Entry| entry.end.is_none() && !entry.stopping && entry.halt == Halt::No;
         if self.ledger.get(key).is_some_and(moves) {
             self.ledger.change(key, |entry| {
-                entry.stopping = true;
-                entry.evicted = true;
+                entry.halt = Halt::Wanted;
                 entry.grace_s = entry.spec.stop_grace_ms.map_or(STOP_TIMEOUT_S, |ms| ms.div_ceil(1000));
             });
             if self.children.verb(key) == Some(Verb::Run) {
@@ -198,12 +205,17 @@ impl Provider {
             // Its shim is about to write its end down, or is stopped and will when it goes on.
             Some((container, Status::Exited)) if container.is_undecided() => Phase::Running { healthy: false },
             Some((_, Status::Exited)) if entry.halt == Halt::Wanted && !entry.stopping => Phase::Halted,
-            Some((container, Status::Exited)) if is_resumed(entry, container) => {
+            Some((container, Status::Exited | Status::Created)) if is_resumed(entry, container) => {
                 if busy.is_none() {
                     self.children.start(key);
                 }
                 Phase::Halted
             }
+            // It came from elsewhere and waits, for its data or for a start.
+            Some((_, Status::Created)) if entry.halt == Halt::Wanted && !entry.stopping => match entry.arrival {
+                Arrival::Whole => Phase::Halted,
+                Arrival::Awaited => self.arriving(key),
+            },
             Some((container, Status::Exited)) if busy != Some(Verb::Run) => {
                 let code = container.exit.as_ref().filter(|exit| !exit.unknown).map(|exit| exit.exit_code);
                 let reason = match code {
@@ -224,6 +236,22 @@ impl Provider {
         }
     }
 
+    /// Looks whether all data of an allocation has come.
+    fn arriving(&mut self, key: Key) -> Phase {
+        match moved::outcome(&self.folder, key) {
+            None => Phase::Pulling,
+            Some(Ok(())) => {
+                self.ledger.change(key, |entry| entry.arrival = Arrival::Whole);
+                moved::forget(&self.folder, key);
+                Phase::Halted
+            }
+            Some(Err(reason)) => {
+                self.ledger.change(key, |entry| entry.end(None, reason.clone()));
+                Phase::Exited { code: None, reason }
+            }
+        }
+    }
+
     /// Decides about an allocation of which nothing runs and nothing is being made.
     fn missing(&mut self, key: Key, entry: &Entry) -> Phase {
         let reason = if entry.stopping {
@@ -234,11 +262,11 @@ impl Provider {
             let shares = Shares::read(&self.folder).unwrap_or_default();
             let missing = facts::missing_limits(&self.root, &shares);
             let secrets_of = secrets::folder(&self.root, key);
-            self.children.run(
-                key,
-                &entry.spec,
-                &Given { shares: &shares, missing: &missing, secrets: secrets_of.as_deref() },
-            );
+            let given = Given { shares: &shares, missing: &missing, secrets: secrets_of.as_deref() };
+            match entry.arrival {
+                Arrival::Whole => self.children.run(key, &entry.spec, &given),
+                Arrival::Awaited => self.children.make(key, &entry.spec, &given),
+            }
             return Phase::Pulling;
         };
         self.ledger.change(key, |entry| entry.end(None, reason.to_owned()));
@@ -314,7 +342,7 @@ impl agent::Engine for Provider {
         &mut self,
         instance: InstanceId,
         epoch: u64,
-        Asked { spec, group, secrets }: Asked<'_>,
+        Asked { spec, group, secrets, moved }: Asked<'_>,
     ) -> Result<(), agent::EngineError> {
         let key = (instance, epoch);
         if self.ledger.get(key).is_some() {
@@ -332,8 +360,12 @@ impl agent::Engine for Provider {
             return Err(refuse("start", key, reason));
         }
         secrets::keep(&self.root, key, secrets).map_err(|reason| refuse("start", key, reason))?;
-        self.ledger.add(key, spec.clone(), group).map_err(|error| refuse("start", key, error))?;
-        self.children.run(key, spec, &given);
+        self.ledger.add(key, spec.clone(), group, moved).map_err(|error| refuse("start", key, error))?;
+        if moved {
+            self.children.make(key, spec, &given);
+        } else {
+            self.children.run(key, spec, &given);
+        }
         self.reported = None;
         Ok(())
     }
@@ -353,7 +385,9 @@ impl agent::Engine for Provider {
 
     fn resume(&mut self, instance: InstanceId, epoch: u64) -> Result<(), agent::EngineError> {
         let key = (instance, epoch);
-        if self.ledger.get(key).is_some_and(|entry| entry.halt == Halt::Wanted) {
+        // Neither before its data is here, nor while the owner wants nothing to run.
+        let may = |entry: &Entry| entry.halt == Halt::Wanted && entry.arrival == Arrival::Whole;
+        if self.ledger.get(key).is_some_and(may) && shares::drain_ms(&self.folder) != Some(0) {
             let after_run = self.container(key).map_or(0, |container| container.run());
             self.ledger.change(key, |entry| entry.halt = Halt::Resuming { after_run });
             self.reported = None;
@@ -393,10 +427,35 @@ impl agent::Engine for Provider {
         self.reported = None;
     }
 
+    fn awaits_data(&mut self) -> Vec<Key> {
+        let ready = |key: &Key| {
+            let waits = |entry: &Entry| entry.arrival == Arrival::Awaited && !entry.stopping && entry.end.is_none();
+            self.ledger.get(*key).is_some_and(waits)
+                && self.children.verb(*key).is_none()
+                && self.is_made(*key)
+                && moved::outcome(&self.folder, *key).is_none()
+        };
+        self.ledger.keys().filter(ready).collect()
+    }
+
+    fn take_data(&mut self, instance: InstanceId, epoch: u64) -> Result<EngineStream, agent::EngineError> {
+        let key = (instance, epoch);
+        moved::take(&self.root, &self.folder, key).map_err(|error| refuse("take the data of", key, error))
+    }
+
+    fn no_data(&mut self, instance: InstanceId, epoch: u64, reason: String) {
+        self.ledger.change((instance, epoch), |entry| entry.end(None, reason));
+        self.reported = None;
+    }
+
     fn stream(&mut self, order: &StreamOrder) -> Result<EngineStream, agent::EngineError> {
         let key = (order.instance, order.epoch);
-        if self.ledger.get(key).is_none_or(|entry| entry.forgotten) {
+        let Some(entry) = self.ledger.get(key).filter(|entry| !entry.forgotten) else {
             return Err(refuse("open a stream to", key, "it is not here"));
+        };
+        let still = entry.halt == Halt::Wanted && !entry.stopping && entry.arrival == Arrival::Whole;
+        if order.kind == StreamKind::Data && !still {
+            return Err(refuse("open a stream to", key, "it does not stand still"));
         }
         self.children.stream(key, order, &self.folder).map_err(|error| refuse("open a stream to", key, error))
     }

@@ -36,7 +36,17 @@ fn is_best_effort(spec: &InstanceSpec, given: &Given) -> bool {
 
 /// Puts it together; what follows `--` is the image's.
 pub fn of(key: Key, spec: &InstanceSpec, given: &Given) -> Vec<String> {
-    let mut words = Words(vec!["run".into(), "-d".into(), "--name".into(), container_name(key)]);
+    after(&["run", "-d"], key, spec, given)
+}
+
+/// The same for a container that is not started yet.
+pub fn making(key: Key, spec: &InstanceSpec, given: &Given) -> Vec<String> {
+    after(&["create"], key, spec, given)
+}
+
+fn after(command: &[&str], key: Key, spec: &InstanceSpec, given: &Given) -> Vec<String> {
+    let mut words = Words(command.iter().map(|&word| word.to_owned()).collect());
+    words.0.extend(["--name".into(), container_name(key)]);
     words.add("--label", format!("{LABEL}={}", key.0));
     for (name, value) in &spec.labels {
         words.add("--label", format!("{name}={value}"));

@@ -91,6 +91,11 @@ pub(super) fn grant_instance(state: &mut State, now: u64, actor: Option<Actor>, 
             };
             Ok(Answer::Object(Key::Instance(instance::create(state, now, new))))
         }
+        Wish::MoveInstance { id, to } => {
+            seen(actor, state.instances.get(&id).map(|found| found.group), "instance")?;
+            moving::wish(state, now, id, to)?;
+            Ok(Answer::Object(Key::Instance(id)))
+        }
         Wish::HaltInstance { id } | Wish::ResumeInstance { id } => {
             seen(actor, state.instances.get(&id).map(|found| found.group), "instance")?;
             match wish {
