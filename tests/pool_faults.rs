@@ -178,3 +178,16 @@ fn f05_schedulers_and_agents_killed_under_load_lose_and_double_nothing() {
     assert_eq!((labels.len(), distinct.len()), (ROUNDS * EACH, ROUNDS * EACH), "each once and no orphan: {labels:?}");
     lent.end();
 }
+
+#[test]
+fn f42_one_state_has_one_agent() {
+    require!();
+    let mut lent = Lent::new(&SCHEDULER);
+    lent.lend("one", &["--network", "none"]);
+    let name = run(&lent, &["--name", "here"]);
+    // Who comes second is told, and the first goes on.
+    lent.machine("one", &["provider", "run"]).outcome().refused(1);
+    assert_eq!(lent.inspect(&name)["epoch"], 1);
+    lent.wait_place(&name, "one running");
+    lent.end();
+}

@@ -16,6 +16,7 @@ mod pairs;
 mod postgres;
 mod rows;
 mod secrets;
+mod ssh;
 mod support;
 mod tenants;
 mod tls;

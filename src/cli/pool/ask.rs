@@ -12,8 +12,10 @@ use super::spec::{PlaceArgs, ProcessArgs, RoomArgs};
 use super::word;
 use crate::cli::error::{CliError, line, note};
 
-/// How often an instance is looked at while somebody waits for it.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often an instance is looked at while somebody waits for it, at first: a cached image starts in a moment.
+const LOOK: Duration = Duration::from_millis(20);
+/// How often in the end.
+const LOOK_MAX: Duration = Duration::from_millis(200);
 
 /// Ask for an instance and wait until it runs; prints its name
 #[derive(Args)]
@@ -64,7 +66,7 @@ pub fn run(pool: &Pool, args: RunArgs) -> Result<ExitCode, CliError> {
 
 /// Waits, and says why it takes so long.
 pub fn wait_until_it_runs(pool: &Pool, made: &Value, print: bool) -> Result<ExitCode, CliError> {
-    let mut said = String::new();
+    let (mut said, mut look) = (String::new(), LOOK);
     loop {
         let now = pool.get(&format!("/v1/instances/{}", made["id"].as_str().unwrap_or_default()))?;
         let (state, reason, name) = (word(&now, "state"), word(&now, "reason"), word(&now, "name"));
@@ -89,6 +91,7 @@ pub fn wait_until_it_runs(pool: &Pool, made: &Value, print: bool) -> Result<Exit
             }
             _ => {}
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(look);
+        look = (look + look / 8).min(LOOK_MAX);
     }
 }

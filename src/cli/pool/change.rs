@@ -122,17 +122,26 @@ pub fn migrate(pool: &Pool, args: &MoveArgs) -> Result<(), CliError> {
     let to = to.map_or(Value::Null, |to| to["id"].clone());
     let path = path(&found);
     pool.post(&format!("{path}/move"), &json!({ "to": to }))?;
+    if !args.no_wait {
+        arrive(pool, &path, &args.instance, &before)?;
+    }
+    line(&args.instance);
+    Ok(())
+}
+
+/// Waits until an instance is elsewhere than before, or is not going to be.
+fn arrive(pool: &Pool, path: &str, name: &str, before: &Value) -> Result<(), CliError> {
     let mut said = String::new();
-    while !args.no_wait {
-        let now = pool.get(&path)?;
+    loop {
+        let now = pool.get(path)?;
         let (state, reason) = (word(&now, "state"), word(&now, "reason"));
         let settled = now["moving"].is_null() && matches!(state, "running" | "halted" | "stopped" | "failed" | "lost");
-        if settled && now["alloc"]["provider"] != before && matches!(state, "running" | "halted") {
-            break;
+        if settled && now["alloc"]["provider"] != *before && matches!(state, "running" | "halted") {
+            return Ok(());
         }
         if settled {
             let why = now["alloc"]["explanation"]["hints"][0].as_str().unwrap_or(reason);
-            return Err(CliError::message(format!("{} has not moved and is {state}: {why}", args.instance)));
+            return Err(CliError::message(format!("{name} has not moved and is {state}: {why}")));
         }
         if said != reason {
             said = reason.to_owned();
@@ -140,8 +149,6 @@ pub fn migrate(pool: &Pool, args: &MoveArgs) -> Result<(), CliError> {
         }
         std::thread::sleep(LOOK);
     }
-    line(&args.instance);
-    Ok(())
 }
 
 /// Waits until an instance is in one of these states.
