@@ -23,6 +23,9 @@ trap "kill $other" EXIT
 ip link set p0 netns $other
 ip addr add 10.50.0.1/24 dev h0
 ip -6 addr add fd50::1/64 dev h0 nodad
+# A link-local address from the first moment: pasta starts without IPv6 on a host that has none yet.
+ip link set h0 addrgenmode none
+ip -6 addr add fe80::50:1/64 dev h0 nodad
 ip link set h0 up
 ip route add default via 10.50.0.2
 ip -6 route add default via fd50::2
