@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::env::{TestEnv, wait_until};
 use crate::life::{detached, json};
+use crate::network_outside::said;
 use crate::options::sh;
 use crate::require;
 
@@ -227,4 +228,16 @@ fn flags_that_cannot_be_kept_say_why() {
             outcome.refused(125).says(&format!("flag {name} is not implemented\nhint: ")).says(reason);
         }
     }
+}
+
+#[test]
+fn ports_that_are_exposed_by_word_are_published_by_a_capital_p() {
+    require!("pasta");
+    let env = TestEnv::new();
+    let script = "while :; do echo hello | nc -l -p 7777; done";
+    let flags = ["run", "-d", "--name", "c", "-P", "--expose", "7777", "--network", "pasta"];
+    env.coracle(&flags).args(&[&env.image("busybox"), "sh", "-c", script]).ok();
+    let port: u16 = env.coracle(&["port", "c", "7777/tcp"]).ok().rsplit_once(':').unwrap().1.parse().unwrap();
+    wait_until("the exposed port", || said(port, b"\n").starts_with(b"hello"));
+    env.coracle(&["rm", "-f", "c"]).ok();
 }
