@@ -20,7 +20,7 @@ mod tests;
 pub use compile::{Program, SeccompError, compile};
 pub use docker::{Conditioned, DockerProfileError, read_profile};
 pub use names::{Architecture, Names};
-pub use profile::default_profile;
+pub use profile::{allow_only, default_profile};
 
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag};
 

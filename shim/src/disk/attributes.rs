@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::io::Result;
 
 use fuse_backend_rs::abi::fuse_abi::stat64;
-use fuse_backend_rs::api::filesystem::{GetxattrReply, ListxattrReply, SetattrValid};
+use fuse_backend_rs::api::filesystem::{ListxattrReply, SetattrValid};
 use rustix::fs::{
     AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid, XattrFlags, chmodat, chownat, lgetxattr,
     llistxattr, lremovexattr, lsetxattr, utimensat,
@@ -67,16 +67,10 @@ impl Passthrough {
         Ok(work(&place)?)
     }
 
-    pub(super) fn get_attribute(&self, id: u64, name: &CStr, size: u32) -> Result<GetxattrReply> {
+    /// Reads an attribute into `value`, or only its length where there is no room; gives the length.
+    pub(super) fn get_attribute(&self, id: u64, name: &CStr, value: &mut [u8]) -> Result<usize> {
         let _tree = self.read_tree();
-        let room = (size as usize).min(XATTR_BYTES_MAX);
-        let mut value = vec![0; room];
-        let length = self.with_path(id, |place| lgetxattr(&*place.name, name, &mut value[..]))?;
-        if size == 0 {
-            return Ok(GetxattrReply::Count(u32::try_from(length).unwrap_or(u32::MAX)));
-        }
-        value.truncate(length);
-        Ok(GetxattrReply::Value(value))
+        self.with_path(id, |place| lgetxattr(&*place.name, name, value))
     }
 
     pub(super) fn list_attributes(&self, id: u64, size: u32) -> Result<ListxattrReply> {

@@ -2,11 +2,9 @@
 
 use std::fs::File;
 use std::io::Result;
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use fuse_backend_rs::api::filesystem::{ZeroCopyReader, ZeroCopyWriter};
 use rustix::fs::{FallocateFlags, Mode, SeekFrom, fallocate, fchmod, fdatasync, fstat, fsync, ftruncate, seek};
 use rustix::io::Errno;
 
@@ -16,12 +14,12 @@ use super::passthrough::Passthrough;
 /// FUSE_WRITE_KILL_SUIDGID of linux/fuse.h: what is set for root's rights is cleared by whoever writes.
 const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 
-fn lock(file: &Arc<Mutex<File>>) -> MutexGuard<'_, File> {
-    file.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Passthrough {
-    pub(super) fn file(&self, id: u64) -> Result<Arc<Mutex<File>>> {
+    pub(super) fn file(&self, id: u64) -> Result<Arc<File>> {
+        // An open file is the same wherever its name is by now.
+        if let Some(open) = self.nodes().open_file(id) {
+            return Ok(open);
+        }
         let _tree = self.read_tree();
         self.nodes().file(id)
     }
@@ -33,46 +31,28 @@ impl Passthrough {
         Ok(())
     }
 
-    pub(super) fn read_file(&self, id: u64, to: &mut dyn ZeroCopyWriter, size: u32, offset: u64) -> Result<usize> {
-        let file = self.file(id)?;
-        let mut file = lock(&file);
-        to.write_from(&mut *file, size as usize, offset)
+    pub(super) fn read_file(&self, id: u64, to: &mut [u8], offset: u64) -> Result<usize> {
+        self.file(id)?.read_at(to, offset)
     }
 
-    pub(super) fn write_file(
-        &self,
-        id: u64,
-        from: &mut dyn ZeroCopyReader,
-        (size, offset): (u32, u64),
-        flags: u32,
-    ) -> Result<usize> {
+    pub(super) fn write_file(&self, id: u64, bytes: &[u8], offset: u64, flags: u32) -> Result<usize> {
         let file = self.file(id)?;
         let _stripe = self.stripe(id);
-        let mut file = lock(&file);
         if flags & WRITE_KILL_SUIDGID != 0 {
             clear_rights(&file)?;
         }
-        let written = match self.account.reserve(worst_case(offset, size.into()), 0) {
+        match self.account.reserve(worst_case(offset, bytes.len() as u64), 0) {
             Some(_room) => {
-                let written = from.read_to(&mut *file, size as usize, offset);
+                let written = file.write_at(bytes, offset);
                 self.settle_file(id, &file)?;
-                written?
+                written
             }
-            None => self.write_pages(id, &file, from, (size, offset))?,
-        };
-        Ok(written)
+            None => self.write_pages(id, &file, bytes, offset),
+        }
     }
 
     /// Writes page by page near the limit: what is allocated already may always be written over.
-    fn write_pages(
-        &self,
-        id: u64,
-        file: &File,
-        from: &mut dyn ZeroCopyReader,
-        (size, offset): (u32, u64),
-    ) -> Result<usize> {
-        let mut bytes = vec![0; size as usize];
-        from.read_exact(&mut bytes)?;
+    fn write_pages(&self, id: u64, file: &File, bytes: &[u8], offset: u64) -> Result<usize> {
         let mut done = 0;
         while done < bytes.len() {
             let at = offset + done as u64;
@@ -104,7 +84,6 @@ impl Passthrough {
     pub(super) fn truncate(&self, id: u64, size: u64, kill: bool) -> Result<()> {
         let file = self.file(id)?;
         let _stripe = self.stripe(id);
-        let file = lock(&file);
         if kill {
             clear_rights(&file)?;
         }
@@ -119,7 +98,6 @@ impl Passthrough {
         let flags = FallocateFlags::from_bits_retain(mode);
         let file = self.file(id)?;
         let _stripe = self.stripe(id);
-        let file = lock(&file);
         let frees = flags.contains(FallocateFlags::PUNCH_HOLE);
         let _room = if frees { None } else { Some(self.reserve(worst_case(offset, length), 0)?) };
         let result = fallocate(&*file, flags, offset, length);
@@ -129,13 +107,10 @@ impl Passthrough {
 
     pub(super) fn sync_file(&self, id: u64, data_only: bool) -> Result<()> {
         let file = self.file(id)?;
-        let _stripe = self.stripe(id);
-        // Its own descriptor: a slow disk must not keep others from reading the file.
-        let copy = lock(&file).as_fd().try_clone_to_owned()?;
         if data_only {
-            fdatasync(&copy)?
+            fdatasync(&*file)?
         } else {
-            fsync(&copy)?
+            fsync(&*file)?
         }
         Ok(())
     }
@@ -147,7 +122,6 @@ impl Passthrough {
             _ => return Err(Errno::INVAL.into()),
         };
         let file = self.file(id)?;
-        let file = lock(&file);
         Ok(seek(&*file, from)?)
     }
 }

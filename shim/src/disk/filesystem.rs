@@ -1,4 +1,5 @@
-//! The face that the FUSE crate knows: each call in its own words, handed on.
+//! The face that the FUSE crate knows: each call in its own words, handed on. [`quick`](super::quick) answers
+//! INIT, READ, WRITE and GETXATTR before the crate sees them.
 
 use std::ffi::CStr;
 use std::io::Result;
@@ -6,8 +7,7 @@ use std::time::Duration;
 
 use fuse_backend_rs::abi::fuse_abi::{CreateIn, stat64, statvfs64};
 use fuse_backend_rs::api::filesystem::{
-    Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions, SetattrValid,
-    ZeroCopyReader, ZeroCopyWriter,
+    Context, DirEntry, Entry, FileSystem, ListxattrReply, OpenOptions, SetattrValid,
 };
 use rustix::fs::{SeekFrom, fstatvfs, fsync, readlinkat, seek};
 use rustix::io::Errno;
@@ -35,24 +35,6 @@ type Opened = (Option<u64>, OpenOptions, Option<u32>);
 impl FileSystem for Passthrough {
     type Inode = u64;
     type Handle = u64;
-
-    fn init(&self, capable: FsOptions) -> Result<FsOptions> {
-        (self.on_init)(self, capable.contains(FsOptions::HAS_RESEND));
-        // Never WRITEBACK_CACHE: with it a write beyond the limit seems to succeed until close(2).
-        Ok(FsOptions::ASYNC_READ
-            | FsOptions::BIG_WRITES
-            | FsOptions::MAX_PAGES
-            | FsOptions::DONT_MASK
-            | FsOptions::PARALLEL_DIROPS
-            | FsOptions::POSIX_ACL
-            | FsOptions::CACHE_SYMLINKS
-            | FsOptions::ZERO_MESSAGE_OPEN
-            | FsOptions::ZERO_MESSAGE_OPENDIR
-            | FsOptions::HANDLE_KILLPRIV_V2
-            | FsOptions::ASYNC_DIO
-            | FsOptions::INIT_EXT
-            | FsOptions::HAS_RESEND)
-    }
 
     fn lookup(&self, _: &Context, parent: u64, name: &CStr) -> Result<Entry> {
         self.look_up(parent, name)
@@ -145,36 +127,6 @@ impl FileSystem for Passthrough {
         Err(Errno::NOSYS.into())
     }
 
-    fn read(
-        &self,
-        _: &Context,
-        inode: u64,
-        _: u64,
-        to: &mut dyn ZeroCopyWriter,
-        size: u32,
-        offset: u64,
-        _: Option<u64>,
-        _: u32,
-    ) -> Result<usize> {
-        self.read_file(inode, to, size, offset)
-    }
-
-    fn write(
-        &self,
-        _: &Context,
-        inode: u64,
-        _: u64,
-        from: &mut dyn ZeroCopyReader,
-        size: u32,
-        offset: u64,
-        _: Option<u64>,
-        _: bool,
-        _: u32,
-        flags: u32,
-    ) -> Result<usize> {
-        self.write_file(inode, from, (size, offset), flags)
-    }
-
     fn fsync(&self, _: &Context, inode: u64, data_only: bool, _: u64) -> Result<()> {
         self.sync_file(inode, data_only)
     }
@@ -219,10 +171,6 @@ impl FileSystem for Passthrough {
 
     fn setxattr(&self, _: &Context, inode: u64, name: &CStr, value: &[u8], flags: u32) -> Result<()> {
         self.set_attribute(inode, name, value, flags)
-    }
-
-    fn getxattr(&self, _: &Context, inode: u64, name: &CStr, size: u32) -> Result<GetxattrReply> {
-        self.get_attribute(inode, name, size)
     }
 
     fn listxattr(&self, _: &Context, inode: u64, size: u32) -> Result<ListxattrReply> {

@@ -25,6 +25,7 @@ use rustix::thread::{
 };
 
 use super::account::{BLOCK_BYTES, Limits};
+use super::filter::Filter;
 use super::serve::{STATE_RESEND, Serving, serve};
 use super::usage::{Phase, Usage};
 use super::{IN_USE, ORPHANS, READY, memory, watch};
@@ -88,6 +89,7 @@ struct Mounted {
     usage: File,
     state: File,
     limits: Limits,
+    filter: Filter,
 }
 
 fn named(what: &str) -> impl Fn(Errno) -> Error {
@@ -151,10 +153,13 @@ fn begin(opened: Opened) -> Result<Mounted> {
         let numbers = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
         mount_at(&mount_point, "fuse", &format!("{numbers},default_permissions,allow_other"))
     })?;
+    let filter = Filter::new()?;
+    // The command line and the mount needed far more than waiting for the end of a server does.
+    coracle_runtime::memory::release_program();
     confine(&root)?;
     let state = memfd_create("coracle-disk", MemfdFlags::CLOEXEC)?;
     let limits = Limits { blocks: bytes / BLOCK_BYTES, inodes };
-    Ok(Mounted { device, root, volumes, usage, state: File::from(state), limits })
+    Ok(Mounted { device, root, volumes, usage, state: File::from(state), limits, filter })
 }
 
 /// Becomes root of the container's user namespace, unless it has none of its own.
@@ -233,6 +238,7 @@ impl Mounted {
             state: self.state.try_clone()?,
             usage: self.usage.try_clone()?,
             takeovers,
+            filter: &self.filter,
         })
     }
 

@@ -3,7 +3,7 @@
 //! so what the container only reads of its image never comes here.
 //!
 //! ```text
-//! coracle run or shim ── exec ──> guard ── fork ──> server (two threads)
+//! coracle run or shim ── exec ──> guard ── fork ──> server (threads)
 //!                                  holds /dev/fuse      answers the kernel
 //! ```
 //! Both are in the container's user namespace and outside of its other namespaces and its cgroup. The
@@ -17,13 +17,16 @@ mod account;
 mod attributes;
 mod data;
 mod filesystem;
+mod filter;
 mod guard;
 mod memory;
 mod names;
 mod nodes;
 mod passthrough;
+mod quick;
 mod scan;
 mod serve;
+mod turns;
 mod usage;
 mod watch;
 

@@ -13,11 +13,14 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::account::BLOCK_BYTES;
 use super::nodes::{Alias, Node, ROOT, name_of};
 use super::passthrough::{
     FOREVER, NAME_BLOCKS, OVERDRAFT_BLOCKS, OVERDRAFT_INODES, Passthrough, REPEATED, act_as, id_of, look, look_at, mask,
 };
 
+/// What has more than 8 MiB is not deleted in an instant.
+const LARGE_BLOCKS: u64 = (8 << 20) / BLOCK_BYTES;
 /// Where the shared state keeps the latest exchange.
 const STATE_EXCHANGE: u64 = 64;
 
@@ -148,7 +151,7 @@ impl Passthrough {
         let mut nodes = self.nodes();
         let alias = Alias { parent: self.orphans, name: name_of(id).into_boxed_c_str() };
         if let Some(node) = nodes.map.get_mut(&id) {
-            node.aliases = vec![alias];
+            node.keep_only(Some(alias), None);
             node.orphan = true;
             self.note_leaving();
         }
@@ -201,8 +204,7 @@ impl Passthrough {
         let id = id_of(stat);
         nodes.close_directory(id);
         if let Some(node) = nodes.map.get_mut(&id) {
-            node.aliases.clear();
-            node.pin = pin;
+            node.keep_only(None, pin);
             node.orphan = true;
             self.note_leaving();
             return;
@@ -354,19 +356,24 @@ impl Passthrough {
             }
             (node, nodes.directory(self.orphans))
         };
-        self.note_left(|| self.give_back(node, orphans));
+        // A large file takes its time on a slow disk.
+        if node.blocks > LARGE_BLOCKS {
+            self.turns.away(|| self.note_left(|| self.give_back(node, orphans)));
+        } else {
+            self.note_left(|| self.give_back(node, orphans));
+        }
     }
 
     fn give_back(&self, node: Node, orphans: Result<Arc<OwnedFd>>) {
-        let Node { aliases, blocks, pin, .. } = node;
-        if pin.is_none() {
-            let (Ok(orphans), Some(alias)) = (orphans, aliases.first()) else { return };
+        let blocks = node.blocks;
+        if node.pin().is_none() {
+            let (Ok(orphans), Some(alias)) = (orphans, node.alias()) else { return };
             let links = look_at(&orphans, &alias.name).map_or(0, |stat| stat.stx_nlink);
             if unlinkat(&orphans, &*alias.name, AtFlags::empty()).is_err() || links > 1 {
                 return;
             }
         }
-        drop(pin);
+        drop(node);
         self.account.replace(blocks, 0);
         self.account.release_inode();
         self.touch();

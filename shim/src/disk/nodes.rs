@@ -11,7 +11,7 @@ use std::fs::File;
 use std::hash::Hash;
 use std::io::Result;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
@@ -30,20 +30,73 @@ pub struct Alias {
     pub name: Box<CStr>,
 }
 
-/// Is an inode that the kernel knows.
+/// Is an inode that the kernel knows. There may be hundreds of thousands, so what is rare lies apart.
 #[derive(Debug, Default)]
 pub struct Node {
-    pub aliases: Vec<Alias>,
-    /// How many times the kernel was told of it and has not yet forgotten.
-    pub lookups: u64,
-    /// Told of by a server that died, nobody knows how often.
-    pub inherited: bool,
+    /// The name by which it is reached.
+    alias: Option<Alias>,
+    rare: Option<Box<Rare>>,
     /// Its charge, in units of 512 bytes.
     pub blocks: u64,
+    /// How many times the kernel was told of it and has not yet forgotten.
+    pub lookups: u32,
+    /// Told of by a server that died, nobody knows how often.
+    pub inherited: bool,
     /// Has no name that the container sees.
     pub orphan: bool,
-    /// Keeps a directory without a name.
-    pub pin: Option<Arc<OwnedFd>>,
+}
+
+/// Is what few inodes have.
+#[derive(Debug, Default)]
+struct Rare {
+    aliases: Vec<Alias>,
+    /// Keeps a directory without a name, or one that is always there.
+    pin: Option<Arc<OwnedFd>>,
+}
+
+impl Node {
+    fn pinned(pin: Arc<OwnedFd>) -> Self {
+        Self { rare: Some(Box::new(Rare { pin: Some(pin), ..Rare::default() })), inherited: true, ..Self::default() }
+    }
+
+    pub fn alias(&self) -> Option<&Alias> {
+        self.alias.as_ref()
+    }
+
+    pub fn pin(&self) -> Option<&Arc<OwnedFd>> {
+        self.rare.as_ref()?.pin.as_ref()
+    }
+
+    fn aliases(&self) -> impl Iterator<Item = &Alias> {
+        self.alias.iter().chain(self.rare.iter().flat_map(|rare| &rare.aliases))
+    }
+
+    /// Forgets every name; this one is left, or a descriptor.
+    pub fn keep_only(&mut self, alias: Option<Alias>, pin: Option<Arc<OwnedFd>>) {
+        self.alias = alias;
+        self.rare = pin.map(|pin| Box::new(Rare { pin: Some(pin), aliases: Vec::new() }));
+    }
+
+    /// Notes one more name, as the one by which it is reached if that is wanted.
+    pub fn add(&mut self, alias: Alias, first: bool) {
+        let Some(old) = &mut self.alias else {
+            self.alias = Some(alias);
+            return;
+        };
+        let other = if first { std::mem::replace(old, alias) } else { alias };
+        self.rare.get_or_insert_default().aliases.push(other);
+    }
+
+    fn remove(&mut self, parent: u64, name: &CStr) {
+        let is_it = |alias: &Alias| alias.parent == parent && *alias.name == *name;
+        if let Some(rare) = &mut self.rare {
+            rare.aliases.retain(|alias| !is_it(alias));
+        }
+        if self.alias.as_ref().is_some_and(is_it) {
+            // The oldest of the others.
+            self.alias = self.rare.as_mut().filter(|rare| !rare.aliases.is_empty()).map(|rare| rare.aliases.remove(0));
+        }
+    }
 }
 
 /// Is where an inode is reached: a directory, and a name in it that is never followed.
@@ -99,13 +152,13 @@ impl<K: Hash + Eq + Copy, V> Recent<K, V> {
 pub struct Nodes {
     pub map: HashMap<u64, Node>,
     directories: Recent<u64, OwnedFd>,
-    files: Recent<u64, Mutex<File>>,
+    files: Recent<u64, File>,
 }
 
 impl Nodes {
     /// Starts with the two directories that are always there.
     pub fn new(root: OwnedFd, orphans: (u64, OwnedFd)) -> Self {
-        let fixed = |fd| Node { pin: Some(Arc::new(fd)), lookups: 1, inherited: true, ..Node::default() };
+        let fixed = |fd| Node { lookups: 1, ..Node::pinned(Arc::new(fd)) };
         Self {
             map: HashMap::from([(ROOT, fixed(root)), (orphans.0, fixed(orphans.1))]),
             directories: Recent::new(DIRECTORIES_MAX),
@@ -115,8 +168,7 @@ impl Nodes {
 
     /// Knows a directory for ever.
     pub fn fix(&mut self, id: u64, dir: OwnedFd) {
-        let node = self.map.entry(id).or_default();
-        (node.inherited, node.pin) = (true, Some(Arc::new(dir)));
+        self.map.insert(id, Node::pinned(Arc::new(dir)));
     }
 
     pub fn get(&self, id: u64) -> Result<&Node> {
@@ -126,10 +178,10 @@ impl Nodes {
     /// Finds an inode by one of its names.
     pub fn place(&mut self, id: u64) -> Result<Place> {
         let node = self.get(id)?;
-        if let Some(pin) = &node.pin {
+        if let Some(pin) = node.pin() {
             return Ok(Place { dir: pin.clone(), name: c".".into() });
         }
-        let Alias { parent, name } = node.aliases.first().ok_or(Errno::STALE)?.clone();
+        let Alias { parent, name } = node.alias().ok_or(Errno::STALE)?.clone();
         Ok(Place { dir: self.directory(parent)?, name })
     }
 
@@ -142,10 +194,10 @@ impl Nodes {
                 break open.clone();
             }
             let node = self.get(current)?;
-            if let Some(pin) = &node.pin {
+            if let Some(pin) = node.pin() {
                 break pin.clone();
             }
-            let alias = node.aliases.first().ok_or(Errno::STALE)?;
+            let alias = node.alias().ok_or(Errno::STALE)?;
             missing.push((current, alias.name.clone()));
             current = alias.parent;
         };
@@ -158,17 +210,22 @@ impl Nodes {
     }
 
     /// Opens a regular file for reading and writing, or gives the descriptor that is open.
-    pub fn file(&mut self, id: u64) -> Result<Arc<Mutex<File>>> {
-        if let Some(open) = self.files.map.get(&id) {
-            return Ok(open.clone());
+    pub fn file(&mut self, id: u64) -> Result<Arc<File>> {
+        if let Some(open) = self.open_file(id) {
+            return Ok(open);
         }
         let place = self.place(id)?;
         // NONBLOCK only matters for what is no regular file, which nobody asks to open.
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = self.with_room(|| openat(&place.dir, &*place.name, flags, Mode::empty()))?;
-        let file = Arc::new(Mutex::new(File::from(fd)));
+        let file = Arc::new(File::from(fd));
         self.files.insert(id, file.clone());
         Ok(file)
+    }
+
+    /// Gives the descriptor of a file that is open already.
+    pub fn open_file(&self, id: u64) -> Option<Arc<File>> {
+        self.files.map.get(&id).cloned()
     }
 
     /// Opens once more with fewer kept descriptors where there are too many.
@@ -186,39 +243,37 @@ impl Nodes {
     /// Notes one more name, or the only one of what cannot have two.
     pub fn add_alias(&mut self, id: u64, parent: u64, name: &CStr, many: bool) -> &mut Node {
         let node = self.map.entry(id).or_default();
-        if node.pin.is_none() {
-            let alias = Alias { parent, name: name.into() };
-            if !many {
-                if node.aliases.first() != Some(&alias) {
-                    node.aliases.clear();
-                    node.aliases.shrink_to(1);
-                    node.aliases.push(alias);
-                }
-            } else if !node.aliases.contains(&alias) {
-                node.aliases.push(alias);
+        if node.pin().is_some() {
+            return node;
+        }
+        if many {
+            if !node.aliases().any(|alias| alias.parent == parent && *alias.name == *name) {
+                node.add(Alias { parent, name: name.into() }, false);
             }
+        } else if node.alias.as_ref().is_none_or(|alias| alias.parent != parent || *alias.name != *name) {
+            node.keep_only(Some(Alias { parent, name: name.into() }), None);
         }
         node
     }
 
-    /// Forgets a name; says whether the node is known and has no other one.
+    /// Forgets a name.
     pub fn remove_alias(&mut self, id: u64, parent: u64, name: &CStr) {
         if let Some(node) = self.map.get_mut(&id) {
-            node.aliases.retain(|alias| alias.parent != parent || *alias.name != *name);
+            node.remove(parent, name);
         }
     }
 
     /// Says whether the kernel knows it and this is the only name we know.
     pub fn is_last_alias(&self, id: u64, parent: u64, name: &CStr) -> bool {
         self.map.get(&id).is_some_and(|node| {
-            node.aliases.iter().all(|alias| alias.parent == parent && *alias.name == *name) && node.pin.is_none()
+            node.aliases().all(|alias| alias.parent == parent && *alias.name == *name) && node.pin().is_none()
         })
     }
 
     /// Takes a node away when the kernel has forgotten it.
     pub fn forget(&mut self, id: u64, count: u64) -> Option<Node> {
         let node = self.map.get_mut(&id)?;
-        node.lookups = node.lookups.saturating_sub(count);
+        node.lookups = node.lookups.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
         // What a dead server told of is forgotten with what we told: the kernel sends the whole sum.
         let gone = if node.inherited { node.orphan } else { node.lookups == 0 };
         if !gone || id == ROOT {

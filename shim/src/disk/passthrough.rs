@@ -1,6 +1,6 @@
 //! The filesystem that the kernel sees: every call is done on the directory below and charged.
 //!
-//! Order of locks: `tree`, then a stripe, then an open file, then `nodes`, then the account. `tree` is
+//! Order of locks: `tree`, then a stripe, then `nodes`, then the account. `tree` is
 //! taken for writing by whatever changes where a node is found.
 
 use std::cell::{Cell, RefCell};
@@ -8,6 +8,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io::Result;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use rustix::process::umask;
 use super::account::{Account, Limits, PAGE_BLOCKS};
 use super::nodes::{Nodes, Place, ROOT};
 use super::scan;
+use super::turns::Turns;
 
 /// We are the only writer, so nothing the kernel knows grows old.
 pub const FOREVER: Duration = Duration::from_secs(1 << 31);
@@ -60,11 +62,13 @@ pub struct Passthrough {
     /// A thread waits for what is leaving.
     patient: AtomicBool,
     pub(super) device: (u32, u32),
-    pub(super) on_init: fn(&Self, bool),
+
     pub(super) state: File,
     nodes: Mutex<Nodes>,
     tree: RwLock<()>,
     stripes: [Mutex<()>; STRIPES],
+    /// Who waits for requests.
+    pub turns: Turns,
     waker: std::thread::Thread,
 }
 
@@ -99,7 +103,7 @@ impl Passthrough {
         limits: Limits,
         state: File,
         taken_over: bool,
-        on_init: fn(&Self, bool),
+        turns: Turns,
     ) -> Result<Self> {
         let top = look_at(&root, c".")?;
         let orphans = scan::open_dir(&root, super::ORPHANS)?;
@@ -137,11 +141,11 @@ impl Passthrough {
             begin: Instant::now(),
             patient: AtomicBool::new(false),
             device: (top.stx_dev_major, top.stx_dev_minor),
-            on_init,
             state,
             nodes: Mutex::new(nodes),
             tree: RwLock::new(()),
             stripes: [const { Mutex::new(()) }; STRIPES],
+            turns,
             waker: std::thread::current(),
         })
     }
@@ -191,6 +195,12 @@ impl Passthrough {
         }
     }
 
+    /// Remembers beyond this server's life whether the kernel can send requests again.
+    pub(super) fn note_resend(&self, can: bool) {
+        // Without it a server that dies cannot be replaced, which is what happens then.
+        let _ = self.state.write_all_at(&[u8::from(can)], super::serve::STATE_RESEND);
+    }
+
     /// Has the usage written down soon.
     pub fn touch(&self) {
         if !self.dirty.swap(true, Ordering::Relaxed) {
@@ -220,9 +230,13 @@ impl Passthrough {
             return got;
         }
         let (mut got, begin) = (None, Instant::now());
-        while got.is_none() && begin.elapsed() < most && self.leaves_soon() {
-            std::thread::sleep(PAUSE);
-            got = attempt();
+        if self.leaves_soon() {
+            self.turns.away(|| {
+                while got.is_none() && begin.elapsed() < most && self.leaves_soon() {
+                    std::thread::sleep(PAUSE);
+                    got = attempt();
+                }
+            });
         }
         self.patient.store(false, Ordering::Release);
         got.or_else(attempt)
@@ -263,7 +277,7 @@ impl Passthrough {
         let mut nodes = self.nodes();
         let known = nodes.map.contains_key(&id);
         let node = nodes.add_alias(id, parent, name, !is_dir && stat.stx_nlink > 1);
-        node.lookups += 1;
+        node.lookups = node.lookups.saturating_add(1);
         if !known {
             node.blocks = stat.stx_blocks;
         }

@@ -105,7 +105,7 @@ pub fn empty(orphans: &OwnedFd) -> Result<()> {
 /// Knows a name as the server knew it that died; nobody knows how often the kernel was told.
 pub fn inherit(nodes: &mut Nodes, found: &Found<'_>, parent: u64, orphans: u64) {
     let id = id_of(found.stat);
-    let fixed = nodes.map.get(&id).is_some_and(|node| node.pin.is_some());
+    let fixed = nodes.map.get(&id).is_some_and(|node| node.pin().is_some());
     let node = nodes.map.entry(id).or_default();
     node.inherited = true;
     node.blocks = found.stat.stx_blocks;
@@ -115,9 +115,7 @@ pub fn inherit(nodes: &mut Nodes, found: &Found<'_>, parent: u64, orphans: u64) 
     let alias = Alias { parent, name: found.name.into() };
     if parent == orphans {
         node.orphan = true;
-        // The name under which it is kept is the one that lasts.
-        node.aliases.insert(0, alias);
-    } else {
-        node.aliases.push(alias);
     }
+    // The name under which it is kept is the one that lasts.
+    node.add(alias, parent == orphans);
 }

@@ -3,24 +3,29 @@
 use std::fs::File;
 use std::io::Result;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use fuse_backend_rs::api::server::{MAX_BUFFER_SIZE, Server};
+use fuse_backend_rs::abi::fuse_abi::Opcode;
+use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
 use rustix::io::Errno;
 
 use super::account::{BLOCK_BYTES, Limits};
 use super::filesystem::begin_thread;
+use super::filter::Filter;
 use super::passthrough::{Passthrough, REPEATED};
+use super::quick::{Done, Request};
+use super::turns::{Pace, Turns};
 use super::usage::{Phase, Usage};
 
-/// Two, so that a thread that waits for the disk keeps nobody else, and what is deleted is given back
-/// while a full disk is looked at again. More gave nothing on two processors.
-const THREADS: usize = 2;
-/// A request is a header, a name or two and at most MAX_BUFFER_SIZE of data.
+/// More than one, so that a thread that waits for the disk keeps nobody else, and what is deleted is given back while a
+/// full disk is looked at again.
+const THREADS: usize = 3;
+/// What one READ or WRITE carries at most: few round trips, and every thread has a buffer of that size.
+pub const MAX_DATA_BYTES: u32 = 256 * 1024;
+/// A request is a header, a name or two and at most MAX_DATA_BYTES of data.
 const HEADER_BYTES: usize = 4096;
 /// FUSE_UNIQUE_RESEND of linux/fuse.h (Linux 6.9).
 const UNIQUE_RESEND: u64 = 1 << 63;
@@ -40,16 +45,24 @@ pub struct Serving<'a> {
     pub state: File,
     pub usage: File,
     pub takeovers: u32,
+    pub filter: &'a Filter,
+}
+
+/// Ends the whole server when a thread panics: the guard starts another one, where the others would wait for ever.
+struct NoPanic;
+
+impl Drop for NoPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
 }
 
 /// Serves until the filesystem is unmounted.
 pub fn serve(serving: Serving<'_>) -> Result<()> {
-    let Serving { device, root, volumes, limits, state, usage, takeovers } = serving;
-    let passthrough = Passthrough::new((root, volumes), limits, state, takeovers > 0, |passthrough, resend| {
-        // Without it a server that dies cannot be replaced, which is what happens then.
-        let _ = passthrough.state.write_all_at(&[u8::from(resend)], STATE_RESEND);
-    })?;
-    let filesystem = Arc::new(passthrough);
+    let Serving { device, root, volumes, limits, state, usage, takeovers, filter } = serving;
+    let filesystem = Arc::new(Passthrough::new((root, volumes), limits, state, takeovers > 0, Turns::new(THREADS))?);
     let server = Server::new(filesystem.clone());
     if takeovers > 0 {
         let mut space = [0; HEADER_BYTES];
@@ -60,14 +73,18 @@ pub fn serve(serving: Serving<'_>) -> Result<()> {
     std::thread::scope(|scope| {
         let waker = std::thread::current();
         for _ in 0..THREADS {
-            let (server, done, waker) = (&server, &done, waker.clone());
+            let (server, filesystem, done, waker) = (&server, &*filesystem, &done, waker.clone());
             scope.spawn(move || {
-                let result = begin_thread().and_then(|()| answer(server, device));
+                let _guard = NoPanic;
+                let ready = begin_thread().and_then(|()| filter.install());
+                let result = ready.and_then(|()| answer(server, filesystem, device));
                 done.fetch_add(1, Ordering::Release);
                 waker.unpark();
                 result
             });
         }
+        // Without it the kernel is answered all the same: every thread that reads what it sends is confined.
+        let _ = filter.install();
         let is_done = || done.load(Ordering::Acquire) == THREADS;
         while !is_done() {
             if filesystem.dirty.swap(false, Ordering::Relaxed) {
@@ -86,25 +103,63 @@ pub fn serve(serving: Serving<'_>) -> Result<()> {
 }
 
 /// Answers one request after the other until the filesystem is gone.
-fn answer(server: &Server<Arc<Passthrough>>, device: BorrowedFd<'_>) -> Result<()> {
-    let mut request = vec![0; MAX_BUFFER_SIZE as usize + HEADER_BYTES];
-    let mut reply = vec![0; MAX_BUFFER_SIZE as usize + HEADER_BYTES];
-    loop {
-        let length = match rustix::io::read(device, &mut request[..]) {
-            Ok(length) => length,
-            // The request was interrupted before we had it, or the kernel has to be asked again.
-            Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => continue,
-            Err(Errno::NODEV) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        let unique = request[8..16].try_into().map_or(0, u64::from_ne_bytes);
-        REPEATED.set(unique & UNIQUE_RESEND != 0);
-        let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(&mut request[..length]));
-        let writer = FuseDevWriter::new(device.as_raw_fd(), &mut reply);
-        let (Ok(reader), Ok(writer)) = (reader, writer) else { return Err(Errno::INVAL.into()) };
-        // A request whose asker was killed meanwhile takes no answer.
+fn answer(server: &Server<Arc<Passthrough>>, filesystem: &Passthrough, device: BorrowedFd<'_>) -> Result<()> {
+    let turns = &filesystem.turns;
+    // What is never touched is no memory: only large requests fill it.
+    let mut buffer = vec![0; MAX_DATA_BYTES as usize + HEADER_BYTES];
+    let mut pace = Pace::default();
+    let mut begin = Instant::now();
+    while turns.join() {
+        loop {
+            let length = match rustix::io::read(device, &mut buffer[..]) {
+                Ok(length) => length,
+                // The request was interrupted before we had it, or the kernel has to be asked again.
+                Err(Errno::INTR | Errno::AGAIN | Errno::NOENT) => continue,
+                Err(error) => {
+                    turns.end();
+                    return if error == Errno::NODEV { Ok(()) } else { Err(error.into()) };
+                }
+            };
+            let got = Instant::now();
+            let needed = turns.note(&mut pace, got.duration_since(begin));
+            let request = Request { device, buffer: &mut buffer, length };
+            REPEATED.set(request.unique() & UNIQUE_RESEND != 0);
+            if is_slow(&request, &mut pace) {
+                turns.away(|| answer_one(server, filesystem, request));
+            } else {
+                answer_one(server, filesystem, request);
+            }
+            begin = Instant::now();
+            pace.note_work(begin.duration_since(got));
+            if !needed {
+                turns.leave();
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Answers one request. One whose asker was killed meanwhile takes no answer.
+fn answer_one(server: &Server<Arc<Passthrough>>, filesystem: &Passthrough, mut request: Request<'_>) {
+    if request.answer(filesystem) == Done::Answered {
+        return;
+    }
+    let Request { device, buffer, length } = request;
+    let (request, reply) = buffer.split_at_mut(length);
+    let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(request));
+    let writer = FuseDevWriter::new(device.as_raw_fd(), reply);
+    if let (Ok(reader), Ok(writer)) = (reader, writer) {
         let _ = server.handle_message(reader, Writer::FuseDev(writer), None, None);
     }
+}
+
+/// Says whether a request may have to wait for the disk.
+fn is_slow(request: &Request<'_>, pace: &mut Pace) -> bool {
+    const ALWAYS: [u32; 3] = [Opcode::Fsync as u32, Opcode::Fsyncdir as u32, Opcode::Fallocate as u32];
+    const AT_TIMES: [u32; 2] = [Opcode::Read as u32, Opcode::Write as u32];
+    let opcode = request.opcode();
+    ALWAYS.contains(&opcode) || (AT_TIMES.contains(&opcode) && pace.is_slow())
 }
 
 fn write_usage(filesystem: &Passthrough, file: &File, takeovers: u32, phase: Phase) {
