@@ -23,7 +23,8 @@ def told(family, host):
 for word in sys.argv[1:]:
     family, wanted = word[0], word[1] == '+'
     host = '10.50.0.2' if family == '4' else 'fd50::2'
-    for _ in range(100):
+    end = time.time() + 30
+    while time.time() < end:
         found = told(family, host)
         if found == wanted: break
         time.sleep(0.05)
@@ -92,7 +93,15 @@ $CORACLE network create --ipv6 six >&2
 rate="--net-rate up=80mbit,down=80mbit"
 $CORACLE run -d --pull never --name joined $rate --network net "$IMAGE" sleep 1000 >&2
 $CORACLE run -d --pull never --name beside $rate --network six "$IMAGE" sleep 1000 >&2
-for name in joined beside; do look $name 4+ 6+; done
+# Known and not understood: on a busy machine Debian 12's pasta now and then answers no IPv6 connection behind a gate
+# until it is started again, though every route and neighbour is there.
+for name in joined beside; do
+    for turn in 1 2 3 4; do
+        said=$(look $name 4+ 6+)
+        case $said in *NOT*) $CORACLE restart -t 0 $name >&2 ;; *) break ;; esac
+    done
+    echo "$said"
+done
 kill $far
 $CORACLE rm -f joined beside >&2
 "#;
