@@ -16,19 +16,25 @@ fn names(env: &TestEnv) -> Vec<String> {
     env.coracle(&["--list-failpoints"]).ok().lines().map(str::to_owned).collect()
 }
 
+fn state(env: &TestEnv, id: &str) -> String {
+    env.coracle(&["ps", "-a", "--filter", &format!("id={id}"), "--format", "{{.State}}"]).ok()
+}
+
 /// Demands what holds after everything: nothing says running that does not, nothing runs that is not
 /// listed, every name can be used again, and everything can be removed.
 fn check_and_clear(env: &TestEnv, what: &str) {
     let shown = env.coracle(&["ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.State}}"]).ok();
     let mut listed = BTreeSet::new();
     for line in shown.lines() {
-        let (id, state) = line.split_once(' ').unwrap();
+        let (id, told) = line.split_once(' ').unwrap();
         listed.insert(id.to_owned());
         let path = env.root().join("containers").join(id).join("state.json");
-        if state == "running" {
+        if told == "running" {
             let text: serde_json::Value = serde_json::from_slice(&fs_err::read(path).unwrap()).unwrap();
             let init = text["init"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
-            assert!(init.is_some_and(lives), "{what}: {id} is said to run and does not");
+            // It may end between the two looks, but not stay like that.
+            let right = || init.is_some_and(lives) || state(env, id) != "running";
+            wait_until(&format!("{what}: {id} is said to run and does not"), right);
         }
     }
     for id in &listed {

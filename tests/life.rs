@@ -1,12 +1,13 @@
 //! Containers that outlive their command: the shim, and the commands of a container's life.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::env::{TestEnv, wait_until};
+use crate::env::{TestEnv, poll, wait_until};
 use crate::require;
 
 /// Gives the directory of the only container, or of the one with this id.
@@ -162,6 +163,30 @@ fn f06_a_shim_that_is_stopped_holds_nothing_up() {
     env.coracle(&["start", "c"]).ok();
     kill(Pid::from_raw(pid(&env, &id, "watcher")), Signal::SIGSTOP).unwrap();
     env.coracle(&["rm", "-f", "c"]).ok();
+}
+
+/// A shim that is stopped makes the moment long between an end and what was written before it.
+#[test]
+fn logs_are_followed_to_the_last_line_that_a_container_wrote() {
+    require!();
+    let env = TestEnv::new();
+    let image = env.image("busybox");
+    let place = env.path("place");
+    fs_err::create_dir(&place).unwrap();
+    let script = "echo first; while [ ! -e /place/go ]; do sleep 0.01; done; echo last";
+    let volume = format!("{}:/place", place.display());
+    let id = detached(&env, &["--name", "c", "-v", &volume, &image, "sh", "-c", script]);
+    wait_until("the first line", || logged(&env, &id).len() == 1);
+    let (shim, init) = (pid(&env, &id, "watcher"), pid(&env, &id, "init"));
+    kill(Pid::from_raw(shim), Signal::SIGSTOP).unwrap();
+    fs_err::write(place.join("go"), "").unwrap();
+    wait_until("its end", || !lives(init));
+    let follower = env.coracle(&["logs", "-f", "c"]).spawn();
+    // Time in which one that takes this for the end would go away.
+    poll(Duration::from_millis(500), || false);
+    kill(Pid::from_raw(shim), Signal::SIGCONT).unwrap();
+    assert_eq!(follower.wait().text(), "first\nlast");
+    env.coracle(&["rm", "c"]).ok();
 }
 
 #[test]

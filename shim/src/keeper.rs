@@ -3,7 +3,8 @@
 //! pasta has no notion of "my container ended" for a namespace without a name. The keeper is a second
 //! process of this binary: it starts the helper and then reads a pipe from the watcher. When the watcher
 //! ends, even by SIGKILL and even while the helper still starts, the pipe closes and the keeper ends the
-//! helper. When the helper ends, so does the keeper, which is how the watcher hears of it.
+//! helper. When the helper ends, so does the keeper, which is how the watcher hears of it. A helper in the
+//! background that hangs is ended too, and started again where nobody else would.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Result, Write};
@@ -16,12 +17,17 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, setsid, waitid};
 
+use crate::stuck::{Counts, EVERY};
+
 /// The hidden first argument under which the binary becomes a keeper.
 pub const KEEPER_ARGUMENT: &str = "__keep-helper";
 /// What the keeper says when the helper works.
 const READY: &str = "ready";
 /// Stands in the place of a pid file.
 const STAYS: &str = "-";
+/// What becomes of a helper that hangs.
+const AGAIN: &str = "again";
+const ONCE: &str = "once";
 /// Old versions of pasta hang where they may not open a device; a start takes milliseconds.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// What is kept of a helper's complaint.
@@ -40,6 +46,8 @@ pub struct Helper<'a> {
     pub input: Option<BorrowedFd<'a>>,
     /// How it starts.
     pub manner: Manner<'a>,
+    /// It is started again when it hangs; else whoever watches the keeper does that.
+    pub again: bool,
 }
 
 /// Is how a helper says that it works.
@@ -68,6 +76,7 @@ impl Keeper {
         let input = helper.input.map(|fd| fd.try_clone_to_owned().map(Stdio::from)).transpose()?;
         let mut process = Command::new("/proc/self/exe")
             .arg(KEEPER_ARGUMENT)
+            .arg(if helper.again { AGAIN } else { ONCE })
             .arg(pid_file)
             .arg(helper.program)
             .args(helper.arguments)
@@ -104,17 +113,19 @@ impl Keeper {
     }
 }
 
-/// Is the keeper's whole life; `arguments` are the pid file, the program and its arguments.
+/// Is the keeper's whole life; `arguments` are what becomes of one that hangs, the pid file, the program and its
+/// arguments.
 pub fn keep(arguments: &[OsString]) -> Result<()> {
     // A signal of the terminal is for the container; the helper ends when that has.
     let _ = setsid();
-    let [pid_file, program, arguments @ ..] = arguments else {
+    let [again, pid_file, program, arguments @ ..] = arguments else {
         return Err(Errno::INVAL.into());
     };
-    let started = match pid_file == STAYS {
-        true => start_foreground(program, arguments)?,
-        false => start_background(program, arguments, Path::new(pid_file))?,
+    let start = || match pid_file == STAYS {
+        true => start_foreground(program, arguments),
+        false => start_background(program, arguments, Path::new(pid_file)),
     };
+    let started = start()?;
     let complaint = started.as_ref().err().map(Vec::as_slice);
     std::io::stdout().write_all(complaint.unwrap_or(READY.as_bytes()))?;
     std::io::stdout().flush()?;
@@ -124,44 +135,87 @@ pub fn keep(arguments: &[OsString]) -> Result<()> {
         rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
         rustix::fs::Mode::empty(),
     )?))?;
-    let Ok((helper, said)) = started else { return Ok(()) };
-    wait(&helper, said)?;
+    let Ok(mut helper) = started else { return Ok(()) };
+    loop {
+        let end = wait(&mut helper)?;
+        finish(&helper.pidfd)?;
+        if end != End::Hangs || again != AGAIN {
+            return Ok(());
+        }
+        match start()? {
+            Ok(next) => helper = next,
+            Err(_) => return Ok(()),
+        }
+    }
+}
+
+/// Ends a helper and waits until it is gone.
+fn finish(helper: &OwnedFd) -> Result<()> {
     // Not SIGTERM: pasta is the first process of a pid namespace of its own and never sees it.
-    match pidfd_send_signal(&helper, Signal::KILL) {
+    match pidfd_send_signal(helper, Signal::KILL) {
         Ok(()) | Err(Errno::SRCH) => {}
         Err(error) => return Err(error.into()),
     }
     // Whoever waits for this process may use the helper's ports again.
-    let _ = poll(&mut [PollFd::new(&helper, PollFlags::IN)], None);
+    let _ = poll(&mut [PollFd::new(helper, PollFlags::IN)], None);
     // One that stayed is this process's child; one in the background is not.
     let _ = waitid(WaitId::PidFd(helper.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     Ok(())
 }
 
-/// Waits until the watcher or the helper has ended; what the helper says meanwhile is nobody's business.
-fn wait(helper: &OwnedFd, mut said: Option<ChildStderr>) -> Result<()> {
+/// Is why a helper is not kept any longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The watcher or the helper has ended.
+    Over,
+    Hangs,
+}
+
+/// Waits until a helper is not needed or of no use; what it says meanwhile is nobody's business.
+fn wait(helper: &mut Started) -> Result<End> {
     let stdin = std::io::stdin();
+    let pause = Timespec::try_from(EVERY).map_err(|_| Errno::INVAL)?;
+    let mut before = helper.pid.and_then(Counts::of);
     loop {
-        let mut polled = vec![PollFd::new(&stdin, PollFlags::IN), PollFd::new(helper, PollFlags::IN)];
-        polled.extend(said.as_ref().map(|said| PollFd::new(said, PollFlags::IN)));
-        rustix::io::retry_on_intr(|| poll(&mut polled, None))?;
+        let mut polled = vec![PollFd::new(&stdin, PollFlags::IN), PollFd::new(&helper.pidfd, PollFlags::IN)];
+        polled.extend(helper.said.as_ref().map(|said| PollFd::new(said, PollFlags::IN)));
+        let timeout = before.is_some().then_some(&pause);
+        if rustix::io::retry_on_intr(|| poll(&mut polled, timeout))? == 0 {
+            let now = helper.pid.and_then(Counts::of);
+            if let (Some(before), Some(now)) = (&before, &now)
+                && now.hangs_since(before)
+            {
+                return Ok(End::Hangs);
+            }
+            before = now;
+            continue;
+        }
         let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
         if ready[0] || ready[1] {
-            return Ok(());
+            return Ok(End::Over);
         }
         let mut words = [0; 4096];
-        if let Some(open) = &mut said
+        if let Some(open) = &mut helper.said
             && matches!(open.read(&mut words), Ok(0) | Err(_))
         {
-            said = None;
+            helper.said = None;
         }
     }
 }
 
-type Started = std::result::Result<(OwnedFd, Option<ChildStderr>), Vec<u8>>;
+/// Is a helper that works.
+struct Started {
+    pidfd: OwnedFd,
+    /// Of one in the background: it is looked at.
+    pid: Option<i32>,
+    said: Option<ChildStderr>,
+}
+
+/// Is a helper, or its complaint.
+type Starting = std::result::Result<Started, Vec<u8>>;
 
 /// Runs the helper until it is in the background; gives its complaint when it fails.
-fn start_background(program: &OsStr, arguments: &[OsString], pid_file: &Path) -> Result<Started> {
+fn start_background(program: &OsStr, arguments: &[OsString], pid_file: &Path) -> Result<Starting> {
     let mut command = Command::new(program);
     let input = std::io::stderr().as_fd().try_clone_to_owned()?;
     let mut child =
@@ -173,13 +227,13 @@ fn start_background(program: &OsStr, arguments: &[OsString], pid_file: &Path) ->
         return Ok(Err(silent()));
     }
     if child.wait()?.success() {
-        return Ok(Ok((helper(pid_file)?, None)));
+        return Ok(Ok(helper(pid_file)?));
     }
     Ok(Err(complaint(child)?))
 }
 
 /// Runs the helper until it says something.
-fn start_foreground(program: &OsStr, arguments: &[OsString]) -> Result<Started> {
+fn start_foreground(program: &OsStr, arguments: &[OsString]) -> Result<Starting> {
     let mut command = Command::new(program);
     let mut child =
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
@@ -191,7 +245,7 @@ fn start_foreground(program: &OsStr, arguments: &[OsString]) -> Result<Started> 
         return Ok(Err(silent()));
     }
     if stdout.read(&mut [0])? == 1 {
-        return Ok(Ok((pidfd, child.stderr.take())));
+        return Ok(Ok(Started { pidfd, pid: None, said: child.stderr.take() }));
     }
     child.wait()?;
     Ok(Err(complaint(child)?))
@@ -220,8 +274,9 @@ fn pidfd_of(child: &Child) -> Result<OwnedFd> {
 }
 
 /// Opens the helper by the number it wrote down a moment ago.
-fn helper(pid_file: &Path) -> Result<OwnedFd> {
+fn helper(pid_file: &Path) -> Result<Started> {
     let number = fs_err::read_to_string(pid_file)?.trim().parse().ok();
     let pid = number.and_then(Pid::from_raw).ok_or(Errno::INVAL)?;
-    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    Ok(Started { pidfd, pid: Some(pid.as_raw_nonzero().get()), said: None })
 }

@@ -16,6 +16,7 @@ mod probe;
 pub mod protocol;
 mod signals;
 mod streams;
+mod stuck;
 mod supervisor;
 pub mod terminal;
 

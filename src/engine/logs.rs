@@ -118,7 +118,8 @@ fn drain(reader: &mut Reader, range: &LogRange, sink: &mut dyn Sink) -> io::Resu
     }
 }
 
-/// Says whether nothing more will be written: the container has ended, or is gone.
+/// Says whether nothing more will be written: the container has ended, or is gone. While its shim has not written down
+/// how it ended, that still takes in what it wrote last.
 fn has_ended(root: &Path, id: &str) -> bool {
-    !matches!(Container::read(root, id), Ok(Some(now)) if now.status().is_active())
+    !matches!(Container::read(root, id), Ok(Some(now)) if now.status().is_active() || now.is_undecided())
 }

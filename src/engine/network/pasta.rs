@@ -28,11 +28,12 @@ pub fn start(plan: &OutsidePlan, place: Place<'_>, directory: &Path) -> Result<K
         arguments.extend(["--runas".to_owned(), "0:0".to_owned()]);
     }
     let manner = Manner::Background(&pid_file);
-    let input = match place {
-        Place::Container { .. } => None,
-        Place::Gate { net, .. } => Some(net),
+    let (input, again) = match place {
+        Place::Container { .. } => (None, true),
+        // The routes behind it have to be made again too.
+        Place::Gate { net, .. } => (Some(net), false),
     };
-    plan.keep(&Helper { program: &plan.program, arguments: &arguments, directory, input, manner })
+    plan.keep(&Helper { program: &plan.program, arguments: &arguments, directory, input, manner, again })
 }
 
 fn arguments(plan: &OutsidePlan, place: Place<'_>, pid_file: &Path) -> Vec<String> {

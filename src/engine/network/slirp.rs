@@ -46,7 +46,7 @@ pub fn start(plan: &OutsidePlan, place: Place<'_>, directory: &Path) -> Result<K
     // One that is left of an earlier start.
     let _ = fs_err::remove_file(directory.join(SOCKET));
     let manner = Manner::Foreground;
-    let helper = Helper { program: &plan.program, arguments: &arguments, directory, input: None, manner };
+    let helper = Helper { program: &plan.program, arguments: &arguments, directory, input: None, manner, again: false };
     let keeper = plan.keep(&helper)?;
     match plan.ports.iter().try_for_each(|mapping| publish(mapping, directory)) {
         Ok(()) => Ok(keeper),
