@@ -35,4 +35,5 @@ pub use idmap::{HostIds, IdMap, IdMapError, IdRange, UserNs};
 pub use launch::{
     Exit, Gate, LaunchOptions, Namespaces, Nest, Rootfs, Running, Stdio, launch, open_gate, signal_process,
 };
+pub use plan::IPC_SYSCTLS;
 pub use sys::SysError;

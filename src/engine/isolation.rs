@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
+use coracle_runtime::IPC_SYSCTLS;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use serde::{Deserialize, Serialize};
 
@@ -13,17 +14,6 @@ const SHM: &str = "/dev/shm";
 const MQUEUE: &str = "/dev/mqueue";
 /// What a bound device or directory of memory never gets.
 const BOUND: [&str; 4] = ["bind", "rprivate", "nosuid", "noexec"];
-/// System V and POSIX queue parameters of an IPC namespace; docker's list.
-const IPC_SYSCTLS: [&str; 8] = [
-    "kernel.msgmax",
-    "kernel.msgmnb",
-    "kernel.msgmni",
-    "kernel.sem",
-    "kernel.shmall",
-    "kernel.shmmax",
-    "kernel.shmmni",
-    "kernel.shm_rmid_forced",
-];
 
 /// Says why one of these flags cannot be kept.
 #[derive(Debug, thiserror::Error)]

@@ -24,8 +24,8 @@ pub(crate) struct Confinement {
 /// The kernel's `__NEW_UTS_LEN`.
 const HOSTNAME_MAX: usize = 64;
 
-/// A System V or POSIX queue sysctl of kernel/ that belongs to the IPC namespace.
-const IPC_KEYS: [&str; 8] = [
+/// The sysctls of `kernel/` that belong to the IPC namespace (ipc_namespaces(7)).
+pub const IPC_SYSCTLS: [&str; 8] = [
     "kernel.msgmax",
     "kernel.msgmnb",
     "kernel.msgmni",
@@ -100,7 +100,7 @@ fn sysctl_path(key: &str, namespaces: &NamespacePlan) -> Result<PathBuf, &'stati
     let dotted = parts.join(".");
     let owner = if parts[0] == "net" {
         CloneFlags::NET
-    } else if IPC_KEYS.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
+    } else if IPC_SYSCTLS.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
         CloneFlags::IPC
     } else if dotted == "kernel.hostname" {
         return Err("is the specification's own field hostname");

@@ -11,6 +11,7 @@ mod process;
 mod scheduling;
 
 pub(crate) use confine::Confinement;
+pub use confine::IPC_SYSCTLS;
 pub(crate) use mounts::{DeviceNode, MountOwners, MountSource, MountStep, fit_ids, may_cover};
 pub(crate) use namespaces::NamespacePlan;
 pub(crate) use process::{ListenerPlan, ProcessPlan, plan as plan_process};
