@@ -50,6 +50,7 @@ fn links_with(script: &Path) -> bool {
     };
     std::fs::write(&source, "fn main() {}").is_ok() && quiet(&mut compiler) && quiet(&mut Command::new(&program))
 }
+
 /// The version of this machine's C library: `glibc 2.36`.
 fn glibc() -> Option<(u32, u32)> {
     let output = Command::new("getconf").arg("GNU_LIBC_VERSION").output().ok()?;

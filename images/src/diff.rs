@@ -78,6 +78,28 @@ pub fn changes(
     Ok(found.changes)
 }
 
+/// Shows what is in a directory that may be in use: each name, its path from the root and what it is.
+pub(crate) fn entries(
+    here: &OwnedFd,
+    path: &[u8],
+    mut see: impl FnMut(&std::ffi::CStr, &[u8], &Stat) -> Result<(), DiffError>,
+) -> Result<(), DiffError> {
+    let mut entries = Dir::read_from(here).map_err(|errno| failed("list", path, errno))?;
+    while let Some(entry) = entries.read() {
+        let entry = entry.map_err(|errno| failed("list", path, errno))?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let path = [path, b"/", name.to_bytes()].concat();
+        match fs::statat(here, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => {}
+            other => see(name, &path, &other.map_err(|errno| failed("examine", &path, errno))?)?,
+        }
+    }
+    Ok(())
+}
+
 struct Diff<'a> {
     changes: Vec<(Change, Vec<u8>)>,
     leave_out: &'a dyn Fn(&[u8], &Stat) -> bool,
@@ -98,28 +120,16 @@ impl Diff<'_> {
         if let (true, Some(below)) = (opaque, below) {
             self.hidden(here, below, path)?;
         }
-        let mut entries = Dir::read_from(here).map_err(|errno| failed("list", path, errno))?;
-        while let Some(entry) = entries.read() {
-            let entry = entry.map_err(|errno| failed("list", path, errno))?;
-            let name = entry.file_name();
-            if name == c"." || name == c".." {
-                continue;
-            }
-            let path = [path, b"/", name.to_bytes()].concat();
-            let stat = match fs::statat(here, name, AtFlags::SYMLINK_NOFOLLOW) {
-                Err(Errno::NOENT) => continue,
-                other => other.map_err(|errno| failed("examine", &path, errno))?,
-            };
-            if (self.leave_out)(&path, &stat) {
-                continue;
+        entries(here, path, |name, path, stat| {
+            if (self.leave_out)(path, stat) {
+                return Ok(());
             }
             let old = match below {
-                Some(below) => lookup::find(below, name.to_bytes()).map_err(|errno| failed("examine", &path, errno))?,
+                Some(below) => lookup::find(below, name.to_bytes()).map_err(|errno| failed("examine", path, errno))?,
                 None => Found::Nothing,
             };
-            self.entry(here, name, &path, &stat, old, depth_left)?;
-        }
-        Ok(())
+            self.entry(here, name, path, stat, old, depth_left)
+        })
     }
 
     fn entry(

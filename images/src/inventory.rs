@@ -9,10 +9,10 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{self, AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{self, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::diff::{Change, DiffError, failed};
+use crate::diff::{Change, DiffError, entries, failed};
 use crate::unpack::quote;
 
 /// More files than any image has; each is kept in memory while the two are compared.
@@ -119,29 +119,17 @@ fn directory_flags() -> OFlags {
 
 fn below(here: &OwnedFd, path: &[u8], depth_left: usize, see: &mut See<'_>) -> Result<(), DiffError> {
     let depth_left = depth_left.checked_sub(1).ok_or_else(|| DiffError::TooDeep { path: quote(path) })?;
-    let mut entries = Dir::read_from(here).map_err(|errno| failed("list", path, errno))?;
-    while let Some(entry) = entries.read() {
-        let entry = entry.map_err(|errno| failed("list", path, errno))?;
-        let name = entry.file_name();
-        if name == c"." || name == c".." {
-            continue;
-        }
-        let path = [path, b"/", name.to_bytes()].concat();
-        let stat = match fs::statat(here, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => continue,
-            other => other.map_err(|errno| failed("examine", &path, errno))?,
-        };
-        see(&path, &stat)?;
+    entries(here, path, |name, path, stat| {
+        see(path, stat)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-            continue;
+            return Ok(());
         }
         match fs::openat(here, name, directory_flags(), Mode::empty()) {
             // Something else by now.
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-            other => below(&other.map_err(|errno| failed("open", &path, errno))?, &path, depth_left, see)?,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+            other => below(&other.map_err(|errno| failed("open", path, errno))?, path, depth_left, see),
         }
-    }
-    Ok(())
+    })
 }
 
 #[cfg(test)]

@@ -37,8 +37,8 @@ pub fn detach(keep: &[RawFd], work: impl FnOnce() -> i32) -> Result<(), Errno> {
     }
 }
 
-/// Like [`detach`], for work that may take long: in a child of this process, for a caller that ends soon: half of the time of two forks is saved, and
-/// the child is somebody else's when the caller is gone.
+/// Like [`detach`], but the work is done in a child of this process: one fork instead of two. For a caller that ends soon;
+/// then the child is somebody else's.
 ///
 /// # Errors
 /// Those of fork(2); `EDEADLK` for a caller with threads.

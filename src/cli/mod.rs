@@ -61,7 +61,7 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 
-pub use data::cp::left_out;
+pub use data::cp::{CpFlags, left_out};
 use error::{CliError, EXIT_CORACLE_FAILED, note};
 
 /// Run Docker images without root and without a daemon.

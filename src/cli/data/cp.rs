@@ -16,6 +16,17 @@ use crate::engine::transfer::{CopyEnd, CopyOptions, copy};
 /// archive on standard input or output. The container may be stopped.
 #[derive(Args)]
 pub struct CpArgs {
+    #[command(flatten)]
+    flags: CpFlags,
+    /// CONTAINER:PATH, PATH or -
+    source: String,
+    /// CONTAINER:PATH, PATH or -
+    destination: String,
+}
+
+/// Is how to copy, also with an instance of a pool.
+#[derive(Args)]
+pub struct CpFlags {
     /// Keep the numbers of users and groups
     #[arg(short, long)]
     archive: bool,
@@ -25,10 +36,25 @@ pub struct CpArgs {
     /// Say nothing about what was left out
     #[arg(short, long)]
     quiet: bool,
-    /// CONTAINER:PATH, PATH or -
-    source: String,
-    /// CONTAINER:PATH, PATH or -
-    destination: String,
+}
+
+impl CpFlags {
+    /// Gives what the two halves of a copy need to know.
+    pub fn options(&self) -> CopyOptions {
+        CopyOptions { archive: self.archive, follow: self.follow_link }
+    }
+
+    /// Whether nobody wants to hear what was left out.
+    pub fn quiet(&self) -> bool {
+        self.quiet
+    }
+
+    /// Says how much was not copied, where that is wanted.
+    pub fn tell_left_out(&self, count: u64) {
+        if !self.quiet {
+            left_out(count);
+        }
+    }
 }
 
 /// Copies.
@@ -38,9 +64,8 @@ pub fn run(root: Option<PathBuf>, args: CpArgs) -> Result<ExitCode, CliError> {
     if to == CopyEnd::Stream && std::io::stdout().is_terminal() {
         return Err(CliError::message("an archive is not written to a terminal; redirect the output"));
     }
-    let options = CopyOptions { archive: args.archive, follow: args.follow_link };
-    let copied = copy(&engine, from, to, options)?;
-    left_out(if args.quiet { 0 } else { copied.left_out });
+    let copied = copy(&engine, from, to, args.flags.options())?;
+    args.flags.tell_left_out(copied.left_out);
     Ok(ExitCode::SUCCESS)
 }
 

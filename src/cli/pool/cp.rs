@@ -8,10 +8,10 @@ use coracle_scheduler::client::{Pool, PoolError};
 use coracle_scheduler::ssh::{ClientError, Ends, Request};
 
 use super::ssh;
+use crate::cli::CpFlags;
 use crate::cli::error::CliError;
-use crate::cli::left_out;
 use crate::engine::EngineError;
-use crate::engine::transfer::{CopyEnd, CopyOptions, FarCopy};
+use crate::engine::transfer::{CopyEnd, FarCopy};
 
 /// Copy files between an instance and this machine
 ///
@@ -19,15 +19,8 @@ use crate::engine::transfer::{CopyEnd, CopyOptions, FarCopy};
 /// archive on standard input or output. The instance may be stopped.
 #[derive(Args)]
 pub struct CpArgs {
-    /// Keep the numbers of users and groups
-    #[arg(short, long)]
-    archive: bool,
-    /// Follow a link that is the source
-    #[arg(short = 'L', long)]
-    follow_link: bool,
-    /// Say nothing about what was left out
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    flags: CpFlags,
     /// INSTANCE:PATH, PATH or -
     source: String,
     /// INSTANCE:PATH, PATH or -
@@ -45,8 +38,7 @@ pub fn cp(pool: Pool, args: &CpArgs) -> Result<ExitCode, CliError> {
         _ => None,
     });
     let found = name.map(|name| pool.find("/v1/instances", "instance", &name)).transpose()?;
-    let options = CopyOptions { archive: args.archive, follow: args.follow_link };
-    let mut copy = FarCopy::begin(&from, &to, options, args.quiet).map_err(EngineError::from)?;
+    let mut copy = FarCopy::begin(&from, &to, args.flags.options(), args.flags.quiet()).map_err(EngineError::from)?;
     let text = |field: &str| found.as_ref().and_then(|found| found[field].as_str()).unwrap_or_default().to_owned();
     let provider = found.as_ref().and_then(|found| found["alloc"]["provider"].as_str());
     let provider = provider.ok_or_else(|| CliError::message(format!("instance {} is nowhere", text("name"))))?;
@@ -70,7 +62,7 @@ pub fn cp(pool: Pool, args: &CpArgs) -> Result<ExitCode, CliError> {
         (Ok(_) | Err(PoolError::Session(ClientError::Own(_))), Err(error)) => Err(EngineError::from(error).into()),
         (code, own) => {
             code?;
-            left_out(own.map_or(0, |copied| copied.left_out).min(if args.quiet { 0 } else { u64::MAX }));
+            args.flags.tell_left_out(own.map_or(0, |copied| copied.left_out));
             Ok(ExitCode::SUCCESS)
         }
     }
