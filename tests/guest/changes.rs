@@ -1,7 +1,7 @@
 //! `coracle update` changes each limit of a container that runs: measured by the kernel's counters, and read
 //! from inside and outside.
 
-use crate::container::{Container, usage, within};
+use crate::container::{Container, settles_within, usage};
 use crate::host::{CORACLE, Delegated, Guest, User};
 
 const BUSY: &str = "while :; do :; done";
@@ -14,9 +14,9 @@ fn update_changes_the_share_of_a_processor() {
         let (used, clock) = usage(&guest, &[busy.cgroup()]);
         used[0] / clock
     };
-    within(share(), 0.17, 0.23, "share of a processor");
+    settles_within(0.17, 0.23, "share of a processor", &share);
     busy.update(&["--cpus", "0.5"]);
-    within(share(), 0.45, 0.55, "share of a processor after the update");
+    settles_within(0.45, 0.55, "share of a processor after the update", &share);
     assert_eq!(busy.inside("cat /sys/fs/cgroup/cpu.max").ok(), "50000 100000");
 }
 
@@ -34,8 +34,10 @@ fn update_turns_weights_round_and_pins() {
     let weight = |container: &Container<'_>| container.outside("cpu.weight").parse::<f64>().unwrap();
     let wanted = weight(&second) / weight(&first);
     assert!((3.0..5.0).contains(&wanted), "{wanted}");
-    let (used, _) = usage(&guest, &[first.cgroup(), second.cgroup()]);
-    within(used[1] / used[0], wanted * 0.8, wanted * 1.2, "second to first");
+    settles_within(wanted * 0.8, wanted * 1.2, "second to first", || {
+        let (used, _) = usage(&guest, &[first.cgroup(), second.cgroup()]);
+        used[1] / used[0]
+    });
     first.update(&["--cpuset-cpus", "0"]);
     let status = format!("/proc/{}/status", first.inspect("State.Pid"));
     assert_eq!(guest.run(User::Root, &["grep", "Cpus_allowed_list", &status]).ok(), "Cpus_allowed_list:\t0");
@@ -91,14 +93,15 @@ fn update_changes_rates_of_bytes() {
     let flags =
         ["-v", "/home/alice/data:/data", "--device-write-bps", "/dev/vda:1mb", "--device-read-bps", "/dev/vda:8mb"];
     let busy = Container::start(&guest, User::Alice, "rates", &flags, "sleep 1000");
+    let bytes = |counter: &str, line: &str| per_second(&busy, counter, line) / MEBIBYTE;
     let write = |chunks: u32| format!("dd if=/dev/zero of=/data/rate bs=64k count={chunks} oflag=direct");
     let read = |chunks: u32| format!("dd if=/data/rate of=/dev/null bs=64k count={chunks} iflag=direct");
-    within(per_second(&busy, "wbytes", &write(64)) / MEBIBYTE, 0.85, 1.15, "MiB written in a second");
+    settles_within(0.85, 1.15, "MiB written in a second", || bytes("wbytes", &write(64)));
     busy.update(&["--device-write-bps", "/dev/vda:2mb", "--device-read-bps", "/dev/vda:1mb"]);
-    within(per_second(&busy, "wbytes", &write(128)) / MEBIBYTE, 1.7, 2.3, "MiB written in a second after the update");
-    within(per_second(&busy, "rbytes", &read(64)) / MEBIBYTE, 0.85, 1.15, "MiB read in a second");
+    settles_within(1.7, 2.3, "MiB written in a second after the update", || bytes("wbytes", &write(128)));
+    settles_within(0.85, 1.15, "MiB read in a second", || bytes("rbytes", &read(64)));
     busy.update(&["--device-read-bps", "/dev/vda:2mb"]);
-    within(per_second(&busy, "rbytes", &read(128)) / MEBIBYTE, 1.7, 2.3, "MiB read in a second after the update");
+    settles_within(1.7, 2.3, "MiB read in a second after the update", || bytes("rbytes", &read(128)));
     let limits = busy.inside("cat /sys/fs/cgroup/io.max");
     assert!(limits.ok().contains("rbps=2097152 wbps=2097152"), "{limits:?}");
 }
@@ -116,12 +119,12 @@ fn update_changes_rates_of_operations() {
     let write =
         |count: u32| format!("dd if=/dev/zero of=/data/operations bs=4k count={count} oflag=direct conv=notrunc");
     let read = |count: u32| format!("dd if=/data/operations of=/dev/null bs=4k count={count} iflag=direct");
-    within(per_second(&busy, "wios", &write(80)), 17.0, 23.0, "writes in a second");
+    settles_within(17.0, 23.0, "writes in a second", || per_second(&busy, "wios", &write(80)));
     busy.update(&["--device-write-iops", "/dev/vda:40", "--device-read-iops", "/dev/vda:20"]);
-    within(per_second(&busy, "wios", &write(160)), 34.0, 46.0, "writes in a second after the update");
-    within(per_second(&busy, "rios", &read(80)), 17.0, 23.0, "reads in a second");
+    settles_within(34.0, 46.0, "writes in a second after the update", || per_second(&busy, "wios", &write(160)));
+    settles_within(17.0, 23.0, "reads in a second", || per_second(&busy, "rios", &read(80)));
     busy.update(&["--device-read-iops", "/dev/vda:40"]);
-    within(per_second(&busy, "rios", &read(160)), 34.0, 46.0, "reads in a second after the update");
+    settles_within(34.0, 46.0, "reads in a second after the update", || per_second(&busy, "rios", &read(160)));
 }
 
 #[test]

@@ -82,8 +82,21 @@ pub fn usage(guest: &Guest, cgroups: &[String]) -> (Vec<f64>, f64) {
     (used, (after[0] - before[0]) * 1e6)
 }
 
+/// Windows that are measured until one is as it should be: other people's work on the machine under the guest
+/// disturbs one now and then, and a limit that nobody enforces is wrong in all of them.
+const WINDOWS: u32 = 5;
+
+/// Measures until a value is between `low` and `high`; panics with all of them when none was.
 #[track_caller]
-pub fn within(value: f64, low: f64, high: f64, what: &str) {
-    println!("{what}: {value:.3}, wanted {low:.3} to {high:.3}");
-    assert!((low..=high).contains(&value), "{what}: {value:.3} is not within {low:.3} to {high:.3}");
+pub fn settles_within(low: f64, high: f64, what: &str, mut measure: impl FnMut() -> f64) {
+    let mut seen = Vec::new();
+    for _ in 0..WINDOWS {
+        let value = measure();
+        println!("{what}: {value:.3}, wanted {low:.3} to {high:.3}");
+        if (low..=high).contains(&value) {
+            return;
+        }
+        seen.push(value);
+    }
+    panic!("{what}: none of {seen:.3?} is within {low:.3} to {high:.3}");
 }

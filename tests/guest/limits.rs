@@ -1,6 +1,6 @@
 //! Every limit bites, as an ordinary user: measured by the kernel's counters, read from inside and outside.
 
-use crate::container::{Container, usage, within};
+use crate::container::{Container, settles_within, usage};
 use crate::host::{CORACLE, Delegated, Guest, IMAGE, User};
 
 #[test]
@@ -33,8 +33,10 @@ fn f10_memory_kills_the_container_and_not_its_neighbour() {
 fn cpus_hold_a_busy_loop() {
     let Some(guest) = Guest::find("cpus_hold_a_busy_loop") else { return };
     let busy = Container::start(&guest, User::Alice, "busy", &["--cpus", "0.2"], "while :; do :; done");
-    let (used, clock) = usage(&guest, &[busy.cgroup()]);
-    within(used[0] / clock, 0.17, 0.23, "share of a processor");
+    settles_within(0.17, 0.23, "share of a processor", || {
+        let (used, clock) = usage(&guest, &[busy.cgroup()]);
+        used[0] / clock
+    });
     let throttled = busy.outside("cpu.stat");
     assert!(!throttled.contains("nr_throttled 0\n"), "{throttled}");
 }
@@ -79,13 +81,15 @@ fn write_rate_holds_direct_writes() {
         "-c",
         script,
     ];
-    let output = guest.run(User::Alice, &argv);
-    let lines: Vec<&str> = output.ok().lines().collect();
-    let seconds = lines[1].parse::<f64>().unwrap() - lines[0].parse::<f64>().unwrap();
-    let written = lines.iter().find_map(|line| line.split(" wbytes=").nth(1)).unwrap();
-    let written: f64 = written.split(' ').next().unwrap().parse().unwrap();
-    assert!(written >= f64::from(96 * (64 << 10)), "{output:?}");
-    within(written / seconds / f64::from(1 << 20), 0.85, 1.15, "MiB in a second");
+    settles_within(0.85, 1.15, "MiB in a second", || {
+        let output = guest.run(User::Alice, &argv);
+        let lines: Vec<&str> = output.ok().lines().collect();
+        let seconds = lines[1].parse::<f64>().unwrap() - lines[0].parse::<f64>().unwrap();
+        let written = lines.iter().find_map(|line| line.split(" wbytes=").nth(1)).unwrap();
+        let written: f64 = written.split(' ').next().unwrap().parse().unwrap();
+        assert!(written >= f64::from(96 * (64 << 10)), "{output:?}");
+        written / seconds / f64::from(1 << 20)
+    });
 }
 
 #[test]
@@ -115,8 +119,10 @@ fn weights_share_in_proportion() {
     let weight = |container: &Container<'_>| container.outside("cpu.weight").parse::<f64>().unwrap();
     let wanted = weight(&heavy) / weight(&light);
     assert!((3.0..5.0).contains(&wanted), "{wanted}");
-    let (used, _) = usage(&guest, &[heavy.cgroup(), light.cgroup()]);
-    within(used[0] / used[1], wanted * 0.8, wanted * 1.2, "heavy to light");
+    settles_within(wanted * 0.8, wanted * 1.2, "heavy to light", || {
+        let (used, _) = usage(&guest, &[heavy.cgroup(), light.cgroup()]);
+        used[0] / used[1]
+    });
 }
 
 /// Flag, value, file of the cgroup, and what is in it.
