@@ -59,7 +59,7 @@ pub struct UlimitError {
 }
 
 /// The names of getrlimit(2) as docker run spells them.
-const ULIMIT_NAMES: &[&str] = &[
+pub const ULIMIT_NAMES: &[&str] = &[
     "as",
     "core",
     "cpu",

@@ -279,6 +279,7 @@ fn new_mount(destination: &Path, kind: &str, source: &Path, options: &[&str]) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::size::ULIMIT_NAMES;
     use coracle_runtime::IdRange;
 
     fn idmap() -> IdMap {
@@ -375,24 +376,7 @@ mod tests {
 
     #[test]
     fn every_ulimit_has_a_place_in_the_specification() {
-        for name in [
-            "as",
-            "core",
-            "cpu",
-            "data",
-            "fsize",
-            "locks",
-            "memlock",
-            "msgqueue",
-            "nice",
-            "nofile",
-            "nproc",
-            "rss",
-            "rtprio",
-            "rttime",
-            "sigpending",
-            "stack",
-        ] {
+        for name in ULIMIT_NAMES {
             let options = RunOptions { ulimits: vec![format!("{name}=7:8").parse().unwrap()], ..RunOptions::default() };
             let spec = with(&options, &root(), vec![]).unwrap();
             let limits = spec.process().clone().unwrap().rlimits().clone().unwrap();

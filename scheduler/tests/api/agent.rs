@@ -1,5 +1,6 @@
 //! Agents over real HTTP, simulated engines behind them: F03's scheduler side, F05, F31.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -20,17 +21,16 @@ impl Drop for Machine {
     }
 }
 
-/// Runs an agent, and an engine that lets things run soon after they are started.
-pub fn run(env: &Env, name: &str, token: &str, engine: Arc<Mutex<SimulatedEngine>>) -> Machine {
-    let keeper = FileKeeper(env.folder.path().join(format!("{name}.incarnation")));
+/// Runs an agent, and an engine that lets things run soon after they are started, until the task is aborted.
+pub fn live(client: Client, incarnation: PathBuf, engine: &Arc<Mutex<SimulatedEngine>>) -> tokio::task::JoinHandle<()> {
+    let keeper = FileKeeper(incarnation);
     let last = keeper.read().expect("incarnation");
-    let client = Client::new(env.http.clone(), env.base(), token);
-    let mut agent = Agent::new(client, Arc::clone(&engine), keeper, last);
-    let moved = Arc::clone(&engine);
-    let task = tokio::spawn(async move {
+    let mut agent = Agent::new(client, Arc::clone(engine), keeper, last);
+    let moved = Arc::clone(engine);
+    tokio::spawn(async move {
         let advance = async {
             loop {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
                 moved.lock().expect("engine").advance();
             }
         };
@@ -38,7 +38,13 @@ pub fn run(env: &Env, name: &str, token: &str, engine: Arc<Mutex<SimulatedEngine
             _ = agent.run() => {}
             () = advance => {}
         }
-    });
+    })
+}
+
+/// A machine of the pool: `live`, until it is dropped.
+pub fn run(env: &Env, name: &str, token: &str, engine: Arc<Mutex<SimulatedEngine>>) -> Machine {
+    let client = Client::new(env.http.clone(), env.base(), token);
+    let task = live(client, env.folder.path().join(format!("{name}.incarnation")), &engine);
     Machine { engine, task }
 }
 

@@ -9,13 +9,13 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use coracle_scheduler::agent::{Agent, Client, FileKeeper, SimulatedEngine};
+use coracle_scheduler::agent::{Client, SimulatedEngine};
 use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::agent::engine;
+use crate::agent::{engine, live};
 use crate::faults::{Process, call};
 use crate::support::{DEADLINE, http, instance, name, until};
 
@@ -81,30 +81,16 @@ pub struct Host {
     pub task: tokio::task::JoinHandle<()>,
 }
 
-fn live(
+/// Runs the agent of a host behind the proxy until the task is aborted.
+fn revive(
     proxy: &Proxy,
     folder: &std::path::Path,
     number: usize,
     token: &str,
     engine: &Arc<Mutex<SimulatedEngine>>,
 ) -> tokio::task::JoinHandle<()> {
-    let keeper = FileKeeper(folder.join(format!("incarnation{number}")));
-    let last = keeper.read().expect("incarnation");
     let client = Client::new(http(), format!("http://{}", proxy.address), token);
-    let mut agent = Agent::new(client, Arc::clone(engine), keeper, last);
-    let moved = Arc::clone(engine);
-    tokio::spawn(async move {
-        let advance = async {
-            loop {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                moved.lock().expect("engine").advance();
-            }
-        };
-        tokio::select! {
-            _ = agent.run() => {}
-            () = advance => {}
-        }
-    })
+    live(client, folder.join(format!("incarnation{number}")), engine)
 }
 
 /// Makes a machine of the pool.
@@ -118,7 +104,7 @@ pub async fn join(proxy: &Proxy, folder: &std::path::Path, number: usize, admin:
     let engine = engine();
     // Room for all of them, so that whatever waits at the end waits for no good reason.
     engine.lock().expect("engine").capacity.cpu_millis = 1_000_000;
-    let task = live(proxy, folder, number, &token, &engine);
+    let task = revive(proxy, folder, number, &token, &engine);
     Host { token, engine, task }
 }
 
@@ -160,7 +146,7 @@ async fn a_pool_that_was_kicked_for_a_while_agrees_with_itself_when_it_is_left_a
                 let host = &mut hosts[number];
                 host.task.abort();
                 let _ = (&mut host.task).await;
-                host.task = live(&proxy, folder.path(), number, &host.token, &host.engine);
+                host.task = revive(&proxy, folder.path(), number, &host.token, &host.engine);
             }
             3..6 => proxy.cut(),
             6..12 if !made.is_empty() => {

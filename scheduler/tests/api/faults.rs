@@ -22,6 +22,8 @@ use crate::support::{DEADLINE, http, instance, name, until};
 const FOLDER: &str = "CORACLE_TEST_SCHEDULER_FOLDER";
 /// The lead of a child that was killed must end soon.
 pub const TEST_LEASE: Duration = Duration::from_millis(900);
+/// Points that a scheduler with nothing beside it does not come to: it is current, and nobody takes its lead.
+const RARE: [&str; 2] = ["lease_lost", "migrate_step"];
 /// Where a child finds its PostgreSQL; empty means SQLite.
 const POSTGRES: &str = "CORACLE_TEST_SCHEDULER_POSTGRES";
 
@@ -50,6 +52,11 @@ fn child() {
         out.flush().expect("flush");
         running.wait().await;
     });
+}
+
+/// The points that a scheduler comes to again and again.
+pub fn everyday_points() -> impl Iterator<Item = &'static str> {
+    POINTS.into_iter().filter(|point| !RARE.contains(point))
 }
 
 pub struct Process {
@@ -193,7 +200,7 @@ pub async fn kill_at(point: &str, effect: &str, postgres: &str) {
             *proxy.to.write().expect("address") = address;
         }
         make(&process, &token, &mut acknowledged).await;
-        let dies = effect == "kill" && !["migrate_step", "lease_lost"].contains(&point);
+        let dies = effect == "kill" && !RARE.contains(&point);
         let start = Instant::now();
         // What only an agent comes to takes a moment; what is passed less often than that is done when all run.
         while dies && !process.is_dead() && (after == 0 || runs(&host) < 10) {
@@ -248,7 +255,7 @@ async fn f04_nothing_acknowledged_is_lost_when_a_call_fails() {
 /// A second client asks for the same and a third one for something else while the first is held up at each point.
 #[tokio::test(flavor = "multi_thread")]
 async fn f04_a_request_that_is_held_up_anywhere_is_made_once() {
-    for point in POINTS.into_iter().filter(|point| !["lease_lost", "migrate_step"].contains(point)) {
+    for point in everyday_points() {
         let folder = tempfile::tempdir().expect("folder");
         let process = Process::start(folder.path(), &format!("{point}=sleep@3"));
         let address = process.address.expect("address");

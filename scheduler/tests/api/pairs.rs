@@ -2,15 +2,14 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use coracle_scheduler::agent::{Agent, Client, FileKeeper, SimulatedEngine};
+use coracle_scheduler::agent::{Client, SimulatedEngine};
 use coracle_scheduler::model::{FactReport, FactValue};
 use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::agent::{engine, run};
+use crate::agent::{engine, live, run};
 use crate::faults::{Process, call};
 use crate::support::{Env, http, instance, name, until};
 
@@ -21,23 +20,8 @@ fn agent(
     token: &str,
     engine: &Arc<Mutex<SimulatedEngine>>,
 ) -> tokio::task::JoinHandle<()> {
-    let keeper = FileKeeper(folder.join("incarnation"));
-    let last = keeper.read().expect("incarnation");
     let base = format!("http://{}", process.address.expect("address"));
-    let mut agent = Agent::new(Client::new(http(), base, token), Arc::clone(engine), keeper, last);
-    let moved = Arc::clone(engine);
-    tokio::spawn(async move {
-        let advance = async {
-            loop {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                moved.lock().expect("engine").advance();
-            }
-        };
-        tokio::select! {
-            _ = agent.run() => {}
-            () = advance => {}
-        }
-    })
+    live(Client::new(http(), base, token), folder.join("incarnation"), engine)
 }
 
 async fn states(process: &Process, token: &str) -> Option<Vec<(String, String)>> {

@@ -13,7 +13,7 @@ use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::faults::{Process, TEST_LEASE, call, kill_at};
+use crate::faults::{Process, TEST_LEASE, call, everyday_points, kill_at};
 use crate::support::{DEADLINE, instance};
 
 pub struct Postgres {
@@ -110,19 +110,7 @@ impl Postgres {
 async fn f04_f34_everything_holds_on_postgresql_too() {
     let started = tokio::task::spawn_blocking(|| Postgres::start("f04_f34_everything_holds_on_postgresql_too"));
     let Some(server) = started.await.expect("start") else { return };
-    for point in [
-        "req_authed",
-        "txn_begun",
-        "row_written",
-        "audit_written",
-        "before_commit",
-        "after_commit",
-        "reply_ready",
-        "outbox_written",
-        "outbox_sent",
-        "ack_recorded",
-        "lease_taken",
-    ] {
+    for point in everyday_points() {
         let url = server.database(&format!("kill_{point}")).await;
         kill_at(point, "kill", &url).await;
     }
