@@ -37,6 +37,7 @@ mod networks;
 mod options;
 mod pool;
 mod pool_faults;
+mod pool_machines;
 mod pool_move;
 mod pool_story;
 mod probe;

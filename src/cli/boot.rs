@@ -64,14 +64,16 @@ pub fn write_unit(name: &str, what: &str, service: &str, root: &Path, command: &
     Ok(path)
 }
 
-/// Gives the unit's text (systemd.service(5)); a path is quoted, and its percent signs are no specifiers.
+/// Gives the unit's text (systemd.service(5)); a path is quoted, and its percent signs are no specifiers. It stands behind
+/// the scope of the containers, so that it ends before them (systemd.unit(5)): an agent must not take their end at a
+/// shutdown for the end of their work.
 fn unit(what: &str, service: &str, program: &str, state: &str, command: &str) -> String {
     let quoted = |path: &str| {
         let escaped = path.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
         format!("\"{escaped}\"")
     };
     format!(
-        "[Unit]\nDescription={what}\nAfter=network-online.target\n\n\
+        "[Unit]\nDescription={what}\nAfter=network-online.target coracle.scope\n\n\
          [Service]\n{service}\n\
          ExecStart={} --root {} {command}\n\n[Install]\nWantedBy=default.target\n",
         quoted(program),

@@ -258,8 +258,9 @@ fn drain(folder: &Path, args: &DrainArgs) -> Result<(), CliError> {
 /// Writes the unit and says how to switch it on.
 fn install_unit(root: &Path) -> Result<(), CliError> {
     Membership::read(&root.join("provider"))?;
-    // The agent ends at SIGTERM, and what it has started belongs to the pool and not to the unit.
-    let service = "Type=exec\nKillMode=process\nRestart=always\nRestartSec=5\nDelegate=yes";
+    // The agent ends at SIGTERM, and what it has started belongs to the pool and not to the unit. Without Delegate=yes
+    // it is in coracle.scope, or the unit could not start again: its cgroup would have children with controllers.
+    let service = "Type=exec\nKillMode=process\nRestart=always\nRestartSec=5";
     let path = boot::write_unit(UNIT, "this machine lent to a pool by coracle", service, root, "provider run")?;
     line(&path.display().to_string());
     note("hint: systemctl --user enable --now coracle-provider.service, and loginctl enable-linger");

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::command::Running;
-use super::{Run, TestEnv, poll, wait_until};
+use super::{Run, TestEnv, fixtures, poll, wait_until};
 
 /// A scheduler with machines.
 pub struct Lent {
@@ -17,7 +17,12 @@ pub struct Lent {
     pub url: String,
     pub image: String,
     agents: BTreeMap<String, Running>,
+    /// What comes before the commands of a machine that is not simply this one, and of the scheduler and its people.
+    places: BTreeMap<String, Vec<String>>,
 }
+
+/// What the scheduler and the people who use the pool are called among the places.
+pub const CENTRE: &str = "centre";
 
 /// An agent that found nobody waits up to twenty seconds before it tries again, and a lost answer takes thirty.
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -35,15 +40,19 @@ pub fn json(run: Run) -> Value {
 impl Lent {
     /// Starts a scheduler with the given arguments and keeps a login for its administrator.
     pub fn new(more: &[&str]) -> Self {
-        let env = TestEnv::new();
+        Self::among(TestEnv::new(), "127.0.0.1", BTreeMap::new(), more)
+    }
+
+    /// The same with a scheduler at another address, and machines that are elsewhere.
+    pub fn among(env: TestEnv, address: &str, places: BTreeMap<String, Vec<String>>, more: &[&str]) -> Self {
         let image = env.image("busybox");
         let at = env.root().join("central");
-        let secret = env.coracle(&["--root"]).args(&[&at]).args(&["scheduler", "init"]).ok();
-        let mut lent =
-            Self { env, scheduler: None, url: "https://127.0.0.1:0".to_owned(), image, agents: BTreeMap::new() };
+        let secret = env.coracle(&["--root"]).args(&[&at]).args(&["scheduler", "init", "--name", address]).ok();
+        let url = format!("https://{address}:0");
+        let mut lent = Self { env, scheduler: None, url, image, agents: BTreeMap::new(), places };
         lent.start_scheduler(more);
         let token = lent.env.write("admin", &secret);
-        let login = lent.env.coracle(&["pool", "login", "--scheduler", &lent.url, "--ca"]).args(&[lent.authority()]);
+        let login = lent.pool(&["login", "--scheduler", &lent.url, "--ca"]).args(&[lent.authority()]);
         login.args(&["--token-from"]).args(&[&token]).ok();
         lent
     }
@@ -53,7 +62,7 @@ impl Lent {
         let address = self.url.trim_start_matches("https://").to_owned();
         let at = self.env.root().join("central");
         let serve = ["scheduler", "serve", "--log", "off", "--listen", &address];
-        let mut scheduler = self.env.coracle(&["--root"]).args(&[&at]).args(&serve).args(more).spawn();
+        let mut scheduler = self.at(CENTRE).args(&["--root"]).args(&[&at]).args(&serve).args(more).spawn();
         scheduler.wait_for("\n");
         self.url = scheduler.stdout_so_far().trim().to_owned();
         self.scheduler = Some(scheduler);
@@ -72,7 +81,9 @@ impl Lent {
     pub fn join(&self, name: &str, url: &str, lent: &[&str]) {
         let token = self.env.write("join", self.pool(&["join-token", name]).ok());
         let join = self.machine(name, &["provider", "join", "--scheduler", url, "--name", name, "--ca"]);
-        let join = join.args(&[self.authority()]).args(&["--token-from"]).args(&[&token]);
+        // A copy that everybody may read.
+        let authority = self.env.write("authority.crt", fs_err::read(self.authority()).unwrap());
+        let join = join.args(&[authority]).args(&["--token-from"]).args(&[&token]);
         join.args(lent).ok();
     }
 
@@ -126,16 +137,26 @@ impl Lent {
 
     /// Runs a command on a machine, as its owner.
     pub fn machine(&self, name: &str, args: &[&str]) -> Run {
-        self.env.coracle(&["--root"]).args(&[self.root(name)]).args(args)
+        self.at(name).args(&["--root"]).args(&[self.root(name)]).args(args)
+    }
+
+    fn at(&self, place: &str) -> Run {
+        match self.places.get(place) {
+            None => self.env.coracle::<&str>(&[]),
+            Some(words) => self.env.program(&words[0]).args(&words[1..]).args(&[fixtures::coracle()]),
+        }
     }
 
     pub fn root(&self, name: &str) -> PathBuf {
-        self.env.root().join(format!("machine-{name}"))
+        match self.places.contains_key(name) {
+            true => self.env.path(format!("machine-{name}")),
+            false => self.env.root().join(format!("machine-{name}")),
+        }
     }
 
     /// Runs a command of the pool's, as the administrator.
     pub fn pool(&self, args: &[&str]) -> Run {
-        self.env.coracle(&["pool"]).args(args)
+        self.at(CENTRE).args(&["pool"]).args(args)
     }
 
     pub fn inspect(&self, name: &str) -> Value {
@@ -176,7 +197,12 @@ impl Lent {
     }
 
     /// Removes every instance and ends everybody; nothing may be left on any machine.
-    pub fn end(mut self) {
+    pub fn end(self) {
+        self.end_with(|| ());
+    }
+
+    /// The same where something else ends after everybody.
+    pub fn end_with(mut self, last: impl FnOnce()) {
         let names = self.pool(&["ps", "--format", "{{.Name}}"]).ok();
         let names: Vec<&str> = names.lines().collect();
         if !names.is_empty() {
@@ -189,5 +215,6 @@ impl Lent {
         }
         self.signal_scheduler(Signal::SIGTERM);
         self.scheduler.take().unwrap().wait().code(0);
+        last();
     }
 }

@@ -12,6 +12,10 @@ const GUEST: &str = "CORACLE_TEST_GUEST";
 const REQUIRE: &str = "CORACLE_TEST_REQUIRE";
 /// The slowest single command, a cold container start beside a busy loop, takes some 10 s.
 const COMMAND_SECONDS_MAX: u64 = 120;
+/// A boot takes 10 to 25 s; what comes before it, a shutdown, is bounded by systemd's 90 s.
+const BOOT_SECONDS_MAX: u64 = 300;
+/// How long an answer of a machine that may be gone is waited for.
+const ANSWER_SECONDS_MAX: u64 = 10;
 /// Polling a condition inside costs an exec of 20 ms there; more often would only slow the guest down.
 const POLL: Duration = Duration::from_millis(200);
 /// Kinds of frames.
@@ -92,18 +96,22 @@ impl Guest {
 
     /// Starts a command; dropping what is returned kills it.
     pub fn start(&self, user: User, argv: &[&str]) -> Running {
+        self.try_start(user, argv, COMMAND_SECONDS_MAX).unwrap()
+    }
+
+    fn try_start(&self, user: User, argv: &[&str], seconds_max: u64) -> std::io::Result<Running> {
         let name = format!("{user:?}").to_lowercase();
         let port = self.info["ports"][name.as_str()].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap();
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(COMMAND_SECONDS_MAX))).unwrap();
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(seconds_max)))?;
         let request = json!({"token": self.info["token"], "argv": argv});
         let mut writer = BufWriter::new(&stream);
-        writeln!(writer, "{request}").unwrap();
+        writeln!(writer, "{request}")?;
         // No input: an empty frame.
-        writer.write_all(&[STDIN, 0, 0, 0, 0]).unwrap();
-        writer.flush().unwrap();
+        writer.write_all(&[STDIN, 0, 0, 0, 0])?;
+        writer.flush()?;
         drop(writer);
-        Running { stream }
+        Ok(Running { stream })
     }
 
     /// Runs a command to its end.
@@ -136,21 +144,25 @@ impl Guest {
 impl Running {
     /// Waits for the end, and gives what was written.
     #[track_caller]
-    pub fn wait(mut self) -> Output {
+    pub fn wait(self) -> Output {
+        self.try_wait().unwrap()
+    }
+
+    fn try_wait(mut self) -> std::io::Result<Output> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         loop {
             let mut header = [0_u8; 5];
-            self.stream.read_exact(&mut header).unwrap();
+            self.stream.read_exact(&mut header)?;
             let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]);
             let mut data = vec![0_u8; usize::try_from(length).unwrap()];
-            self.stream.read_exact(&mut data).unwrap();
+            self.stream.read_exact(&mut data)?;
             match header[0] {
                 STDOUT => stdout.extend(data),
                 STDERR => stderr.extend(data),
                 EXIT => {
                     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
                     let status = text(data).parse().unwrap();
-                    return Output { status, stdout: text(stdout), stderr: text(stderr) };
+                    return Ok(Output { status, stdout: text(stdout), stderr: text(stderr) });
                 }
                 kind => panic!("a frame of kind {kind}"),
             }
@@ -171,6 +183,28 @@ impl Guest {
                 {{ id=$({CORACLE} load -q -i /var/lib/guest/busybox | sed 's/.*sha256://') && {CORACLE} tag $id {IMAGE}; }}; }}"
         );
         self.sh(user, &line).ok();
+    }
+
+    /// Boots the machine anew, as its administrator does. Its memory is gone, its disk is as it was.
+    #[track_caller]
+    pub fn reboot(&self) {
+        let attempt = |line: &str| {
+            let running = self.try_start(User::Root, &["sh", "-c", line], ANSWER_SECONDS_MAX)?;
+            running.try_wait().map(|output| output.stdout)
+        };
+        let boot = "cat /proc/sys/kernel/random/boot_id";
+        let before = attempt(boot).unwrap();
+        // The answer may not come.
+        let _ = attempt("systemctl reboot");
+        let deadline = Instant::now() + Duration::from_secs(BOOT_SECONDS_MAX);
+        while !attempt(boot).is_ok_and(|now| now.len() == before.len() && now != before) {
+            assert!(Instant::now() < deadline, "the machine does not boot again");
+            std::thread::sleep(POLL);
+        }
+        // What the machine had when its state was saved (guest, build_in and start).
+        let again = "modprobe -a overlay tun fuse; chmod 666 /dev/net/tun; mount -t ext4 -o ro /dev/vdb /payload";
+        self.sh(User::Root, again).ok();
+        self.wait_for(User::Root, "ss -Hltn sport = :7002 | grep -q .", "alice's agent is back");
     }
 
     /// Gives alice's user manager these controllers; tests of one kind follow each other (nextest.toml).

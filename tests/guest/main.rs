@@ -13,5 +13,6 @@ mod host;
 mod limits;
 mod network;
 mod oci;
+mod pool;
 mod quota;
 mod watch;

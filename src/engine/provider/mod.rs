@@ -12,6 +12,7 @@ mod ledger;
 pub mod moved;
 pub mod policy;
 pub mod presence;
+mod reboot;
 mod secrets;
 mod sftp;
 pub mod shares;
@@ -22,6 +23,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use coracle_runtime::memory;
 use coracle_scheduler::agent::{self, Asked, EngineStream};
 use coracle_scheduler::model::{
     AllocStatus, FactReport, FactValue, InstanceId, OnLoss, Phase, Resources, StreamKind, StreamOrder, Usage,
@@ -73,10 +75,12 @@ pub struct Provider {
 impl Provider {
     /// Reads what an earlier agent has left in `folder`; containers live in `root`.
     pub fn open(root: &Path, folder: &Path) -> Result<Self, LedgerError> {
+        let mut ledger = Ledger::open(&folder.join("allocations"))?;
+        reboot::take_in(root, folder, &mut ledger)?;
         Ok(Self {
             root: root.to_owned(),
             folder: folder.to_owned(),
-            ledger: Ledger::open(&folder.join("allocations"))?,
+            ledger,
             children: Children::new(root),
             used: BTreeMap::new(),
             measured: None,
@@ -100,6 +104,8 @@ impl Provider {
         let measure = self.measured.is_none_or(|at| at.elapsed() >= MEASURE);
         if measure {
             self.measured = Some(Instant::now());
+            // Most of the program was used once, to begin or by a burst of work; an agent idles for days.
+            memory::release_program();
         }
         let keys: Vec<Key> = self.ledger.keys().collect();
         if shares::drain_ms(&self.folder) == Some(0) {
@@ -282,6 +288,9 @@ fn is_resumed(entry: &Entry, container: &Container) -> bool {
 /// Keeps this process's memory out of core files and away from this user's other programs (PR_SET_DUMPABLE(2const)).
 pub fn hide_memory() -> std::io::Result<()> {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    // Asked for once while it can be: before Linux 6.4 it is in /proc/self/auxv, which such a process may not read, and
+    // rustix panics.
+    let _ = rustix::param::page_size();
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     Ok(setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?)
 }
