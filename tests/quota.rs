@@ -18,6 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 const FUZZ: &str = include_str!("quota/fuzz.py");
 const LOAD: &str = include_str!("quota/load.py");
+const RIGHTS: &str = include_str!("quota/rights.py");
 /// The host's python: the image's lacks mmap and ctypes.
 pub const PYTHON: [&str; 6] =
     ["-v", "/usr:/host:ro", "-e", "PYTHONHOME=/host", "-e", "LD_LIBRARY_PATH=/host/lib/x86_64-linux-gnu"];
@@ -337,5 +338,28 @@ fn random_operations_are_the_same_as_on_overlayfs_alone() {
         assert_eq!(differs, None, "seed {seed}: native first, limited second");
         assert_eq!(native.lines().count(), limited.lines().count(), "seed {seed}");
         assert!(native.lines().count() > count, "seed {seed}: {native}");
+    }
+}
+
+/// Set-user-id that stays with a file which a stranger has written would be the stranger's way to root.
+#[test]
+fn whoever_writes_takes_the_same_rights_from_a_file_as_on_overlayfs_alone() {
+    require!();
+    let env = TestEnv::new();
+    let image = env.image("debian");
+    let script = env.write("rights.py", RIGHTS);
+    let mount = format!("{}:/rights.py:ro", script.display());
+    // Where one id is mapped there is nobody but root.
+    let strangers: &[&str] = if env.who() == Who::Single { &[] } else { &["1000"] };
+    let run = |flags: &[&str]| {
+        let run = env.container(flags).args(&["-v", &mount]).args(&PYTHON);
+        run.args(&[&image, "/host/bin/python3", "/rights.py"]).args(strangers).time_limit(600).outcome().ok()
+    };
+    let (native, limited) = (run(&[]), run(&["--disk=64m,backend=fuse"]));
+    let differs = native.lines().zip(limited.lines()).find(|(native, limited)| native != limited);
+    assert_eq!(differs, None, "native first, limited second");
+    assert_eq!(native.lines().count(), limited.lines().count());
+    for line in ["write 0o4777 0 0 0o777 False", "mapped 0o6777 0 0 0o6777 True"] {
+        assert!(native.lines().any(|found| found == line), "{line} is not in\n{native}");
     }
 }

@@ -17,6 +17,13 @@ use super::passthrough::{Passthrough, attributes, look, stand_in};
 
 /// XATTR_SIZE_MAX and XATTR_LIST_MAX of linux/limits.h.
 const XATTR_BYTES_MAX: usize = 65536;
+/// What a SETATTR changes.
+const CHANGES: SetattrValid = SetattrValid::SIZE
+    .union(SetattrValid::MODE)
+    .union(SetattrValid::UID)
+    .union(SetattrValid::GID)
+    .union(SetattrValid::ATIME)
+    .union(SetattrValid::MTIME);
 
 impl Passthrough {
     pub(super) fn attributes_of(&self, id: u64) -> Result<stat64> {
@@ -27,14 +34,16 @@ impl Passthrough {
 
     pub(super) fn change(&self, id: u64, wanted: &stat64, valid: SetattrValid) -> Result<stat64> {
         if valid.contains(SetattrValid::SIZE) {
-            let kill = valid.contains(SetattrValid::KILL_SUIDGID);
-            self.truncate(id, wanted.st_size.cast_unsigned(), kill)?;
+            self.truncate(id, wanted.st_size.cast_unsigned())?;
         }
         let _tree = self.read_tree();
         let _stripe = self.stripe(id);
         let place = self.place(id)?;
+        // Of a change that only takes rights (a write as overlayfs sees it, a chown to nobody) nothing is left in the request
+        // (FUSE_HANDLE_KILLPRIV_V2); a chown to nobody takes them.
+        let takes_rights = !valid.intersects(CHANGES);
         // In this order: a change of owner clears bits of the mode.
-        if valid.intersects(SetattrValid::UID | SetattrValid::GID) {
+        if takes_rights || valid.intersects(SetattrValid::UID | SetattrValid::GID) {
             let uid = valid.contains(SetattrValid::UID).then(|| Uid::from_raw(wanted.st_uid));
             let gid = valid.contains(SetattrValid::GID).then(|| Gid::from_raw(wanted.st_gid));
             chownat(&place.dir, &*place.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;

@@ -1,18 +1,26 @@
 //! What is in files: reading, writing, allocating, and the charges for it.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io::Result;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, Mode, SeekFrom, fallocate, fchmod, fdatasync, fstat, fsync, ftruncate, seek};
+use rustix::fs::{
+    FallocateFlags, Mode, SeekFrom, XattrFlags, fallocate, fchmod, fdatasync, fgetxattr, fsetxattr, fstat, fsync,
+    ftruncate, seek,
+};
 use rustix::io::Errno;
 
 use super::account::{PAGE_BLOCKS, PAGE_BYTES, worst_case};
 use super::passthrough::Passthrough;
 
-/// FUSE_WRITE_KILL_SUIDGID of linux/fuse.h: what is set for root's rights is cleared by whoever writes.
-const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+/// FUSE_WRITE_CACHE of linux/fuse.h: pages that somebody changed through a mapping, which takes no rights from a file.
+const WRITE_CACHE: u32 = 1 << 0;
+/// What a file may do for whoever executes it; write(2) takes it from the file, for us as for everybody.
+const CAPABILITY: &CStr = c"security.capability";
+/// `struct vfs_ns_cap_data` of linux/capability.h has 24.
+const CAPABILITY_BYTES_MAX: usize = 64;
 
 impl Passthrough {
     pub(super) fn file(&self, id: u64) -> Result<Arc<File>> {
@@ -38,16 +46,22 @@ impl Passthrough {
     pub(super) fn write_file(&self, id: u64, bytes: &[u8], offset: u64, flags: u32) -> Result<usize> {
         let file = self.file(id)?;
         let _stripe = self.stripe(id);
-        if flags & WRITE_KILL_SUIDGID != 0 {
-            clear_rights(&file)?;
+        let rights = if flags & WRITE_CACHE == 0 { None } else { Some(Rights::of(&file)?) };
+        let written = self.write_charged(id, &file, bytes, offset);
+        if let Some(rights) = rights {
+            rights.restore(&file)?;
         }
+        written
+    }
+
+    fn write_charged(&self, id: u64, file: &File, bytes: &[u8], offset: u64) -> Result<usize> {
         match self.account.reserve(worst_case(offset, bytes.len() as u64), 0) {
             Some(_room) => {
                 let written = file.write_at(bytes, offset);
-                self.settle_file(id, &file)?;
+                self.settle_file(id, file)?;
                 written
             }
-            None => self.write_pages(id, &file, bytes, offset),
+            None => self.write_pages(id, file, bytes, offset),
         }
     }
 
@@ -81,12 +95,9 @@ impl Passthrough {
         Ok(done)
     }
 
-    pub(super) fn truncate(&self, id: u64, size: u64, kill: bool) -> Result<()> {
+    pub(super) fn truncate(&self, id: u64, size: u64) -> Result<()> {
         let file = self.file(id)?;
         let _stripe = self.stripe(id);
-        if kill {
-            clear_rights(&file)?;
-        }
         // The page in which the new end lies may have to be written.
         let shorter = fstat(&*file)?.st_size.cast_unsigned() >= size;
         let _room = if shorter { None } else { Some(self.reserve(PAGE_BLOCKS, 0)?) };
@@ -131,13 +142,31 @@ fn is_data(file: &File, offset: u64) -> bool {
     seek(file, SeekFrom::Data(offset)).is_ok_and(|at| at == offset)
 }
 
-/// Clears set-user-id, and set-group-id where it means a right, as the kernel does at a write.
-fn clear_rights(file: &File) -> Result<()> {
-    let mode = fstat(file)?.st_mode;
-    let group = if mode & 0o010 != 0 { 0o2000 } else { 0 };
-    let cleared = mode & !(0o4000 | group) & 0o7777;
-    if cleared != mode & 0o7777 {
-        fchmod(file, Mode::from_raw_mode(cleared))?;
+/// Is what the kernel takes from a file that we write, and not from one that the container writes through a mapping.
+///
+/// In a user namespace nobody may write without it (CAP_FSETID is asked of the first one), so it is given back.
+struct Rights {
+    mode: u32,
+    capability: Option<Vec<u8>>,
+}
+
+impl Rights {
+    fn of(file: &File) -> Result<Self> {
+        let mut value = [0; CAPABILITY_BYTES_MAX];
+        let capability = match fgetxattr(file, CAPABILITY, &mut value[..]) {
+            Ok(length) => value.get(..length).map(<[u8]>::to_vec),
+            Err(_) => None,
+        };
+        Ok(Self { mode: fstat(file)?.st_mode, capability })
     }
-    Ok(())
+
+    fn restore(self, file: &File) -> Result<()> {
+        if self.mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
+            fchmod(file, Mode::from_raw_mode(self.mode & 0o7777))?;
+        }
+        if let Some(value) = self.capability {
+            fsetxattr(file, CAPABILITY, &value, XattrFlags::empty())?;
+        }
+        Ok(())
+    }
 }

@@ -35,6 +35,9 @@ const SHORT_LIFE: Duration = Duration::from_millis(20);
 /// So many in a row mean that the next one will die, too.
 const SHORT_LIVES_MAX: u32 = 20;
 
+/// PROC_USER_INIT_INO of the kernel's proc_ns.h, USER_NS_INIT_INO of linux/nsfs.h since 6.18.
+const FIRST_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
+
 /// Is the guard's whole life: says on standard output that it is ready, or why not.
 pub fn guard(arguments: &[OsString]) -> Result<()> {
     let [kind, arguments @ ..] = arguments else { return Err(Errno::INVAL.into()) };
@@ -89,6 +92,7 @@ struct Mounted {
     usage: File,
     state: File,
     limits: Limits,
+    first_namespace: bool,
     filter: Filter,
 }
 
@@ -146,6 +150,7 @@ impl Opened {
 fn begin(opened: Opened) -> Result<Mounted> {
     let Opened { user, mounts, root, volumes, usage, mount_point, bytes, inodes, .. } = opened;
     enter_user_namespace(&user)?;
+    let first_namespace = rustix::fs::stat("/proc/self/ns/user")?.st_ino == FIRST_USER_NAMESPACE;
     // Opened here, because the kernel wants the opener's user namespace to be the mount's.
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let device = open("/dev/fuse", flags, Mode::empty()).map_err(named("open /dev/fuse"))?;
@@ -159,7 +164,7 @@ fn begin(opened: Opened) -> Result<Mounted> {
     confine(&root)?;
     let state = memfd_create("coracle-disk", MemfdFlags::CLOEXEC)?;
     let limits = Limits { blocks: bytes / BLOCK_BYTES, inodes };
-    Ok(Mounted { device, root, volumes, usage, state: File::from(state), limits, filter })
+    Ok(Mounted { device, root, volumes, usage, state: File::from(state), limits, first_namespace, filter })
 }
 
 /// Becomes root of the container's user namespace, unless it has none of its own.
@@ -238,6 +243,7 @@ impl Mounted {
             state: self.state.try_clone()?,
             usage: self.usage.try_clone()?,
             takeovers,
+            first_namespace: self.first_namespace,
             filter: &self.filter,
         })
     }

@@ -62,7 +62,8 @@ pub struct Passthrough {
     /// A thread waits for what is leaving.
     patient: AtomicBool,
     pub(super) device: (u32, u32),
-
+    /// The server has its capabilities everywhere.
+    pub first_namespace: bool,
     pub(super) state: File,
     nodes: Mutex<Nodes>,
     tree: RwLock<()>,
@@ -102,7 +103,7 @@ impl Passthrough {
         (root, volumes): (OwnedFd, Vec<OwnedFd>),
         limits: Limits,
         state: File,
-        taken_over: bool,
+        (taken_over, first_namespace): (bool, bool),
         turns: Turns,
     ) -> Result<Self> {
         let top = look_at(&root, c".")?;
@@ -141,6 +142,7 @@ impl Passthrough {
             begin: Instant::now(),
             patient: AtomicBool::new(false),
             device: (top.stx_dev_major, top.stx_dev_minor),
+            first_namespace,
             state,
             nodes: Mutex::new(nodes),
             tree: RwLock::new(()),

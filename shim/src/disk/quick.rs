@@ -161,7 +161,7 @@ impl Request<'_> {
         let high = if u64::from(low) & FsOptions::INIT_EXT.bits() == 0 { 0 } else { self.word(IN_HEADER_BYTES + 16) };
         let capable = FsOptions::from_bits_truncate(u64::from(low) | u64::from(high) << 32);
         filesystem.note_resend(capable.contains(FsOptions::HAS_RESEND));
-        let flags = (capable & wanted()).bits();
+        let flags = (capable & wanted(filesystem.first_namespace)).bits();
         let mut reply = [0; 64];
         let mut put = |at: usize, word: u32| reply[at..at + 4].copy_from_slice(&word.to_ne_bytes());
         let (low, high) = halves(flags);
@@ -196,8 +196,13 @@ fn header(length: usize, error: Option<&Error>, unique: u64) -> [u8; OUT_HEADER_
 }
 
 /// Never WRITEBACK_CACHE: with it a write beyond the limit seems to succeed until close(2).
-fn wanted() -> FsOptions {
-    FsOptions::ASYNC_READ
+///
+/// With HANDLE_KILLPRIV_V2 the kernel sends no SETATTR that takes set-user-id from a file that is written: below us it is
+/// taken all the same, because we may not keep it either. In the first user namespace we may (CAP_FSETID), and
+/// overlayfs writes as root whoever asked, so there the kernel has to tell us.
+fn wanted(first_namespace: bool) -> FsOptions {
+    let kill = if first_namespace { FsOptions::empty() } else { FsOptions::HANDLE_KILLPRIV_V2 };
+    kill | FsOptions::ASYNC_READ
         | FsOptions::BIG_WRITES
         | FsOptions::MAX_PAGES
         | FsOptions::DONT_MASK
@@ -206,7 +211,6 @@ fn wanted() -> FsOptions {
         | FsOptions::CACHE_SYMLINKS
         | FsOptions::ZERO_MESSAGE_OPEN
         | FsOptions::ZERO_MESSAGE_OPENDIR
-        | FsOptions::HANDLE_KILLPRIV_V2
         | FsOptions::ASYNC_DIO
         | FsOptions::INIT_EXT
         | FsOptions::HAS_RESEND

@@ -45,6 +45,7 @@ pub struct Serving<'a> {
     pub state: File,
     pub usage: File,
     pub takeovers: u32,
+    pub first_namespace: bool,
     pub filter: &'a Filter,
 }
 
@@ -61,8 +62,9 @@ impl Drop for NoPanic {
 
 /// Serves until the filesystem is unmounted.
 pub fn serve(serving: Serving<'_>) -> Result<()> {
-    let Serving { device, root, volumes, limits, state, usage, takeovers, filter } = serving;
-    let filesystem = Arc::new(Passthrough::new((root, volumes), limits, state, takeovers > 0, Turns::new(THREADS))?);
+    let Serving { device, root, volumes, limits, state, usage, takeovers, first_namespace, filter } = serving;
+    let kind = (takeovers > 0, first_namespace);
+    let filesystem = Arc::new(Passthrough::new((root, volumes), limits, state, kind, Turns::new(THREADS))?);
     let server = Server::new(filesystem.clone());
     if takeovers > 0 {
         let mut space = [0; HEADER_BYTES];
