@@ -22,6 +22,7 @@ mod guard;
 mod memory;
 mod names;
 mod nodes;
+mod parting;
 mod passthrough;
 mod quick;
 mod scan;

@@ -30,6 +30,7 @@ fn kind(stat: &Statx) -> FileType {
 
 impl Passthrough {
     pub(super) fn look_up(&self, parent: u64, name: &CStr) -> Result<Entry> {
+        self.parting.wait(parent, name, |wait| self.turns.away(wait));
         let _tree = self.read_tree();
         if let Some(volume) = self.volume(parent, name) {
             return self.entry(parent, name, &look_at(volume, c".")?, false);
@@ -176,6 +177,7 @@ impl Passthrough {
         if kind(&stat).is_dir() {
             return Err(Errno::ISDIR.into());
         }
+        self.part(parent, name, &stat)?;
         match self.keep((parent, &dir), name, &stat, true)? {
             Some(id) => self.note_orphan(id),
             None => {
@@ -252,6 +254,9 @@ impl Passthrough {
         }
         if exchange && self.was_exchanged((parent, new_parent), &stat, target.as_ref())? {
             return Ok(());
+        }
+        if let Some(target) = target.as_ref().filter(|_| !exchange && !flags.contains(RenameFlags::NOREPLACE)) {
+            self.part(new_parent, new_name, target)?;
         }
         let whiteout = flags.contains(RenameFlags::WHITEOUT);
         let _room = self.reserve(NAME_BLOCKS, OVERDRAFT_BLOCKS)?;
@@ -334,11 +339,7 @@ impl Passthrough {
     fn note_move(&self, old: (u64, &CStr), new: (u64, &CStr), stat: &Statx, exchanged: Option<&Statx>) {
         let mut nodes = self.nodes();
         let mut pass = |stat: &Statx, from: (u64, &CStr), to: (u64, &CStr)| {
-            let id = id_of(stat);
-            if nodes.map.contains_key(&id) {
-                nodes.remove_alias(id, from.0, from.1);
-                nodes.add_alias(id, to.0, to.1, true);
-            }
+            nodes.move_alias(id_of(stat), from, to);
         };
         pass(stat, old, new);
         if let Some(other) = exchanged {

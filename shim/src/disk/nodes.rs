@@ -44,6 +44,8 @@ pub struct Node {
     pub inherited: bool,
     /// Has no name that the container sees.
     pub orphan: bool,
+    /// Overlayfs knows it by a name that is gone, see [`parting`](super::parting).
+    parted: bool,
 }
 
 /// Is what few inodes have.
@@ -254,6 +256,30 @@ impl Nodes {
             node.keep_only(Some(Alias { parent, name: name.into() }), None);
         }
         node
+    }
+
+    /// Says whether overlayfs may know a file of several names by this one: the first that it heard of.
+    pub fn is_known_by(&self, id: u64, parent: u64, name: &CStr) -> bool {
+        let is_it = |node: &Node| node.alias().is_some_and(|alias| alias.parent == parent && *alias.name == *name);
+        self.map.get(&id).is_some_and(|node| !node.parted && is_it(node))
+    }
+
+    /// Notes that the name is going by which overlayfs knows a file.
+    pub fn note_parted(&mut self, id: u64) {
+        if let Some(node) = self.map.get_mut(&id) {
+            node.parted = true;
+        }
+    }
+
+    /// Gives a name to another place and keeps its rank.
+    pub fn move_alias(&mut self, id: u64, (parent, name): (u64, &CStr), new: (u64, &CStr)) {
+        let Some(node) = self.map.get_mut(&id) else { return };
+        let others = node.rare.iter_mut().flat_map(|rare| &mut rare.aliases);
+        let found = node.alias.iter_mut().chain(others).find(|alias| alias.parent == parent && *alias.name == *name);
+        match found {
+            Some(alias) => *alias = Alias { parent: new.0, name: new.1.into() },
+            None => drop(self.add_alias(id, new.0, new.1, true)),
+        }
     }
 
     /// Forgets a name.

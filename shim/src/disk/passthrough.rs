@@ -22,6 +22,7 @@ use rustix::process::umask;
 
 use super::account::{Account, Limits, PAGE_BLOCKS};
 use super::nodes::{Nodes, Place, ROOT};
+use super::parting::Parting;
 use super::scan;
 use super::turns::Turns;
 
@@ -70,6 +71,7 @@ pub struct Passthrough {
     stripes: [Mutex<()>; STRIPES],
     /// Who waits for requests.
     pub turns: Turns,
+    pub parting: Parting,
     waker: std::thread::Thread,
 }
 
@@ -148,6 +150,7 @@ impl Passthrough {
             tree: RwLock::new(()),
             stripes: [const { Mutex::new(()) }; STRIPES],
             turns,
+            parting: Parting::default(),
             waker: std::thread::current(),
         })
     }
@@ -208,6 +211,19 @@ impl Passthrough {
         if !self.dirty.swap(true, Ordering::Relaxed) {
             self.waker.unpark();
         }
+    }
+
+    /// Fails with ESTALE where the name is about to go by which overlayfs knows a file; the kernel then asks again.
+    pub(super) fn part(&self, parent: u64, name: &CStr, stat: &Statx) -> Result<()> {
+        if stat.stx_nlink < 2 || REPEATED.get() || !self.nodes().is_known_by(id_of(stat), parent, name) {
+            return Ok(());
+        }
+        if self.parting.may_go(parent, name) {
+            self.nodes().note_parted(id_of(stat));
+            return Ok(());
+        }
+        self.waker.unpark();
+        Err(Errno::STALE.into())
     }
 
     /// Reserves room. What was deleted a moment ago is given back when the kernel forgets it, on

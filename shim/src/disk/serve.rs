@@ -89,11 +89,13 @@ pub fn serve(serving: Serving<'_>) -> Result<()> {
         let _ = filter.install();
         let is_done = || done.load(Ordering::Acquire) == THREADS;
         while !is_done() {
+            filesystem.parting.tell(device);
             if filesystem.dirty.swap(false, Ordering::Relaxed) {
                 write_usage(&filesystem, &usage, takeovers, Phase::Serving);
                 let begin = Instant::now();
                 while !is_done() && begin.elapsed() < USAGE_PAUSE {
                     std::thread::park_timeout(USAGE_PAUSE.saturating_sub(begin.elapsed()));
+                    filesystem.parting.tell(device);
                 }
             } else {
                 std::thread::park();
