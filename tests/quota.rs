@@ -18,6 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 const FUZZ: &str = include_str!("quota/fuzz.py");
 const LOAD: &str = include_str!("quota/load.py");
+const LINKS: &str = include_str!("quota/links.py");
 const RIGHTS: &str = include_str!("quota/rights.py");
 /// The host's python: the image's lacks mmap and ctypes.
 pub const PYTHON: [&str; 6] =
@@ -321,45 +322,46 @@ fn a_lost_guard_is_an_error_inside_and_inspect_says_so() {
 #[test]
 fn random_operations_are_the_same_as_on_overlayfs_alone() {
     require!();
-    let env = TestEnv::new();
-    let image = env.image("debian");
-    let script = env.write("fuzz.py", FUZZ);
-    let mount = format!("{}:/fuzz.py:ro", script.display());
     let (count, rounds) = if fixtures::is_full() { (10_000, 10) } else { (1_500, 1) };
     let first = fixtures::given_seed().unwrap_or(1);
     for seed in first..first + rounds {
-        let run = |flags: &[&str]| {
-            let command = [&image, "/host/bin/python3", "/fuzz.py", &count.to_string(), &seed.to_string()];
-            let run = env.container(flags).args(&["--hostname", "h", "-v", &mount]).args(&PYTHON).args(&command);
-            run.time_limit(600).outcome().ok()
-        };
-        let (native, limited) = (run(&[]), run(&["--disk=1g,backend=fuse"]));
-        let differs = native.lines().zip(limited.lines()).find(|(native, limited)| native != limited);
-        assert_eq!(differs, None, "seed {seed}: native first, limited second");
-        assert_eq!(native.lines().count(), limited.lines().count(), "seed {seed}");
-        assert!(native.lines().count() > count, "seed {seed}: {native}");
+        let text = the_same_as_alone(FUZZ, &["--hostname", "h"], &[&count.to_string(), &seed.to_string()]);
+        assert!(text.lines().count() > count, "seed {seed}: {text}");
     }
+}
+
+/// Runs a script on overlayfs alone and on the fuse backend and demands that both say the same; gives what they say.
+#[track_caller]
+fn the_same_as_alone(script: &str, flags: &[&str], arguments: &[&str]) -> String {
+    let env = TestEnv::new();
+    let image = env.image("debian");
+    let mount = format!("{}:/script.py:ro", env.write("script.py", script).display());
+    let run = |disk: &[&str]| {
+        let run = env.container(disk).args(flags).args(&["-v", &mount]).args(&PYTHON);
+        run.args(&[&image, "/host/bin/python3", "/script.py"]).args(arguments).time_limit(600).outcome().ok()
+    };
+    let (native, limited) = (run(&[]), run(&["--disk=1g,backend=fuse"]));
+    let differs = native.lines().zip(limited.lines()).find(|(native, limited)| native != limited);
+    assert_eq!(differs, None, "{arguments:?}: native first, limited second");
+    assert_eq!(native.lines().count(), limited.lines().count(), "{arguments:?}");
+    native
 }
 
 /// Set-user-id that stays with a file which a stranger has written would be the stranger's way to root.
 #[test]
 fn whoever_writes_takes_the_same_rights_from_a_file_as_on_overlayfs_alone() {
     require!();
-    let env = TestEnv::new();
-    let image = env.image("debian");
-    let script = env.write("rights.py", RIGHTS);
-    let mount = format!("{}:/rights.py:ro", script.display());
     // Where one id is mapped there is nobody but root.
-    let strangers: &[&str] = if env.who() == Who::Single { &[] } else { &["1000"] };
-    let run = |flags: &[&str]| {
-        let run = env.container(flags).args(&["-v", &mount]).args(&PYTHON);
-        run.args(&[&image, "/host/bin/python3", "/rights.py"]).args(strangers).time_limit(600).outcome().ok()
-    };
-    let (native, limited) = (run(&[]), run(&["--disk=64m,backend=fuse"]));
-    let differs = native.lines().zip(limited.lines()).find(|(native, limited)| native != limited);
-    assert_eq!(differs, None, "native first, limited second");
-    assert_eq!(native.lines().count(), limited.lines().count());
+    let strangers: &[&str] = if TestEnv::new().who() == Who::Single { &[] } else { &["1000"] };
+    let text = the_same_as_alone(RIGHTS, &[], strangers);
     for line in ["write 0o4777 0 0 0o777 False", "mapped 0o6777 0 0 0o6777 True"] {
-        assert!(native.lines().any(|found| found == line), "{line} is not in\n{native}");
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }
+}
+
+#[test]
+fn a_file_that_lost_one_of_its_names_is_still_there() {
+    require!();
+    let text = the_same_as_alone(LINKS, &[], &[]);
+    assert!(text.ends_with("at once [] 400") && !text.contains("ESTALE"), "{text}");
 }

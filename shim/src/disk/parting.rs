@@ -143,6 +143,9 @@ mod tests {
     fn the_message_is_as_the_kernel_wants_it() {
         let message = message(7, c"name");
         assert_eq!(message.len(), 16 + 16 + 5);
-        assert_eq!((&message[..4], &message[24..28], &message[32..]), (&[37, 0, 0, 0][..], &[4, 0, 0, 0][..], &b"name\0"[..]));
+        assert_eq!(
+            (&message[..4], &message[24..28], &message[32..]),
+            (&[37, 0, 0, 0][..], &[4, 0, 0, 0][..], &b"name\0"[..])
+        );
     }
 }
