@@ -11,6 +11,7 @@ use super::record::HealthCheck;
 /// Docker's defaults.
 const INTERVAL: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(30);
+const START_INTERVAL: Duration = Duration::from_secs(5);
 const RETRIES: u32 = 3;
 /// Docker refuses shorter ones: a check is a process start.
 const DURATION_MIN: Duration = Duration::from_millis(1);
@@ -94,7 +95,9 @@ pub fn decide(asked: &HealthOptions, image: Option<&ImageHealth>) -> Result<Opti
         interval: given(asked.interval).or_else(|| of_image(|health| health.interval)).unwrap_or(INTERVAL),
         timeout: given(asked.timeout).or_else(|| of_image(|health| health.timeout)).unwrap_or(TIMEOUT),
         start_period: asked.start_period.or_else(|| of_image(|health| health.start_period)).unwrap_or_default(),
-        start_interval: given(asked.start_interval).or_else(|| of_image(|health| health.start_interval)),
+        start_interval: given(asked.start_interval)
+            .or_else(|| of_image(|health| health.start_interval))
+            .or(Some(START_INTERVAL)),
         retries: asked.retries.or(retries).filter(|retries| *retries > 0).unwrap_or(RETRIES),
     }))
 }
@@ -117,6 +120,7 @@ mod tests {
         let decided = decide(&HealthOptions::default(), image.as_ref()).unwrap().unwrap();
         assert_eq!(decided.argv, ["/bin/sh", "-c", "exit 0"]);
         assert_eq!((decided.interval, decided.timeout, decided.retries), (Duration::from_secs(2), TIMEOUT, 5));
+        assert_eq!(decided.start_interval, Some(Duration::from_secs(5)));
         let flags = HealthOptions { retries: Some(1), command: Some("true".into()), ..HealthOptions::default() };
         let decided = decide(&flags, image.as_ref()).unwrap().unwrap();
         assert_eq!((decided.argv[2].as_str(), decided.retries, decided.interval.as_secs()), ("true", 1, 2));
