@@ -238,8 +238,11 @@ impl JsonLog {
             number => self.directory.join(format!("{CURRENT}.{number}")),
         };
         let oldest = self.limits.files_max.saturating_sub(1);
-        if oldest == 0 {
-            fs_err::remove_file(name(0))?;
+        // Not left to the rename: what takes the place of a file is written to the disk at once by ext4 (auto_da_alloc),
+        // all of it, while the container waits.
+        match fs_err::remove_file(name(oldest)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
         for number in (0..oldest).rev() {
             match fs_err::rename(name(number), name(number + 1)) {
