@@ -262,6 +262,7 @@ def ps_speed(address):
     run(*coracle("pull", "-q", image, root=root))
     run(*coracle("run", "--name", "first", "--network", "none", image, "true", root=root))
     copies(root, 500)
+    run(*podman("pull", "-q", "--tls-verify=false", image))
     for _ in range(50):
         run(*podman("create", "--cgroups=disabled", "--network", "none", image, "true"))
     listing = lambda: run(*coracle("ps", "-a", root=root))
