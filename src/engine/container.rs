@@ -21,6 +21,8 @@
 //! Invariant: a directory under `autoremove` whose lock nobody holds is rubbish of a killed run and
 //! is removed by the next one, so `--rm` holds even across SIGKILL.
 
+mod lock;
+
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
@@ -30,12 +32,14 @@ use coracle_runtime::{IdMap, failpoint};
 use fs_err::File;
 use fs_err::os::unix::fs::OpenOptionsExt;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
-use nix::libc;
 use serde::Serialize;
+
+use lock::{lock, open_existing_lock, open_lock, try_lock, wait_for_lock};
 
 use super::record::{ExitRecord, Record};
 use super::volumes;
+
+pub use lock::is_locked;
 
 /// Docker's length of a container id in bytes; shown as 64 hex digits.
 const ID_BYTES: usize = 32;
@@ -332,11 +336,6 @@ fn is_nobody(state: &Path, id: &str) -> bool {
     id.is_empty() || !(path.join("container.json").exists() || held)
 }
 
-fn wait_for_lock(file: &File) -> Result<(), ContainerError> {
-    let wait = fcntl(file, FcntlArg::F_OFD_SETLKW(&whole_file()));
-    wait.map(drop).map_err(|source| ContainerError::Lock { path: file.path().to_owned(), source })
-}
-
 /// Frees a name if it is this container's.
 pub fn free_name(state: &Path, id: &str, name: &str) {
     let file = state.join("names").join(name);
@@ -441,42 +440,6 @@ fn ensure_private_dir(path: &Path) -> Result<(), ContainerError> {
         Err(ContainerError::MakeDir { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         made => made,
     }
-}
-
-fn lock(path: &Path) -> Result<File, ContainerError> {
-    let file = open_lock(path)?;
-    set_lock(&file).map_err(|source| ContainerError::Lock { path: path.to_owned(), source })?;
-    Ok(file)
-}
-
-fn open_existing_lock(directory: &Path) -> Result<File, std::io::Error> {
-    fs_err::OpenOptions::new().read(true).write(true).open(directory.join("lock"))
-}
-
-fn open_lock(path: &Path) -> Result<File, std::io::Error> {
-    fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
-}
-
-fn try_lock(file: File) -> Option<File> {
-    set_lock(&file).ok().map(|()| file)
-}
-
-/// A lock of the open file description (fcntl_locking(2), Linux 3.15): it goes over to forked children,
-/// the kernel ends it with its last holder, and unlike flock(2) others can ask for it without taking it.
-fn set_lock(file: &File) -> Result<(), Errno> {
-    fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file())).map(drop)
-}
-
-/// Says whether somebody holds a lock, without taking it.
-pub fn is_locked(file: impl AsFd) -> bool {
-    let mut lock = whole_file();
-    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
-}
-
-fn whole_file() -> libc::flock {
-    /// F_WRLCK has the type of another field in libc.
-    const WRITE_LOCK: i16 = 1;
-    libc::flock { l_type: WRITE_LOCK, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 }
 }
 
 #[cfg(test)]

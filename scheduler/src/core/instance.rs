@@ -1,24 +1,20 @@
 //! The life of one instance.
 //!
-//! Every way out of a reservation ends in `ended` (the provider said so) or `abandon` (the provider is away and its
+//! Every way out of a reservation ends in `ended` (the provider said so) or `loss::abandon` (the provider is away and its
 //! room stays reserved). An exit that was written is never changed: a final instance answers reports with `Stop` only.
 
 use super::live::{charge, discharge, register, release, reserve, unregister};
 use super::state::State;
 use super::timer::Timer;
-use super::{halt, job, moving, provider, queue, service};
+use super::{halt, job, loss, moving, provider, queue, service};
 use crate::model::*;
 
-/// Moves because of a loss within an hour; more would be a storm (F35).
-pub const MOVES_PER_HOUR: usize = 4;
 /// One hour.
 pub(super) const HOUR_MS: u64 = 3_600_000;
 /// First wait before another try; doubled by each failure.
 const BACKOFF_MS: u64 = 1_000;
 /// Longest wait before another try.
 const BACKOFF_MAX_MS: u64 = 300_000;
-/// Slack on top of `stop_after`, for clocks that run up to a tenth apart and for the stop itself.
-const STOP_AFTER_SLACK_MS: u64 = 30_000;
 /// Polite time before the final signal, when none is asked: Docker's.
 pub(super) const GRACE_MS: u64 = 10_000;
 /// Instances of one user on one provider that get a number: each new one looks through them.
@@ -160,7 +156,7 @@ pub(super) fn stop(state: &mut State, now: u64, id: InstanceId, reason: StopReas
         InstanceState::Pending if for_good => return finish(state, now, id, InstanceState::Stopped, words(reason)),
         InstanceState::Pending => return,
         InstanceState::Lost if for_good => {
-            abandon(state, now, id);
+            loss::abandon(state, now, id);
             return finish(state, now, id, InstanceState::Stopped, words(reason));
         }
         _ => {}
@@ -178,7 +174,7 @@ pub(super) fn stop(state: &mut State, now: u64, id: InstanceId, reason: StopReas
     tell(state, now, id, "instance.stopping", words(reason).to_owned());
 }
 
-fn words(reason: StopReason) -> &'static str {
+pub(super) fn words(reason: StopReason) -> &'static str {
     match reason {
         StopReason::Asked => "stopped on request",
         StopReason::Ttl => "lived as long as it may",
@@ -324,7 +320,7 @@ fn current_status(state: &mut State, now: u64, status: AllocStatus) {
 
 /// Keeps reported usage growing and within what was reserved (S05); memory and disk are reckoned here. No write: a
 /// heartbeat that only counts further must stay out of the store.
-fn note_usage(state: &mut State, now: u64, id: InstanceId, reported: &Usage) {
+pub(super) fn note_usage(state: &mut State, now: u64, id: InstanceId, reported: &Usage) {
     let Some(found) = state.instances.get_mut(&id) else { return };
     let resources = found.spec.resources;
     let Some(alloc) = &mut found.alloc else { return };
@@ -341,7 +337,7 @@ fn note_usage(state: &mut State, now: u64, id: InstanceId, reported: &Usage) {
 }
 
 /// Books an allocation's usage on its group, user and provider.
-fn book(state: &mut State, id: InstanceId) {
+pub(super) fn book(state: &mut State, id: InstanceId) {
     let Some(found) = state.instance_mut(id) else { return };
     let Some(alloc) = &found.alloc else { return };
     found.usage = found.usage.plus(&alloc.usage);
@@ -412,7 +408,7 @@ pub(super) fn over(state: &mut State, now: u64, id: InstanceId, code: Option<i32
     }
 }
 
-fn failed(state: &mut State, now: u64, id: InstanceId, reason: &str) {
+pub(super) fn failed(state: &mut State, now: u64, id: InstanceId, reason: &str) {
     let Some(found) = state.instances.get(&id) else { return };
     let most = match found.spec.restart {
         Restart::Never => 0,
@@ -435,7 +431,7 @@ fn again(state: &mut State, now: u64, id: InstanceId, reason: &str) {
 }
 
 /// Puts an instance whose allocation is over back in line.
-fn requeue(state: &mut State, now: u64, id: InstanceId, wait_ms: u64, reason: &str) {
+pub(super) fn requeue(state: &mut State, now: u64, id: InstanceId, wait_ms: u64, reason: &str) {
     let Some(found) = state.instance_mut(id) else { return };
     found.alloc = None;
     found.stop = None;
@@ -474,109 +470,6 @@ pub(super) fn finish(state: &mut State, now: u64, id: InstanceId, last: Instance
         Owner::Service { service, .. } => service::changed(state, now, service),
         Owner::Job { job, .. } => job::member_ended(state, now, job, id),
     }
-}
-
-/// Gives the current allocation up while its provider is away. Its room stays reserved until the provider speaks.
-pub(super) fn abandon(state: &mut State, now: u64, id: InstanceId) {
-    note_usage(state, now, id, &Usage::default());
-    book(state, id);
-    discharge(state, id);
-    if let Some(found) = state.instance_mut(id)
-        && let Some(alloc) = found.alloc.take()
-    {
-        found.old.push(OldAllocation { provider: alloc.provider, epoch: alloc.epoch });
-        found.epoch = found.epoch.max(alloc.epoch);
-    }
-}
-
-/// Returns how long this instance's provider may be silent before it counts as lost.
-pub(super) fn patience_ms(state: &State, found: &Instance) -> u64 {
-    let asked = found.spec.lost_after_ms.unwrap_or(state.options.lost_after_ms);
-    match found.spec.on_loss {
-        OnLoss::StopAfter { after_ms } => {
-            let grace = found.spec.stop_grace_ms.unwrap_or(GRACE_MS);
-            asked.max(after_ms.saturating_add(after_ms / 10).saturating_add(grace).saturating_add(STOP_AFTER_SLACK_MS))
-        }
-        _ => asked,
-    }
-}
-
-/// Notes that an instance's provider fell silent.
-pub(super) fn silent(state: &mut State, id: InstanceId, epoch: u64, seen_ms: u64) {
-    let Some(found) = state.instances.get(&id) else { return };
-    let at = seen_ms + patience_ms(state, found);
-    let stopping = found.state == InstanceState::Stopping;
-    if let Some(found) = state.instance_mut(id).filter(|_| !stopping) {
-        let kept = found.state == InstanceState::Halted;
-        let what = if kept { "its data is most likely still there" } else { "it most likely still runs" };
-        found.state = InstanceState::Unknown;
-        found.reason = format!("its provider is silent; {what}");
-    }
-    state.live.arm(at, Timer::Lost(id, epoch));
-}
-
-/// Decides what becomes of an instance whose provider has been silent for too long.
-pub(super) fn lost(state: &mut State, now: u64, id: InstanceId, epoch: u64) {
-    let Some(found) = state.instances.get(&id) else { return };
-    let Some(alloc) = found.alloc.as_ref().filter(|alloc| alloc.epoch == epoch) else { return };
-    let place = alloc.provider;
-    let away = matches!(found.state, InstanceState::Unknown | InstanceState::Stopping | InstanceState::Lost);
-    let silent = state.providers.get(&place).is_none_or(|provider| provider.state != ProviderState::Ready);
-    if found.state.is_final() || !away || !silent {
-        return;
-    }
-    let seen = state.live.providers.get(&place).map_or(0, |live| live.seen_ms);
-    let due = seen + patience_ms(state, found);
-    if now < due {
-        return state.live.arm(due, Timer::Lost(id, epoch));
-    }
-    give_up(state, now, id, epoch);
-}
-
-/// Applies an instance's policy for a provider that is not coming back in time, or ever.
-pub(super) fn give_up(state: &mut State, now: u64, id: InstanceId, epoch: u64) {
-    let Some(found) = state.instances.get(&id) else { return };
-    let for_good = matches!(found.stop, Some(StopReason::Asked | StopReason::Ttl));
-    if !for_good && moving::source(found).is_some() {
-        abandon(state, now, id);
-        moving::turn_back(state, now, id, "the provider it moved to is lost");
-        return;
-    }
-    if let Some(reason) = found.stop {
-        abandon(state, now, id);
-        return match reason {
-            StopReason::Asked | StopReason::Ttl => finish(state, now, id, InstanceState::Stopped, words(reason)),
-            StopReason::TimeLimit => failed(state, now, id, words(reason)),
-            StopReason::Preempted | StopReason::Drained => requeue(state, now, id, 0, words(reason)),
-        };
-    }
-    let stays =
-        found.spec.on_loss == OnLoss::Keep || found.halt || !found.spec.volumes.is_empty() || found.pinned.is_some();
-    let recent: Vec<u64> = found.moves_ms.iter().copied().filter(|at| at + HOUR_MS > now).collect();
-    let storm = recent.len() >= MOVES_PER_HOUR;
-    let was = found.state;
-    if stays || storm {
-        if storm && !stays {
-            state.live.arm(recent[0] + HOUR_MS, Timer::Lost(id, epoch));
-        }
-        if was != InstanceState::Lost
-            && let Some(found) = state.instance_mut(id)
-        {
-            found.state = InstanceState::Lost;
-            let why = if stays { "waits for its provider" } else { "was moved too often within an hour" };
-            found.reason = why.to_owned();
-            tell(state, now, id, "instance.lost", why.to_owned());
-        }
-        return;
-    }
-    abandon(state, now, id);
-    if let Some(found) = state.instance_mut(id) {
-        found.moves_ms = recent;
-        found.moves_ms.push(now);
-    }
-    state.count("replacements");
-    tell(state, now, id, "instance.lost", "its provider is lost; it is placed anew".to_owned());
-    requeue(state, now, id, 0, "its provider is lost");
 }
 
 /// Removes a final instance, unless something of it may still run somewhere.

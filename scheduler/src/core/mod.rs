@@ -16,6 +16,7 @@ mod instance;
 mod job;
 pub mod ledger;
 mod live;
+mod loss;
 mod moving;
 mod place;
 mod preempt;
@@ -31,7 +32,7 @@ mod volume;
 
 use crate::model::{Actor, Audit, Explanation, Hello, HelloReply, Key, Notice, ProviderId, Record, Sync, SyncReply};
 
-pub use instance::MOVES_PER_HOUR;
+pub use loss::MOVES_PER_HOUR;
 pub use place::candidates_wanted;
 pub use request::{Request, Wish};
 pub use state::{Options, State};

@@ -9,7 +9,7 @@ use super::ask::Ask;
 use super::live::charge;
 use super::state::State;
 use super::timer::Timer;
-use super::{Refusal, halt, instance, place, provider};
+use super::{Refusal, halt, instance, loss, place, provider};
 use crate::model::*;
 
 /// Tries of a move that is nobody's express wish before it is left alone.
@@ -122,7 +122,7 @@ pub(super) fn depart(state: &mut State, now: u64, id: InstanceId) {
         }
         return;
     };
-    instance::abandon(state, now, id);
+    loss::abandon(state, now, id);
     if let Some(found) = state.instance_mut(id) {
         let source = Some(OldAllocation { provider: alloc.provider, epoch: alloc.epoch });
         found.moving = Some(Moving { source, ..moving });
@@ -229,7 +229,7 @@ pub(super) fn turn_back(state: &mut State, now: u64, id: InstanceId, why: &str) 
     charge(state, id);
     instance::tell(state, now, id, "instance.stays", why.to_owned());
     if !ready {
-        instance::silent(state, id, source.epoch, seen);
+        loss::silent(state, id, source.epoch, seen);
     } else if resume && !moving.patient {
         let _ = halt::resume(state, now, id);
     } else if moving.patient {

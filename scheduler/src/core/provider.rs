@@ -9,7 +9,7 @@ use super::index::{refresh, refresh_words};
 use super::live::release;
 use super::state::State;
 use super::timer::Timer;
-use super::{Action, Answer, Refusal, drain, instance, moving, service};
+use super::{Action, Answer, Refusal, drain, instance, loss, moving, service};
 use crate::model::*;
 
 /// Facts of one provider.
@@ -351,7 +351,7 @@ pub(super) fn silence(state: &mut State, now: u64, id: ProviderId) {
         state.live.arm(cool, Timer::Cool(id));
     }
     for (instance, epoch) in allocs {
-        instance::silent(state, instance, epoch, seen);
+        loss::silent(state, instance, epoch, seen);
     }
     refresh(state, id);
     state.live.arm(seen + state.options.lost_after_ms.max(term_ms(state) + 1), Timer::Gone(id));
@@ -429,10 +429,10 @@ pub(super) fn remove(state: &mut State, now: u64, id: ProviderId) {
             .and_then(|found| found.alloc.as_ref())
             .is_some_and(|alloc| alloc.epoch == epoch);
         if current {
-            instance::give_up(state, now, instance, epoch);
+            loss::give_up(state, now, instance, epoch);
         }
         if state.instances.get(&instance).is_some_and(|found| found.state == InstanceState::Lost) {
-            instance::abandon(state, now, instance);
+            loss::abandon(state, now, instance);
             instance::finish(state, now, instance, InstanceState::Failed, "its provider was removed");
         }
         let gone = OldAllocation { provider: id, epoch };

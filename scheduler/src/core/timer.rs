@@ -4,7 +4,7 @@
 //! itself from what is true then, so that moving a deadline never needs a search.
 
 use super::state::State;
-use super::{drain, instance, job, preempt, provider, queue, service, tenant};
+use super::{drain, instance, job, loss, preempt, provider, queue, service, tenant};
 use crate::model::*;
 
 /// What is due.
@@ -83,7 +83,7 @@ fn fire(state: &mut State, now: u64, timer: Timer) {
         }
         Timer::Drain(id) => drain::drain_due(state, now, id),
         Timer::Claim(provider, id) => preempt::expire(state, provider, id),
-        Timer::Lost(id, epoch) => instance::lost(state, now, id, epoch),
+        Timer::Lost(id, epoch) => loss::lost(state, now, id, epoch),
         Timer::Ttl(id) => instance::stop(state, now, id, StopReason::Ttl),
         Timer::Limit(id, epoch) => {
             let current = |found: &Instance| found.alloc.as_ref().is_some_and(|alloc| alloc.epoch == epoch);
@@ -140,7 +140,7 @@ pub(super) fn rearm(state: &mut State, now: u64) {
         timers.extend(started.map(|(limit, at)| (at + limit, Timer::Limit(found.id, alloc.epoch))));
         if matches!(found.state, InstanceState::Unknown | InstanceState::Lost | InstanceState::Stopping) {
             // A full term from now: the provider had no chance to speak while the scheduler was away.
-            timers.push((now + instance::patience_ms(state, found), Timer::Lost(found.id, alloc.epoch)));
+            timers.push((now + loss::patience_ms(state, found), Timer::Lost(found.id, alloc.epoch)));
         }
     }
     for job in state.jobs.values() {
