@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::env::lent::{Lent, patiently};
+use crate::env::{Who, fixtures};
 use crate::require;
 
 const SLEEPER: [&str; 3] = ["sh", "-c", "sleep 1000"];
@@ -189,5 +190,117 @@ fn f42_one_state_has_one_agent() {
     lent.machine("one", &["provider", "run"]).outcome().refused(1);
     assert_eq!(lent.inspect(&name)["epoch"], 1);
     lent.wait_place(&name, "one running");
+    lent.end();
+}
+
+/// Ends what only makes the machine busy.
+struct Busy(Vec<crate::env::command::Running>);
+
+impl Busy {
+    fn new(lent: &Lent, count: usize) -> Self {
+        Self((0..count).map(|_| lent.env.program("sh").args(&["-c", "while :; do :; done"]).spawn()).collect())
+    }
+
+    fn end(self) {
+        for busy in self.0 {
+            busy.signal(Signal::SIGKILL);
+            busy.wait();
+        }
+    }
+}
+
+#[test]
+fn f40_an_agent_that_gets_no_processor_is_missed_and_not_replaced() {
+    require!();
+    let mut lent = Lent::new(&SCHEDULER);
+    if lent.env.who() != Who::Ranges {
+        lent.end();
+        return fixtures::elsewhere("one user makes the machine busy for everybody");
+    }
+    lent.lend("one", &["--network", "none"]);
+    lent.lend("two", &["--network", "none"]);
+    let name = run(&lent, &["--name", "here", "--constraint", "node==one"]);
+    let before = lent.containers("one");
+    // Behind everybody else for as long as it takes to be missed, and for some orders after that.
+    let agent = lent.agent_pid("one").to_string();
+    lent.env.program("renice").args(&["-n", "19", "-p", &agent]).ok();
+    let busy = Busy::new(&lent, 4);
+    lent.signal_agent("one", Signal::SIGSTOP);
+    lent.wait_provider("one", "unknown");
+    lent.wait_place(&name, "one unknown");
+    lent.signal_agent("one", Signal::SIGCONT);
+    lent.wait_place(&name, "one running");
+    let more = run(&lent, &["--name", "more", "--constraint", "node==one"]);
+    lent.wait_place(&more, "one running");
+    lent.pool(&["rm", "-f", &more]).ok();
+    patiently("it is removed", || lent.containers("one").len() == 1);
+    busy.end();
+    assert_eq!((lent.containers("one"), lent.inspect(&name)["epoch"].clone()), (before, serde_json::json!(1)));
+    assert_eq!(lent.containers("two").len(), 0, "nobody took it for lost");
+    let kinds = lent.pool(&["events", "--format", "{{.Kind}}"]).ok();
+    assert!(kinds.lines().all(|kind| !kind.ends_with(".lost")), "{kinds}");
+    lent.end();
+}
+
+#[test]
+fn f41_an_agent_goes_on_while_its_program_is_replaced_and_refuses_what_it_does_not_know() {
+    require!();
+    let lent = Lent::new(&SCHEDULER);
+    lent.join("one", &lent.url, &["--network", "none"]);
+    let program = lent.env.path("coracle");
+    let install = || {
+        let fresh = program.with_extension("new");
+        fs_err::copy(fixtures::coracle(), &fresh).unwrap();
+        fs_err::rename(fresh, &program).unwrap();
+    };
+    let agent = || {
+        let run = lent.env.program(program.to_str().unwrap()).args(&["--root"]).args(&[lent.root("one")]);
+        run.args(&["provider", "run"])
+    };
+    let begin = || {
+        let mut agent = agent().spawn();
+        agent.wait_for("works for");
+        agent
+    };
+    let end = |agent: crate::env::command::Running| {
+        agent.signal(Signal::SIGTERM);
+        agent.wait().code(0);
+    };
+    install();
+    let old = begin();
+    let first = run(&lent, &["--name", "first"]);
+    // Replaced, then gone altogether: the agent is the program that it was.
+    install();
+    let second = run(&lent, &["--name", "second"]);
+    fs_err::remove_file(&program).unwrap();
+    let third = run(&lent, &["--name", "third"]);
+    lent.pool(&["stop", &third]).ok();
+    assert_eq!(lent.pool(&["exec", &first, "echo", "in"]).ok(), "in");
+    let containers = lent.containers("one");
+    assert_eq!(containers.len(), 3);
+    end(old);
+
+    // A ledger of a newer program is refused as it is, and nothing happens to what it speaks of.
+    install();
+    let id = lent.inspect(&first)["id"].as_str().unwrap().to_owned();
+    let entry = lent.root("one").join(format!("provider/allocations/{id}.1"));
+    let known = fs_err::read_to_string(&entry).unwrap();
+    let newer = known.replace("\"halt\":\"no\"", "\"halt\":\"hibernating\"");
+    assert_ne!(newer, known, "{known}");
+    fs_err::write(&entry, &newer).unwrap();
+    agent().outcome().refused(1).says("hibernating");
+    assert_eq!(fs_err::read_to_string(&entry).unwrap(), newer);
+    assert_eq!(lent.containers("one"), containers);
+    // What a newer one has merely added is no hindrance to an older one.
+    fs_err::write(&entry, known.replacen('{', "{\"since\":{\"a\":1},", 1)).unwrap();
+    let new = begin();
+    for name in [&first, &second] {
+        lent.wait_place(name, "one running");
+    }
+    lent.pool(&["start", &third]).ok();
+    assert_eq!(lent.containers("one"), containers);
+    lent.pool(&["rm", "-f", &first, &second, &third]).ok();
+    patiently("nothing is left", || lent.containers("one").is_empty());
+    end(new);
     lent.end();
 }

@@ -148,3 +148,24 @@ fn a_machine_is_emptied_with_the_data_of_what_is_there() {
     patiently("the machine is empty", || lent.containers("two").is_empty());
     lent.end();
 }
+
+#[test]
+fn a_disk_limit_moves_along_with_what_it_holds() {
+    require!();
+    let mut lent = Lent::new(&SCHEDULER);
+    lent.lend("one", &["--network", "none"]);
+    lent.lend("two", &["--network", "none"]);
+    let flags = ["run", "--name", "c", "--stop-timeout", "1", "--disk", "16m", "--constraint", "node==~one"];
+    lent.pool(&flags).args(&[&lent.image]).args(&SLEEPER).ok();
+    let sum = lent.inside("one", "c", &["sh", "-c", "head -c 9000000 /dev/urandom >/big; sha256sum /big"]).ok();
+    for (from, to) in [("one", "two"), ("two", "one")] {
+        lent.pool(&["move", "--to", to, "c"]).ok();
+        lent.wait_place("c", &format!("{to} running"));
+        assert_eq!(lent.inside(to, "c", &["sha256sum", "/big"]).ok(), sum);
+        let fill = "dd if=/dev/zero of=/more bs=1M count=12 2>&1; ls -l /more | awk '{ print $5 }'; rm /more";
+        let said = lent.inside(to, "c", &["sh", "-c", fill]).ok();
+        assert!(said.contains("No space left"), "what it brought counts: {said}");
+        patiently("the old copy is removed", || lent.containers(from).is_empty());
+    }
+    lent.end();
+}

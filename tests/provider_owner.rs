@@ -105,6 +105,11 @@ fn the_owners_programs_tell_facts_and_bad_ones_are_named() {
     assert_eq!(lent.place(&name), "one running");
     let plan = json(run(&lent, &["--dry-run", "--constraint", "cpus>=9999"]));
     assert_eq!(plan["matched"], 0, "what coracle measures is not told otherwise");
+    // How far the scheduler is, in milliseconds, is known to who asks for it.
+    patiently("the way is measured", || {
+        lent.inspect("one")["facts"]["network_rtt"]["value"].as_f64().is_some_and(|ms| ms > 0.0)
+    });
+    run(&lent, &["--constraint", "network_rtt<60000"]).ok();
     lent.end();
 }
 

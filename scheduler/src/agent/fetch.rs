@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
 use super::client::Client;
@@ -16,6 +17,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(20);
 /// Tries before a move is given up: some five minutes for a source whose laptop is on its way.
 const TRIES: u32 = 20;
+/// Silence of the other provider after which a try has failed: it only reads its disk, and may have gone to sleep.
+const STALL: Duration = Duration::from_secs(60);
 /// Bytes that are moved at once.
 const PIECE_BYTES: usize = 64 * 1024;
 /// How often an engine's process that has everything is looked for.
@@ -60,9 +63,11 @@ impl Fetches {
 
 /// Carries the data of one allocation once; gives a word about why it ended, for debuggers.
 async fn fetch<E: Engine>(client: Client, engine: Arc<Mutex<E>>, (instance, epoch): (InstanceId, u64)) -> String {
-    let mut far = match client.leave_http("data", &format!("/v1/agent/moves/{instance}")).await {
-        Ok(far) => far,
-        Err(error) => return error.to_string(),
+    let path = format!("/v1/agent/moves/{instance}");
+    let mut far = match tokio::time::timeout(STALL, client.leave_http("data", &path)).await {
+        Ok(Ok(far)) => far,
+        Ok(Err(error)) => return error.to_string(),
+        Err(late) => return late.to_string(),
     };
     let opened = engine.lock().unwrap_or_else(PoisonError::into_inner).take_data(instance, epoch);
     let mut taken = match opened {
@@ -71,9 +76,7 @@ async fn fetch<E: Engine>(client: Client, engine: Arc<Mutex<E>>, (instance, epoc
     };
     let socket = taken.socket.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(taken.socket));
     let carried = match socket {
-        Ok(mut socket) => {
-            tokio::io::copy_bidirectional_with_sizes(&mut far, &mut socket, PIECE_BYTES, PIECE_BYTES).await
-        }
+        Ok(mut socket) => carry_in(&mut far, &mut socket, STALL).await,
         Err(error) => Err(error),
     };
     // Half of it is nothing; all of it may still have to reach the disk.
@@ -83,5 +86,51 @@ async fn fetch<E: Engine>(client: Client, engine: Arc<Mutex<E>>, (instance, epoc
     while matches!(taken.child.try_wait(), Ok(None)) {
         tokio::time::sleep(LOOK).await;
     }
-    carried.map_or_else(|error| error.to_string(), |_| "carried".to_owned())
+    carried.map_or_else(|error| error.to_string(), |()| "carried".to_owned())
+}
+
+/// Copies to the end of what comes, which is never silent for longer than `stall`. The other side may take its time: a
+/// disk does.
+async fn carry_in(
+    far: &mut (impl AsyncRead + Unpin),
+    near: &mut (impl AsyncWrite + Unpin),
+    stall: Duration,
+) -> std::io::Result<()> {
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        match tokio::time::timeout(stall, far.read(&mut piece)).await?? {
+            0 => return near.shutdown().await,
+            count => near.write_all(piece.get(..count).unwrap_or_default()).await?,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_comes_is_carried_to_its_end_and_silence_is_an_error() {
+        let bytes: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
+        let (mut source, mut far) = tokio::io::duplex(1000);
+        let (mut near, mut sink) = tokio::io::duplex(1000);
+        let sent = bytes.clone();
+        let give = tokio::spawn(async move { source.write_all(&sent).await.map(|()| source) });
+        let take = tokio::spawn(async move {
+            let mut taken = Vec::new();
+            sink.read_to_end(&mut taken).await.map(|_| taken)
+        });
+        let carry = tokio::spawn(async move { carry_in(&mut far, &mut near, Duration::from_secs(3600)).await });
+        drop(give.await.unwrap().unwrap());
+        carry.await.unwrap().unwrap();
+        assert!(take.await.unwrap().unwrap() == bytes);
+
+        // It has begun and says no more, but has not ended.
+        let (mut source, mut far) = tokio::io::duplex(1000);
+        let (mut near, _sink) = tokio::io::duplex(1000);
+        source.write_all(b"some").await.unwrap();
+        let error = carry_in(&mut far, &mut near, Duration::from_millis(20)).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+        drop(source);
+    }
 }

@@ -40,9 +40,14 @@ pub struct Machine {
     facts: BTreeMap<String, FactReport>,
     /// What each unacknowledged sync said about facts.
     facts_said: BTreeMap<u64, BTreeMap<String, FactReport>>,
+    /// How long the way to the scheduler and back takes, when that was measured.
+    pub network_rtt: Option<FactReport>,
     /// Allocations that are not here although the scheduler spoke of them, with the reason.
     phantoms: BTreeMap<(InstanceId, u64), String>,
 }
+
+/// The fact of how long the way to the scheduler and back takes, in milliseconds.
+pub const NETWORK_RTT: &str = "network_rtt";
 
 impl Machine {
     /// Begins with the number of the last hello, which the caller keeps on disk.
@@ -58,8 +63,16 @@ impl Machine {
             hello_said: Vec::new(),
             facts: BTreeMap::new(),
             facts_said: BTreeMap::new(),
+            network_rtt: None,
             phantoms: BTreeMap::new(),
         }
+    }
+
+    /// What the engine knows about the host, and the agent about its way to the scheduler.
+    fn all_facts(&self, engine: &mut dyn Engine) -> BTreeMap<String, FactReport> {
+        let mut facts = engine.facts();
+        facts.extend(self.network_rtt.clone().map(|fact| (NETWORK_RTT.to_owned(), fact)));
+        facts
     }
 
     fn report(&self, engine: &mut dyn Engine) -> Vec<AllocStatus> {
@@ -86,7 +99,7 @@ impl Machine {
         self.incarnation += 1;
         self.session = None;
         let running = self.report(engine);
-        self.facts = engine.facts();
+        self.facts = self.all_facts(engine);
         self.facts_said.clear();
         self.hello_said.clone_from(&running);
         Hello {
@@ -135,7 +148,7 @@ impl Machine {
     /// Makes the next sync; `None` without a session.
     pub fn sync(&mut self, engine: &mut dyn Engine) -> Option<Sync> {
         let all = self.report(engine);
-        let facts = engine.facts();
+        let facts = self.all_facts(engine);
         let session = self.session.as_mut()?;
         session.seq += 1;
         // A fact that ages is said again each time: its age is the news.

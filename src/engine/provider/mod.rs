@@ -9,6 +9,7 @@ mod commands;
 mod extras;
 pub mod facts;
 mod ledger;
+mod listing;
 pub mod moved;
 pub mod policy;
 pub mod presence;
@@ -38,6 +39,7 @@ pub use extras::bad as bad_facts;
 use commands::{Children, Outcome, Verb};
 pub use ledger::LedgerError;
 use ledger::{Arrival, Entry, Halt, Ledger};
+pub use listing::{containers_here, list};
 pub use secrets::forget_all as forget_secrets;
 pub use shares::Shares;
 use words::Given;
@@ -49,6 +51,11 @@ const MEASURE: Duration = Duration::from_secs(10);
 
 /// How often facts are measured: a sixth of the time for which the quickest are believed.
 const FACTS: Duration = Duration::from_secs(10);
+
+/// How long it is tried to start again what stands still: while a machine boots, its systemd is not always quick enough.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+/// How long after a try the next one begins.
+const START_PAUSE: Duration = Duration::from_secs(2);
 
 /// What an allocation is called in the ledger, in lists and as a container.
 type Key = (InstanceId, u64);
@@ -65,6 +72,8 @@ pub struct Provider {
     ledger: Ledger,
     children: Children,
     used: BTreeMap<Key, Usage>,
+    /// When starting again failed for the first and for the last time.
+    failed: BTreeMap<Key, (Instant, Instant)>,
     measured: Option<Instant>,
     report: Vec<AllocStatus>,
     reported: Option<Instant>,
@@ -83,6 +92,7 @@ impl Provider {
             ledger,
             children: Children::new(root),
             used: BTreeMap::new(),
+            failed: BTreeMap::new(),
             measured: None,
             report: Vec::new(),
             reported: None,
@@ -161,8 +171,15 @@ impl Provider {
         }
     }
 
-    /// Takes in that a halted container cannot be started again.
+    /// Takes in that a halted container could not be started again.
     fn not_started(&mut self, key: Key, said: &str) {
+        let now = Instant::now();
+        let (first, last) = self.failed.entry(key).or_insert((now, now));
+        *last = now;
+        if first.elapsed() < START_PATIENCE {
+            return;
+        }
+        self.failed.remove(&key);
         let Some(Halt::Resuming { after_run }) = self.ledger.get(key).map(|entry| entry.halt) else { return };
         if self.container(key).is_none_or(|container| container.run() <= after_run && !container.status().is_active()) {
             self.ledger.change(key, |entry| entry.end(None, said.to_owned()));
@@ -197,10 +214,17 @@ impl Provider {
             return Phase::Exited { code: end.code, reason: end.reason.clone() };
         }
         let status = container.map(|container| (container, container.status()));
+        let starting = busy == Some(Verb::Start);
         match status {
+            // There is a shim and no process yet: who is told that it runs may want to enter.
+            Some((container, Status::Running)) if busy.is_some() && container.init().is_none() => match entry.halt {
+                Halt::Resuming { .. } => Phase::Halted,
+                Halt::No | Halt::Wanted => Phase::Pulling,
+            },
             Some((container, Status::Running | Status::Paused | Status::Restarting)) => {
                 if matches!(entry.halt, Halt::Resuming { .. }) && busy.is_none() {
                     self.ledger.change(key, |entry| entry.halt = Halt::No);
+                    self.failed.remove(&key);
                 }
                 if (entry.stopping || entry.halt == Halt::Wanted) && busy.is_none() {
                     self.children.stop(key, entry.grace_s);
@@ -209,10 +233,13 @@ impl Provider {
                 Phase::Running { healthy }
             }
             // Its shim is about to write its end down, or is stopped and will when it goes on.
-            Some((container, Status::Exited)) if container.is_undecided() => Phase::Running { healthy: false },
+            Some((container, Status::Exited)) if container.is_undecided() && !starting => {
+                Phase::Running { healthy: false }
+            }
             Some((_, Status::Exited)) if entry.halt == Halt::Wanted && !entry.stopping => Phase::Halted,
             Some((container, Status::Exited | Status::Created)) if is_resumed(entry, container) => {
-                if busy.is_none() {
+                let rests = self.failed.get(&key).is_some_and(|(_, last)| last.elapsed() < START_PAUSE);
+                if busy.is_none() && !rests {
                     self.children.start(key);
                 }
                 Phase::Halted
@@ -432,6 +459,7 @@ impl agent::Engine for Provider {
     fn forget(&mut self, instance: InstanceId, epoch: u64) {
         let key = (instance, epoch);
         self.used.remove(&key);
+        self.failed.remove(&key);
         self.ledger.change(key, |entry| entry.forgotten = true);
         self.reported = None;
     }
@@ -475,25 +503,4 @@ impl agent::Engine for Provider {
             _ => None,
         }
     }
-}
-
-/// Lists what is here, for the owner: what it is called, its image and what has become of it.
-pub fn list(root: &Path, folder: &Path) -> Result<Vec<(String, String, &'static str)>, LedgerError> {
-    let ledger = Ledger::open(&folder.join("allocations"))?;
-    let entries = ledger.keys().filter_map(|key| Some((key, ledger.get(key)?)));
-    Ok(entries
-        .filter(|(_, entry)| !entry.forgotten)
-        .map(|(key, entry)| {
-            let name = container_name(key);
-            let status = containers::find(root, &name).map_or("pulling", |container| container.status().word());
-            (name, entry.spec.image.clone(), if entry.end.is_some() { "exited" } else { status })
-        })
-        .collect())
-}
-
-/// Names every container that the pool has here, by what the containers say themselves.
-pub fn containers_here(root: &Path) -> Vec<String> {
-    let all =
-        containers::list(root).into_iter().filter(|container| container.record.labels.contains_key(commands::LABEL));
-    all.map(|container| container.record.id).collect()
 }
