@@ -3,7 +3,8 @@
 //! One thread, one poll loop, no timer but the poll's own. It knows nothing of records and images: what
 //! a start and an end mean is the [`Owner`]'s. Invariants: the end is written down before anybody hears
 //! of it and before this process goes away; output that was read is in the log before anybody else has it or
-//! anything but more output is looked at.
+//! anything but more output is looked at. What is rarely done is never inlined: its frame would stay on the stack of a
+//! process that only waits.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -162,6 +163,7 @@ impl<O: Owner> Shim<O> {
         }
     }
 
+    #[inline(never)]
     fn launch(&mut self) -> Result<Live, Vec<u8>> {
         let pipes = |open| Streams::pipes(open).map_err(|errno| errno.to_string().into_bytes());
         let (streams, theirs): (Option<Streams>, Option<Theirs>) = if self.options.terminal {
@@ -373,6 +375,7 @@ impl<O: Owner> Shim<O> {
     }
 
     /// Takes what the container wrote before it ended, at the clients' pace.
+    #[inline(never)]
     fn drain(&mut self, streams: &mut Streams) {
         for _ in 0..DRAIN_READS_MAX {
             while !self.clients.ready() {
@@ -385,6 +388,7 @@ impl<O: Owner> Shim<O> {
         }
     }
 
+    #[inline(never)]
     fn grant(&mut self, index: usize, wish: Wish, live: Option<&mut Live>) {
         match wish {
             Wish::Stdin(bytes) => live.into_iter().for_each(|live| live.streams.write(bytes.clone())),
@@ -418,6 +422,7 @@ impl<O: Owner> Shim<O> {
     }
 
     /// A SIGTERM for the shim is one for its container, once and for all.
+    #[inline(never)]
     fn terminate(&mut self, live: Option<&Live>) {
         while matches!(self.signals.read_signal(), Ok(Some(_))) {}
         self.cancelled = true;

@@ -118,6 +118,7 @@ impl Watch {
         0
     }
 
+    #[inline(never)]
     fn try_launch(&mut self, stdio: Stdio<'_>) -> Result<Running, EngineError> {
         self.run += 1;
         self.publish_state(Phase::Starting, None, None)?;
@@ -218,11 +219,13 @@ impl Watch {
     }
 }
 
+// Never inlined: their frames would stay on the stack of a shim that only waits.
 impl Owner for Watch {
     fn launch(&mut self, stdio: Stdio<'_>) -> Result<Running, Vec<u8>> {
         self.try_launch(stdio).map_err(|error| told(&error))
     }
 
+    #[inline(never)]
     fn started(&mut self, running: &Running) -> Result<(), Vec<u8>> {
         let init = Identity::of(running.pid).ok();
         let cgroup = self.live.as_ref().and_then(|live| live.cgroup.as_ref());
@@ -239,6 +242,7 @@ impl Owner for Watch {
         Ok(())
     }
 
+    #[inline(never)]
     fn ended(&mut self, exit: Result<Exit, Vec<u8>>, running: Option<Running>) -> (i32, After) {
         // `update --restart` and `rename` may have changed it since the start.
         if let Some(now) = read_json::<Record>(&self.directory.path.join("container.json")) {
@@ -291,6 +295,7 @@ impl Owner for Watch {
         let _ = signal_process(&running.pidfd, stop_signal(&self.record));
     }
 
+    #[inline(never)]
     fn probe(&mut self, running: &Running, output: BorrowedFd<'_>) -> Result<Running, String> {
         let Some(check) = &self.record.health else { return Err("no check".to_owned()) };
         let init = self.live.as_ref().and_then(|live| live.init.as_ref());
@@ -302,6 +307,7 @@ impl Owner for Watch {
         started
     }
 
+    #[inline(never)]
     fn probed(&mut self, result: ProbeResult) {
         let Some(check) = &self.record.health else { return };
         let healthy = result.exit_code == Some(0);

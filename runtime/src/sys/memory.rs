@@ -80,7 +80,7 @@ fn below(here: &u8, used_bytes: usize, low: usize) -> Range<usize> {
 #[inline(never)]
 pub(crate) fn end_in(work: Box<dyn FnOnce() -> i32>) -> ! {
     /// More than the frame of this function.
-    const USED_BYTES: usize = 8 * 1024;
+    const USED_BYTES: usize = if cfg!(debug_assertions) { 8 } else { 4 } * 1024;
     let here = 0_u8;
     let first = (std::ptr::from_ref(&here).addr() + USED_BYTES).next_multiple_of(PAGE_BYTES);
     // What the kernel put there, arguments and environment, is above.
@@ -114,7 +114,7 @@ pub(crate) fn forget_and_poll(
     timeout: Option<&Timespec>,
 ) -> Result<usize, Errno> {
     /// More than the frames of this function and, in a build without optimisation, of what is inlined into it else.
-    const USED_BYTES: usize = 8 * 1024;
+    const USED_BYTES: usize = if cfg!(debug_assertions) { 8 } else { 4 } * 1024;
     let here = 0_u8;
     let stack = stack.map(|low| below(&here, USED_BYTES, low));
     for pages in program.iter().cloned().chain(stack) {
