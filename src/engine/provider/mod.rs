@@ -40,6 +40,7 @@ use commands::{Children, Outcome, Verb};
 pub use ledger::LedgerError;
 use ledger::{Arrival, Entry, Halt, Ledger};
 pub use listing::{containers_here, list};
+pub use presence::hide_memory;
 pub use secrets::forget_all as forget_secrets;
 pub use shares::Shares;
 use words::Given;
@@ -310,16 +311,6 @@ impl Provider {
 /// Tells whether a container is to be started again and was not yet.
 fn is_resumed(entry: &Entry, container: &Container) -> bool {
     matches!(entry.halt, Halt::Resuming { after_run } if container.run() <= after_run) && !entry.stopping
-}
-
-/// Keeps this process's memory out of core files and away from this user's other programs (PR_SET_DUMPABLE(2const)).
-pub fn hide_memory() -> std::io::Result<()> {
-    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
-    // Asked for once while it can be: before Linux 6.4 it is in /proc/self/auxv, which such a process may not read, and
-    // rustix panics.
-    let _ = rustix::param::page_size();
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    Ok(setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?)
 }
 
 /// Says why the owner lets nothing new in, if so. What the owner said and cannot be read is a no.

@@ -78,3 +78,13 @@ impl Presence {
         Ok(())
     }
 }
+
+/// Keeps this process's memory out of core files and away from this user's other programs (PR_SET_DUMPABLE(2const)).
+pub fn hide_memory() -> std::io::Result<()> {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    // Asked for once while it can be: before Linux 6.4 it is in /proc/self/auxv, which such a process may not read, and
+    // rustix panics.
+    let _ = rustix::param::page_size();
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?)
+}
