@@ -129,6 +129,10 @@ fn limits_that_do_not_hold_are_refused_by_name() {
 
     assert_eq!(facts["limit_disk"]["value"], "hard", "{facts}");
     let name = run(&lent, &["--disk", "8m", "--constraint", "limit_disk==hard"]).ok();
+    // Its owner sees who keeps the limit, and the guest sees it hold.
+    let disk = ["provider", "status", "--format", "{{.Disk.Backend}} {{.Disk.Hard}} {{.Disk.LimitBytes}}"];
+    let disk = lent.machine("one", &disk).ok();
+    assert!(disk.lines().any(|line| line.ends_with(&format!(" true {}", 8 << 20))), "{disk}");
     let fill = ["sh", "-c", "dd if=/dev/zero of=/big bs=1M count=20 2>&1 || true"];
     let said = lent.inside("one", &name, &fill).ok();
     assert!(said.contains("No space left"), "{said}");

@@ -226,10 +226,7 @@ fn join(folder: &Path, args: JoinArgs) -> Result<(), CliError> {
 }
 
 fn status(root: &Path, folder: &Path, args: &StatusArgs) -> Result<(), CliError> {
-    let rows: Vec<_> = provider::list(root, folder)?
-        .into_iter()
-        .map(|(name, image, status)| json!({ "Name": name, "Image": image, "Status": status }))
-        .collect();
+    let rows: Vec<_> = provider::list(root, folder)?.into_iter().map(|here| json!(here)).collect();
     if args.format.is_none() {
         let member = Membership::read(folder)?;
         let offer = Shares::read(folder)?.offer(root);

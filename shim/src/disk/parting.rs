@@ -5,6 +5,10 @@
 //! file are ESTALE for as long as the kernel remembers them. So before such a name goes the kernel is told to let go of
 //! it (FUSE_NOTIFY_INVAL_ENTRY): overlayfs keeps what it has, which stays good for ever once it is asked for again, and
 //! a second one is made that goes. That is asked for by an ESTALE, after which unlink(2) and rename(2) begin anew.
+//!
+//! What is left: FUSE asks for the name that is gone where one of the others is to be made anew (O_EXCL, mkdir, link) or
+//! renamed over. Nobody can tell that question from one for a new file of that name, so it is answered as such, and these
+//! calls give ESTALE; unlinking first, or waiting until the kernel has forgotten the file, helps.
 
 use std::collections::VecDeque;
 use std::ffi::CStr;
