@@ -304,3 +304,43 @@ fn f41_an_agent_goes_on_while_its_program_is_replaced_and_refuses_what_it_does_n
     end(new);
     lent.end();
 }
+
+/// A reboot as the agent sees it: nothing of it runs any more, and the kernel's boot id is another one.
+#[test]
+fn f15_what_went_down_with_the_machine_runs_again_and_what_ended_by_itself_does_not() {
+    require!();
+    let mut lent = Lent::new(&SCHEDULER);
+    lent.lend("one", &["--network", "none"]);
+    let script = ["sh", "-c", "echo begun >>/runs; sleep 1000"];
+    let begin = |name: &str| {
+        let run = lent.pool(&["run", "--stop-timeout", "0", "--on-loss", "keep", "--name", name, &lent.image]);
+        run.args(&script).ok()
+    };
+    let (works, rests) = (begin("works"), begin("rests"));
+    lent.pool(&["stop", &rests]).ok();
+    let crash = |lent: &mut Lent| {
+        lent.end_agent("one", Signal::SIGKILL);
+        let id = lent.machine("one", &["ps", "-q"]).ok();
+        let init = lent.machine("one", &["inspect", "-f", "{{.State.Pid}}", &id]).ok();
+        let stat = fs_err::read_to_string(format!("/proc/{init}/stat")).unwrap();
+        let shim = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(1).unwrap().parse().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), Signal::SIGKILL).unwrap();
+        patiently("nothing runs", || lent.machine("one", &["ps", "-q"]).ok().is_empty());
+    };
+    crash(&mut lent);
+    fs_err::write(lent.root("one").join("provider/boot"), "\"another\"").unwrap();
+    lent.start("one");
+    let begun = |lent: &Lent, name: &str| lent.inside("one", name, &["cat", "/runs"]).outcome().text();
+    patiently("it runs again", || lent.place(&works) == "one running" && begun(&lent, &works) == "begun\nbegun");
+    assert_eq!((lent.inspect(&works)["epoch"].as_u64(), lent.place(&rests).as_str()), (Some(1), "one halted"));
+    lent.pool(&["start", &rests]).ok();
+    assert_eq!(begun(&lent, &rests), "begun\nbegun");
+    lent.pool(&["stop", &rests]).ok();
+
+    // In one boot it is an end like any other.
+    crash(&mut lent);
+    lent.start("one");
+    lent.wait_state(&works, "failed");
+    assert_eq!(lent.place(&rests), "one halted");
+    lent.end();
+}

@@ -264,7 +264,7 @@ fn files_by_scp_sftp_and_rsync() {
 }
 
 #[test]
-fn s25_only_the_key_that_is_registered_now_and_the_host_that_is_vouched_for() {
+fn s25_s28_s29_only_the_key_that_is_registered_now_and_the_host_that_is_vouched_for() {
     require!("ssh", "ssh-keygen");
     const CANARY: &str = "plaintext-canary-7f3a";
     let pool = Reached::new();
