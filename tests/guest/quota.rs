@@ -55,6 +55,19 @@ const BTRFS: Filesystem = Filesystem {
     df: false,
 };
 
+/// Nothing that an administrator set up: a filesystem as it is. The kernel is 6.1, which has no way to send requests again.
+const PLAIN: Filesystem = Filesystem {
+    make: "mke2fs -q -t ext4",
+    options: "loop",
+    backend: "fuse",
+    // Those that go other ways through the server; the rest is shown outside.
+    vectors: &[
+        "sequential fallocate_at_once random_pages mapped hard_links",
+        "rename_over attributes by_descriptor places",
+    ],
+    ..EXT4
+};
+
 struct Bed<'a> {
     guest: &'a Guest,
     image: String,
@@ -152,6 +165,18 @@ fn every_way(bed: &Bed<'_>, filesystem: &Filesystem, vectors: &str) {
     let found = |name: &&str| *name == "places" || refused.contains(name);
     assert!(wanted.iter().all(found) && again == wanted.iter().filter(|name| **name != "places").count(), "{text}");
     assert!(!wanted.contains(&"places") || refused.contains(&"/tmp"), "{text}");
+}
+
+#[test]
+fn f39_fuse_on_a_plain_ext4_holds() {
+    let Some(guest) = Guest::find("f39_fuse_on_a_plain_ext4_holds") else { return };
+    let bed = Bed::new(&guest, &PLAIN);
+    guest.sh(User::Root, "chmod 666 /dev/fuse").ok();
+    let shown = bed.coracle(&format!("run --rm --network none --disk {LIMIT_KIB}k,backend=fuse IMAGE df -k /"));
+    assert!(shown.ok().contains(&format!(" {LIMIT_KIB} ")), "{shown:?}");
+    for vectors in PLAIN.vectors {
+        every_way(&bed, &PLAIN, vectors);
+    }
 }
 
 #[test]
