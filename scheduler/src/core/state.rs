@@ -223,6 +223,11 @@ impl State {
         self.live.timers.first().map(|(at, _)| *at)
     }
 
+    /// Returns how long a provider may be silent, in milliseconds.
+    pub fn term_ms(&self) -> u64 {
+        super::provider::term_ms(self)
+    }
+
     /// Returns a provider's facts as they are now.
     pub fn facts(&self, provider: ProviderId) -> BTreeMap<String, Fact> {
         self.live.providers.get(&provider).map(|live| live.facts.clone()).unwrap_or_default()

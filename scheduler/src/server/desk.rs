@@ -142,6 +142,7 @@ impl Desk {
             ticket: 0,
             options,
             durable,
+            served_ms: clock.now_ms(),
             log,
             complained_ms: 0,
         };
@@ -209,6 +210,8 @@ struct Thread {
     options: Options,
     /// Audit rows and notices of the last commit.
     durable: (u64, u64),
+    /// When the last turn ended in which everybody could be heard.
+    served_ms: u64,
     log: Log,
     /// When the store was last complained of.
     complained_ms: u64,
@@ -256,6 +259,10 @@ impl Thread {
                 self.complain(&error);
                 return Ok(());
             }
+        }
+        if self.stood_still() {
+            // As after a restart: nobody was silent towards somebody who did not listen.
+            self.reload_soon()?;
         }
         let (mut batch, mut later) = (Batch::default(), Vec::new());
         let (mut replies, mut looks) = (BTreeMap::new(), Vec::new());
@@ -307,7 +314,15 @@ impl Thread {
         }
         let now = self.clock.now_ms();
         looks.into_iter().for_each(|look| look(&mut self.state, &mut *self.store, now));
+        self.served_ms = now;
         Ok(())
+    }
+
+    /// Tells whether this process did not run, or its store did not answer, for so long that agents may have spoken in
+    /// vain: half of what they may be silent.
+    fn stood_still(&self) -> bool {
+        let idle_ms = u64::try_from(IDLE.as_millis()).unwrap_or(u64::MAX);
+        self.clock.now_ms() > self.served_ms + idle_ms + self.state.term_ms() / 2
     }
 
     /// Tells the operator what clients are not told: why the log cannot be written.
@@ -346,6 +361,7 @@ impl Thread {
                         return Err(StoreError::WentBack { found: found.1, known: known.1 });
                     }
                     self.state = state;
+                    self.served_ms = self.clock.now_ms();
                     self.shared.known.clear();
                     return Ok(());
                 }

@@ -26,6 +26,8 @@ pub const TEST_LEASE: Duration = Duration::from_millis(900);
 const RARE: [&str; 2] = ["lease_lost", "migrate_step"];
 /// Where a child finds its PostgreSQL; empty means SQLite.
 const POSTGRES: &str = "CORACLE_TEST_SCHEDULER_POSTGRES";
+/// How often agents report to a child, in milliseconds, when it is not as always.
+const HEARTBEAT: &str = "CORACLE_TEST_SCHEDULER_HEARTBEAT_MS";
 
 /// Not a test: the scheduler process of the tests below.
 #[test]
@@ -41,6 +43,9 @@ fn child() {
         options.log = Log { sink: Sink::Stderr, requests: false };
         if let Some(url) = std::env::var(POSTGRES).ok().filter(|url| !url.is_empty()) {
             options.store = StorePlace::Postgres(url);
+        }
+        if let Some(heartbeat_ms) = std::env::var(HEARTBEAT).ok().and_then(|text| text.parse().ok()) {
+            options.core.heartbeat_ms = heartbeat_ms;
         }
         let mut running = server::start(options).await.expect("start");
         let secret = server::bootstrap(&running.site, name("ops"), name("root")).await.expect("bootstrap");
@@ -294,6 +299,34 @@ async fn f06_a_stopped_scheduler_goes_on_where_it_stood() {
     let repeated =
         call(address, &token, Method::POST, "/v1/instances", Some(instance("web")), "k").await.expect("answer");
     assert_eq!(repeated.1["id"], made["id"]);
+}
+
+/// Nobody was silent towards a scheduler that did not listen: what it should have lost meanwhile it has not.
+#[tokio::test(flavor = "multi_thread")]
+async fn f06_a_scheduler_that_stood_still_loses_nobody() {
+    let folder = tempfile::tempdir().expect("folder");
+    let process = Process::start_in(folder.path(), "", "", &[(HEARTBEAT, "1000".as_ref())]);
+    let address = process.address.expect("address");
+    let token = fs_err::read_to_string(folder.path().join("secret")).expect("secret");
+    let proxy = Proxy::start(address).await;
+    let host = join(&proxy, folder.path(), 0, &token).await;
+    let mut body = instance("web");
+    body["spec"]["lost_after_ms"] = json!(8_000);
+    let made = call(address, &token, Method::POST, "/v1/instances", Some(body), "k").await.expect("answer").1;
+    let path = format!("/v1/instances/{}", made["id"].as_str().expect("id"));
+    let look = async || Some(call(address, &token, Method::GET, &path, None, "").await?.1);
+    until("runs", async || look().await.filter(|found| found["state"] == "running")).await;
+    process.signal(Signal::STOP);
+    // Longer than the provider may be silent, and than the instance waits for it.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    process.signal(Signal::CONT);
+    until("runs", async || look().await.filter(|found| found["state"] == "running")).await;
+    let (_, list) = call(address, &token, Method::GET, "/v1/events?limit=1000", None, "").await.expect("events");
+    let kinds: Vec<&str> =
+        list["items"].as_array().expect("items").iter().filter_map(|item| item["kind"].as_str()).collect();
+    assert!(!kinds.contains(&"instance.lost") && !kinds.contains(&"provider.lost"), "{kinds:?}");
+    assert_eq!(host.engine.lock().expect("engine").starts.values().copied().collect::<Vec<_>>(), [1]);
+    host.task.abort();
 }
 
 #[test]
