@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -312,35 +313,50 @@ fn f15_what_went_down_with_the_machine_runs_again_and_what_ended_by_itself_does_
     let mut lent = Lent::new(&SCHEDULER);
     lent.lend("one", &["--network", "none"]);
     let script = ["sh", "-c", "echo begun >>/runs; sleep 1000"];
-    let begin = |name: &str| {
-        let run = lent.pool(&["run", "--stop-timeout", "0", "--on-loss", "keep", "--name", name, &lent.image]);
-        run.args(&script).ok()
+    lent.pool(&["secret-add", "db"]).stdin("canary").ok();
+    let begin = |name: &str, more: &[&str]| {
+        let run = lent.pool(&["run", "--stop-timeout", "0", "--on-loss", "keep", "--name", name]);
+        run.args(more).args(&[&lent.image]).args(&script).ok()
     };
-    let (works, rests) = (begin("works"), begin("rests"));
+    let secret = ["--secret", "db,file=/run/db"];
+    let (works, knows, rests) = (begin("works", &[]), begin("knows", &secret), begin("rests", &secret));
     lent.pool(&["stop", &rests]).ok();
     let crash = |lent: &mut Lent| {
         lent.end_agent("one", Signal::SIGKILL);
-        let id = lent.machine("one", &["ps", "-q"]).ok();
-        let init = lent.machine("one", &["inspect", "-f", "{{.State.Pid}}", &id]).ok();
-        let stat = fs_err::read_to_string(format!("/proc/{init}/stat")).unwrap();
-        let shim = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(1).unwrap().parse().unwrap();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), Signal::SIGKILL).unwrap();
+        for id in lent.machine("one", &["ps", "-q"]).ok().lines() {
+            let init = lent.machine("one", &["inspect", "-f", "{{.State.Pid}}", id]).ok();
+            let stat = fs_err::read_to_string(format!("/proc/{init}/stat")).unwrap();
+            let shim = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(1).unwrap().parse().unwrap();
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), Signal::SIGKILL).unwrap();
+        }
         patiently("nothing runs", || lent.machine("one", &["ps", "-q"]).ok().is_empty());
     };
     crash(&mut lent);
     fs_err::write(lent.root("one").join("provider/boot"), "\"another\"").unwrap();
+    // What was in memory is gone, and comes again from the scheduler.
+    let stat = fs_err::metadata(lent.root("one")).unwrap();
+    let secrets = format!("/dev/shm/coracle-secrets-{}-{:x}-{:x}", stat.uid(), stat.dev(), stat.ino());
+    fs_err::remove_dir_all(&secrets).unwrap();
     lent.start("one");
     let begun = |lent: &Lent, name: &str| lent.inside("one", name, &["cat", "/runs"]).outcome().text();
     patiently("it runs again", || lent.place(&works) == "one running" && begun(&lent, &works) == "begun\nbegun");
+    patiently("so does what has a secret", || begun(&lent, &knows) == "begun\nbegun");
     assert_eq!((lent.inspect(&works)["epoch"].as_u64(), lent.place(&rests).as_str()), (Some(1), "one halted"));
     lent.pool(&["start", &rests]).ok();
     assert_eq!(begun(&lent, &rests), "begun\nbegun");
+    for name in [&knows, &rests] {
+        assert_eq!(lent.inside("one", name, &["cat", "/run/db"]).ok(), "canary");
+        assert_eq!(lent.inspect(name)["epoch"].as_u64(), Some(1));
+    }
     lent.pool(&["stop", &rests]).ok();
 
     // In one boot it is an end like any other.
     crash(&mut lent);
     lent.start("one");
     lent.wait_state(&works, "failed");
+    lent.wait_state(&knows, "failed");
     assert_eq!(lent.place(&rests), "one halted");
+    lent.pool(&["rm", &rests]).ok();
+    patiently("no secret is left", || !std::path::Path::new(&secrets).exists());
     lent.end();
 }

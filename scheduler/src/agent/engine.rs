@@ -64,8 +64,9 @@ pub trait Engine: Send + 'static {
     fn start(&mut self, instance: InstanceId, epoch: u64, asked: Asked<'_>) -> Result<(), EngineError>;
     /// Stops an allocation and keeps what it has written; one that is halted already is left alone.
     fn halt(&mut self, instance: InstanceId, epoch: u64, grace_ms: u64) -> Result<(), EngineError>;
-    /// Starts an allocation again that was halted; any other is left alone.
-    fn resume(&mut self, instance: InstanceId, epoch: u64) -> Result<(), EngineError>;
+    /// Starts an allocation again that was halted; any other is left alone, and so is one whose secrets are neither here
+    /// nor given.
+    fn resume(&mut self, instance: InstanceId, epoch: u64, secrets: &[Delivered]) -> Result<(), EngineError>;
     /// Ends an allocation; one that is not here is no error.
     fn stop(&mut self, instance: InstanceId, epoch: u64, grace_ms: u64) -> Result<(), EngineError>;
     /// Lists every allocation that is here, ended ones included until they are forgotten.
@@ -203,7 +204,8 @@ impl Engine for SimulatedEngine {
         Ok(())
     }
 
-    fn resume(&mut self, instance: InstanceId, epoch: u64) -> Result<(), EngineError> {
+    fn resume(&mut self, instance: InstanceId, epoch: u64, secrets: &[Delivered]) -> Result<(), EngineError> {
+        self.secrets.insert((instance, epoch), secrets.to_vec());
         self.turn(instance, epoch, |phase| *phase == Phase::Halted, Phase::Running { healthy: true });
         Ok(())
     }

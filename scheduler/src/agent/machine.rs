@@ -239,8 +239,8 @@ impl Machine {
                 Command::Halt { instance, epoch, grace_ms } => {
                     self.told(engine, instance, epoch, |engine| engine.halt(instance, epoch, grace_ms));
                 }
-                Command::Resume { instance, epoch } => {
-                    self.told(engine, instance, epoch, |engine| engine.resume(instance, epoch));
+                Command::Resume { instance, epoch, secrets } => {
+                    self.told(engine, instance, epoch, |engine| engine.resume(instance, epoch, &secrets));
                 }
             }
         }

@@ -75,7 +75,7 @@ pub(super) fn send(state: &mut State, id: InstanceId) {
     let grace_ms = found.spec.stop_grace_ms.unwrap_or(instance::GRACE_MS);
     let command = match found.halt {
         true => Command::Halt { instance: id, epoch, grace_ms },
-        false => Command::Resume { instance: id, epoch },
+        false => Command::Resume { instance: id, epoch, secrets: Vec::new() },
     };
     provider::send(state, to, command);
 }

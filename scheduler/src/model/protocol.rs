@@ -247,6 +247,10 @@ pub enum Command {
         instance: InstanceId,
         /// Which allocation of it.
         epoch: u64,
+        /// Its secrets, in the order of its spec: a machine that was booted anew has lost them. Only in the answer to the
+        /// agent.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        secrets: Vec<Delivered>,
     },
 }
 
@@ -259,7 +263,7 @@ impl Command {
             Self::Start { instance, epoch, .. }
             | Self::Stop { instance, epoch, .. }
             | Self::Halt { instance, epoch, .. }
-            | Self::Resume { instance, epoch } => (*instance, *epoch),
+            | Self::Resume { instance, epoch, .. } => (*instance, *epoch),
         }
     }
 }

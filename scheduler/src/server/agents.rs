@@ -17,7 +17,7 @@ use super::secret::{Secret, TOKEN_PREFIX};
 use super::shapes::{Certificate, CertificateNew, JoinBody, Joined};
 use crate::core::{self, Answer, Event, Wish};
 use crate::failpoint;
-use crate::model::{Command, Delivered, Hello, Key, NumberedCommand, Phase, Plain, ProviderId, SecretId, Sync};
+use crate::model::{Command, Delivered, Hello, InstanceId, Key, NumberedCommand, Phase, ProviderId, SecretMount, Sync};
 
 /// Longest hold of a sync: below the time after which an agent drops an answer.
 pub const WAIT_MAX_MS: u64 = 20_000;
@@ -150,28 +150,28 @@ async fn deliver(call: &Call, commands: &mut [NumberedCommand]) -> Result<(), Pr
     if !commands.is_empty() {
         pass("outbox_sent")?;
     }
-    let mut wanted = BTreeSet::new();
-    for numbered in commands.iter() {
-        if let Command::Start { spec, .. } = &numbered.command {
-            wanted.extend(spec.secrets.iter().map(|mount| mount.secret));
-        }
-    }
-    let Some(seal) = call.site.seal.clone().filter(|_| !wanted.is_empty()) else { return Ok(()) };
-    let found = call.site.desk.look(move |state, _, _| -> BTreeMap<SecretId, Plain> {
-        let opened = wanted.into_iter().filter_map(|id| {
-            let secret = state.secrets.get(&id)?;
-            Some((id, seal.open_for(secret.group, &secret.name, &secret.sealed)?))
-        });
-        opened.collect()
+    let starts = |command: &Command| match command {
+        Command::Start { spec, .. } => !spec.secrets.is_empty(),
+        Command::Resume { .. } => true,
+        Command::Stop { .. } | Command::Halt { .. } => false,
+    };
+    let begun = commands.iter().filter(|numbered| starts(&numbered.command));
+    let begun: BTreeSet<InstanceId> = begun.map(|numbered| numbered.command.allocation().0).collect();
+    let Some(seal) = call.site.seal.clone().filter(|_| !begun.is_empty()) else { return Ok(()) };
+    let opened = call.site.desk.look(move |state, _, _| -> BTreeMap<InstanceId, Vec<Delivered>> {
+        let open = |mount: &SecretMount| {
+            let secret = state.secrets.get(&mount.secret)?;
+            let value = seal.open_for(secret.group, &secret.name, &secret.sealed)?;
+            Some(Delivered { env: mount.env.clone(), file: mount.file.clone(), value })
+        };
+        let instances = begun.iter().filter_map(|id| state.instances.get(id));
+        instances.map(|found| (found.id, found.spec.secrets.iter().filter_map(open).collect())).collect()
     });
-    let found = found.await?;
+    let opened = opened.await?;
     for numbered in commands {
-        if let Command::Start { spec, secrets, .. } = &mut numbered.command {
-            let values = spec.secrets.iter().filter_map(|mount| {
-                let value = found.get(&mount.secret)?.clone();
-                Some(Delivered { env: mount.env.clone(), file: mount.file.clone(), value })
-            });
-            *secrets = values.collect();
+        let (id, _) = numbered.command.allocation();
+        if let Command::Start { secrets, .. } | Command::Resume { secrets, .. } = &mut numbered.command {
+            *secrets = opened.get(&id).cloned().unwrap_or_default();
         }
     }
     Ok(())

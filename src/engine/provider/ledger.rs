@@ -82,6 +82,11 @@ pub struct End {
 }
 
 impl Entry {
+    /// Tells whether it is wanted to stand still and all its data is here.
+    pub fn rests(&self) -> bool {
+        self.halt == Halt::Wanted && self.arrival == Arrival::Whole
+    }
+
     /// Writes the end down unless there is one.
     pub fn end(&mut self, code: Option<i32>, reason: String) {
         self.end.get_or_insert(End { code, reason });

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use coracle_runtime::memory;
 use coracle_scheduler::agent::{self, Asked, EngineStream};
 use coracle_scheduler::model::{
-    AllocStatus, FactReport, FactValue, InstanceId, OnLoss, Phase, Resources, StreamKind, StreamOrder, Usage,
+    AllocStatus, Delivered, FactReport, FactValue, InstanceId, OnLoss, Phase, Resources, StreamKind, StreamOrder, Usage,
 };
 use coracle_scheduler::ssh::Authority;
 
@@ -410,11 +410,12 @@ impl agent::Engine for Provider {
         Ok(())
     }
 
-    fn resume(&mut self, instance: InstanceId, epoch: u64) -> Result<(), agent::EngineError> {
+    fn resume(&mut self, instance: InstanceId, epoch: u64, secrets: &[Delivered]) -> Result<(), agent::EngineError> {
         let key = (instance, epoch);
-        // Neither before its data is here, nor while the owner wants nothing to run.
-        let may = |entry: &Entry| entry.halt == Halt::Wanted && entry.arrival == Arrival::Whole;
-        if self.ledger.get(key).is_some_and(may) && shares::drain_ms(&self.folder) != Some(0) {
+        // Neither before its data is here, nor without its secrets (it stays halted, and the scheduler asks again), nor
+        // while the owner wants nothing to run.
+        let may = |entry: &Entry| entry.rests() && secrets::restore(&self.root, key, &entry.spec, secrets);
+        if shares::drain_ms(&self.folder) != Some(0) && self.ledger.get(key).is_some_and(may) {
             let after_run = self.container(key).map_or(0, |container| container.run());
             self.ledger.change(key, |entry| entry.halt = Halt::Resuming { after_run });
             self.reported = None;
@@ -481,8 +482,7 @@ impl agent::Engine for Provider {
         let Some(entry) = self.ledger.get(key).filter(|entry| !entry.forgotten) else {
             return Err(refuse("open a stream to", key, "it is not here"));
         };
-        let still = entry.halt == Halt::Wanted && !entry.stopping && entry.arrival == Arrival::Whole;
-        if order.kind == StreamKind::Data && !still {
+        if order.kind == StreamKind::Data && (entry.stopping || !entry.rests()) {
             return Err(refuse("open a stream to", key, "it does not stand still"));
         }
         self.children.stream(key, order, &self.folder).map_err(|error| refuse("open a stream to", key, error))

@@ -36,17 +36,16 @@ fn resume(root: &Path, ledger: &mut Ledger, key: Key) {
     {
         return;
     }
-    if !entry.spec.secrets.is_empty() && !secrets::folder(root, key).is_some_and(|place| place.exists()) {
-        return ledger.change(key, |entry| entry.end(None, SECRETS.to_owned()));
-    }
+    // Its secrets were in memory only. As one that is halted it is told to start, and given them again.
+    let halt = match secrets::are_lost(root, key, &entry.spec) {
+        true => Halt::Wanted,
+        false => Halt::Resuming { after_run: run },
+    };
     ledger.change(key, |entry| {
         entry.begun = true;
-        entry.halt = Halt::Resuming { after_run: run };
+        entry.halt = halt;
     });
 }
-
-/// Why an instance with secrets does not go on: they were never on a disk, and only a new allocation is given them.
-const SECRETS: &str = "the machine was started anew, and its secrets were in memory only";
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use coracle_scheduler::model::Delivered;
+use coracle_scheduler::model::{Delivered, InstanceSpec};
 use fs_err::os::unix::fs::OpenOptionsExt;
 
 use super::{Key, container_name};
@@ -70,6 +70,16 @@ pub fn keep(root: &Path, key: Key, secrets: &[Delivered]) -> Result<(), String> 
         Ok(())
     };
     write().map_err(|error: std::io::Error| error.to_string())
+}
+
+/// Tells whether what its spec asks for is gone: the machine was booted anew.
+pub fn are_lost(root: &Path, key: Key, spec: &InstanceSpec) -> bool {
+    !spec.secrets.is_empty() && !folder(root, key).is_some_and(|place| place.exists())
+}
+
+/// Keeps an allocation's secrets once more if they are gone, and tells whether it has them.
+pub fn restore(root: &Path, key: Key, spec: &InstanceSpec, given: &[Delivered]) -> bool {
+    !are_lost(root, key, spec) || (given.len() == spec.secrets.len() && keep(root, key, given).is_ok())
 }
 
 /// Forgets an allocation's secrets.
