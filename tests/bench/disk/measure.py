@@ -94,11 +94,11 @@ def floor():
     return json.loads(done.stdout)
 
 
-def least(name, floors, native):
-    """The ratio below which no server gets that passes everything on: the kernel's part, and the work itself."""
+def floor_ratio(name, floors, native):
+    """The ratio of a server that does nothing and is asked one thing at a time, and the work itself."""
     median = {key: statistics.median(one[key] for one in floors) for key in floors[0]}
     seconds = median[name] if name in median else median["request"] * FILES * REQUESTS_A_FILE.get(name, 0)
-    return f"; no server can be below {(seconds + native) / native:.2f}, at {median['request'] * 1e6:.1f} us a request"
+    return f"; one that does nothing: {(seconds + native) / native:.2f}, at {median['request'] * 1e6:.1f} us a request"
 
 
 def memory(image_id, place):
@@ -150,7 +150,7 @@ def main():
             wanted_here = wanted if backend == "fuse" else 1.0
             spread = f"{min(list_) / native:.2f}-{max(list_) / native:.2f}, native {native:.2f} s"
             if backend == "fuse" and floors:
-                spread += least(name, floors, native)
+                spread += floor_ratio(name, floors, native)
             say(f"{backend} / overlayfs alone, {name}", f"{ratio:.2f} [{spread}]", f"at most {wanted_here}",
                 ratio <= wanted_here + (NOISE if wanted_here == 1.0 else 0))
     if "fuse" in BACKENDS and (not CHOSEN or "memory" in CHOSEN):
