@@ -27,13 +27,15 @@ use rustix::thread::{
 use super::account::{BLOCK_BYTES, Limits};
 use super::filter::Filter;
 use super::serve::{STATE_RESEND, Serving, serve};
+use super::teller::Teller;
 use super::usage::{Phase, Usage};
 use super::{IN_USE, ORPHANS, READY, memory, watch};
 
 /// A server that dies sooner than this has done nothing.
 const SHORT_LIFE: Duration = Duration::from_millis(20);
-/// So many in a row mean that the next one will die, too.
-const SHORT_LIVES_MAX: u32 = 20;
+/// So many in a row, which take a second or two, mean that the next one will die, too. Somebody who kills each one as soon
+/// as it has answered does not come to so many by accident.
+const SHORT_LIVES_MAX: u32 = 200;
 
 /// PROC_USER_INIT_INO of the kernel's proc_ns.h, USER_NS_INIT_INO of linux/nsfs.h since 6.18.
 const FIRST_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
@@ -217,11 +219,16 @@ fn confine(root: &OwnedFd) -> Result<()> {
 impl Mounted {
     fn keep_serving(&self) -> Result<()> {
         let (mut takeovers, mut short_lives) = (0, 0);
+        let mut teller = Teller::start(self.device(), &self.filter)?;
         loop {
+            if teller.is_gone() {
+                teller.finish()?;
+                teller = Teller::start(self.device(), &self.filter)?;
+            }
             let begin = Instant::now();
-            let exit = fork(|| i32::from(self.serve_once(takeovers).is_err()))?.wait()?;
+            let exit = fork(|| i32::from(self.serve_once(takeovers, &teller).is_err()))?.wait()?;
             if exit.signal.is_none() && exit.code == 0 {
-                return Ok(());
+                return teller.finish();
             }
             short_lives = if begin.elapsed() < SHORT_LIFE { short_lives + 1 } else { 0 };
             let mut resend = [0];
@@ -233,7 +240,7 @@ impl Mounted {
         }
     }
 
-    fn serve_once(&self, takeovers: u32) -> Result<()> {
+    fn serve_once(&self, takeovers: u32, teller: &Teller) -> Result<()> {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         serve(Serving {
             device: self.device(),
@@ -245,6 +252,7 @@ impl Mounted {
             takeovers,
             first_namespace: self.first_namespace,
             filter: &self.filter,
+            teller,
         })
     }
 

@@ -27,6 +27,7 @@ mod passthrough;
 mod quick;
 mod scan;
 mod serve;
+mod teller;
 mod turns;
 mod usage;
 mod watch;

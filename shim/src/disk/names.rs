@@ -255,7 +255,8 @@ impl Passthrough {
         if exchange && self.was_exchanged((parent, new_parent), &stat, target.as_ref())? {
             return Ok(());
         }
-        if let Some(target) = target.as_ref().filter(|_| !exchange && !flags.contains(RenameFlags::NOREPLACE)) {
+        let replaced = target.as_ref().filter(|_| !exchange && !flags.contains(RenameFlags::NOREPLACE));
+        if let Some(target) = replaced.filter(|target| !kind(target).is_dir()) {
             self.part(new_parent, new_name, target)?;
         }
         let whiteout = flags.contains(RenameFlags::WHITEOUT);

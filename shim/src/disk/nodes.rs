@@ -258,10 +258,11 @@ impl Nodes {
         node
     }
 
-    /// Says whether overlayfs may know a file of several names by this one: the first that it heard of.
+    /// Says whether overlayfs may know a file of several names by this one: the first that it heard of. Which that was of
+    /// those that a server before this one told of, nobody knows.
     pub fn is_known_by(&self, id: u64, parent: u64, name: &CStr) -> bool {
         let is_it = |node: &Node| node.alias().is_some_and(|alias| alias.parent == parent && *alias.name == *name);
-        self.map.get(&id).is_some_and(|node| !node.parted && is_it(node))
+        self.map.get(&id).is_some_and(|node| node.inherited || (!node.parted && is_it(node)))
     }
 
     /// Notes that the name is going by which overlayfs knows a file.

@@ -3,8 +3,11 @@
 //! Overlayfs reaches a file by the name under which it first saw it, also when another one is asked for, and asks FUSE
 //! each time whether that name still holds. Once it was unlinked or renamed over it does not, and all other names of the
 //! file are ESTALE for as long as the kernel remembers them. So before such a name goes the kernel is told to let go of
-//! it (FUSE_NOTIFY_INVAL_ENTRY): overlayfs keeps what it has, which stays good for ever once it is asked for again, and
+//! it (by the [`teller`](super::teller)): overlayfs keeps what it has, which stays good for ever once it is asked for again, and
 //! a second one is made that goes. That is asked for by an ESTALE, after which unlink(2) and rename(2) begin anew.
+//!
+//! The names that were answered so are in the state that outlives a server: the kernel's second question may reach the
+//! next one, and a second ESTALE would be the container's.
 //!
 //! What is left: FUSE asks for the name that is gone where one of the others is to be made anew (O_EXCL, mkdir, link) or
 //! renamed over. Nobody can tell that question from one for a new file of that name, so it is answered as such, and these
@@ -12,111 +15,191 @@
 
 use std::collections::VecDeque;
 use std::ffi::CStr;
-use std::os::fd::BorrowedFd;
+use std::fs::File;
+use std::io::Result;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use super::teller::Teller;
 
 /// What is remembered of names that were to go; the kernel comes back for them at once, unless its asker was killed.
 const NAMES_MAX: usize = 256;
 /// How long a lookup waits until the kernel has been told. It never has to, unless the machine is busy.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// FUSE_NOTIFY_INVAL_ENTRY of linux/fuse.h.
-const NOTIFY_INVAL_ENTRY: u32 = 3;
+/// Where the shared state keeps the names: behind what else is in it, a slot for each.
+const STATE_NAMES: u64 = 4096;
+/// NAME_MAX bytes and their end.
+const NAME_BYTES: usize = 256;
+/// The number of a directory comes first.
+const RECORD_BYTES: usize = 8 + NAME_BYTES;
+/// In the shared state it is followed by whether the kernel has been told, who must not be told twice: overlayfs gives
+/// EIO for a name that goes while it is renamed.
+const SLOT_BYTES: usize = RECORD_BYTES + 1;
+
+/// Is a name in a directory, as it is kept and sent to the teller; without letters it is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record([u8; RECORD_BYTES]);
+
+impl Default for Record {
+    fn default() -> Self {
+        Self([0; RECORD_BYTES])
+    }
+}
+
+impl Record {
+    fn new(parent: u64, name: &CStr) -> Self {
+        let mut record = Self::default();
+        let (number, letters) = record.0.split_at_mut(size_of::<u64>());
+        number.copy_from_slice(&parent.to_ne_bytes());
+        // A longer one does not exist (NAME_MAX); the last byte ends it.
+        for (place, letter) in letters[..NAME_BYTES - 1].iter_mut().zip(name.to_bytes()) {
+            *place = *letter;
+        }
+        record
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+
+    /// Gives the directory and the name.
+    pub fn name(&self) -> Option<(u64, &CStr)> {
+        let (parent, letters) = self.0.split_first_chunk()?;
+        let name = CStr::from_bytes_until_nul(letters).ok().filter(|name| !name.is_empty())?;
+        Some((u64::from_ne_bytes(*parent), name))
+    }
+}
 
 #[derive(Debug)]
 struct Name {
-    parent: u64,
-    name: Box<CStr>,
+    record: Record,
+    /// Its place in the shared state.
+    slot: usize,
     /// The kernel has been told.
     told: bool,
 }
 
-impl Name {
-    fn is(&self, parent: u64, name: &CStr) -> bool {
-        self.parent == parent && *self.name == *name
-    }
-}
-
 /// Keeps the names that are about to go.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Parting {
     count: AtomicUsize,
     names: Mutex<VecDeque<Name>>,
     told: Condvar,
+    state: File,
 }
 
 impl Parting {
+    /// Begins with what a server before this one has kept in the shared state.
+    pub fn new(state: File) -> Self {
+        let read = |slot| {
+            let mut bytes = [0; SLOT_BYTES];
+            // Behind the end there is nothing.
+            state.read_exact_at(&mut bytes, place(slot)).ok()?;
+            let (record, told) = bytes.split_first_chunk()?;
+            let record = Record(*record);
+            record.name()?;
+            Some(Name { record, slot, told: told != [0] })
+        };
+        let names: VecDeque<Name> = (0..NAMES_MAX).filter_map(read).collect();
+        Self { count: AtomicUsize::new(names.len()), names: Mutex::new(names), told: Condvar::new(), state }
+    }
+
     fn names(&self) -> MutexGuard<'_, VecDeque<Name>> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says whether a name may go; if not, somebody has to [`tell`](Self::tell) the kernel, which then asks again.
     pub fn may_go(&self, parent: u64, name: &CStr) -> bool {
+        if self.forget(parent, name) {
+            return true;
+        }
         let mut names = self.names();
-        let found = names.iter().position(|one| one.is(parent, name));
-        match found {
-            Some(at) => drop(names.remove(at)),
-            None => {
-                if names.len() == NAMES_MAX {
-                    names.pop_front();
-                }
-                names.push_back(Name { parent, name: name.into(), told: false });
-            }
+        if names.len() == NAMES_MAX {
+            names.pop_front();
+        }
+        let is_free = |slot: &usize| names.iter().all(|one| one.slot != *slot);
+        let slot = (0..NAMES_MAX).find(is_free).unwrap_or_default();
+        let one = Name { record: Record::new(parent, name), slot, told: false };
+        self.write(&one);
+        names.push_back(one);
+        self.count.store(names.len(), Ordering::Release);
+        false
+    }
+
+    /// Forgets a name; says whether it was about to go.
+    pub fn forget(&self, parent: u64, name: &CStr) -> bool {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        let record = Record::new(parent, name);
+        let mut names = self.names();
+        let at = names.iter().position(|one| one.record == record);
+        let found = at.and_then(|at| names.remove(at));
+        let known = found.is_some();
+        if let Some(one) = found {
+            self.write(&Name { record: Record::default(), ..one });
         }
         self.count.store(names.len(), Ordering::Release);
-        found.is_some()
+        known
+    }
+
+    fn write(&self, one: &Name) {
+        let mut bytes = [u8::from(one.told); SLOT_BYTES];
+        bytes[..RECORD_BYTES].copy_from_slice(one.record.bytes());
+        // Without memory for it the next server gives one more ESTALE.
+        let _ = self.state.write_all_at(&bytes, place(one.slot));
     }
 
     /// Waits until the kernel has been told of a name that is about to go.
     pub fn wait(&self, parent: u64, name: &CStr, away: impl FnOnce(&mut dyn FnMut())) {
-        let waits = |names: &mut VecDeque<Name>| names.iter().any(|one| one.is(parent, name) && !one.told);
-        if self.count.load(Ordering::Acquire) == 0 || !waits(&mut self.names()) {
+        if self.count.load(Ordering::Acquire) == 0 {
             return;
         }
-        away(&mut || drop(self.told.wait_timeout_while(self.names(), PATIENCE, waits)));
+        let record = Record::new(parent, name);
+        let waits = |names: &mut VecDeque<Name>| names.iter().any(|one| one.record == record && !one.told);
+        if waits(&mut self.names()) {
+            away(&mut || drop(self.told.wait_timeout_while(self.names(), PATIENCE, waits)));
+        }
     }
 
-    /// Tells the kernel of every name it has not been told of. It may wait for whoever has the directory, so no thread that
-    /// answers requests can do it.
-    pub fn tell(&self, device: BorrowedFd<'_>) {
+    /// Has the kernel told of every name it has not been told of. That waits for whoever has the directory, so no thread
+    /// that answers requests can do it.
+    pub fn tell(&self, teller: &Teller) -> Result<()> {
         loop {
-            let next = self.names().iter().find(|one| !one.told).map(|one| (one.parent, one.name.clone()));
-            let Some((parent, name)) = next else { return };
-            // A name that the kernel has forgotten meanwhile is what was wanted.
-            let _ = rustix::io::write(device, &message(parent, &name));
-            for one in self.names().iter_mut().filter(|one| one.is(parent, &name)) {
-                one.told = true;
-            }
-            self.told.notify_all();
+            let next = self.names().iter().find(|one| !one.told).map(|one| one.record.clone());
+            let Some(record) = next else { return Ok(()) };
+            teller.tell(&record, |heard| {
+                for one in self.names().iter_mut().filter(|one| one.record == *heard) {
+                    one.told = true;
+                    self.write(one);
+                }
+                self.told.notify_all();
+            })?;
         }
     }
 }
 
-/// Gives `struct fuse_out_header`, `struct fuse_notify_inval_entry_out` and the name.
-fn message(parent: u64, name: &CStr) -> Vec<u8> {
-    const HEADERS_BYTES: usize = 32;
-    let word = |number: usize| u32::try_from(number).unwrap_or(u32::MAX).to_ne_bytes();
-    let (bytes, length) = (name.to_bytes_with_nul(), name.to_bytes().len());
-    [
-        &word(HEADERS_BYTES + bytes.len())[..],
-        &NOTIFY_INVAL_ENTRY.to_ne_bytes(),
-        &0_u64.to_ne_bytes(),
-        &parent.to_ne_bytes(),
-        &word(length),
-        &0_u32.to_ne_bytes(),
-        bytes,
-    ]
-    .concat()
+fn place(slot: usize) -> u64 {
+    STATE_NAMES + (slot * SLOT_BYTES) as u64
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn parting() -> Parting {
+        Parting::new(tempfile::tempfile().unwrap())
+    }
+
     #[test]
     fn a_name_goes_when_it_is_asked_for_again() {
-        let parting = Parting::default();
+        let parting = parting();
         assert!(!parting.may_go(1, c"a"));
         assert!(!parting.may_go(1, c"b") && !parting.may_go(2, c"a"));
         assert!(parting.may_go(1, c"a"));
@@ -128,8 +211,30 @@ mod tests {
     }
 
     #[test]
+    fn a_name_goes_when_the_next_server_is_asked_for_it_again() {
+        let state = tempfile::tempfile().unwrap();
+        let server = || Parting::new(state.try_clone().unwrap());
+        let long = std::ffi::CString::new(vec![b'x'; 255]).unwrap();
+        let first = server();
+        assert!(!first.may_go(1, c"a") && !first.may_go(2, &long) && !first.may_go(3, c"c"));
+        assert!(first.may_go(1, c"a"));
+        let second = server();
+        assert!(second.may_go(2, &long) && !second.may_go(2, c"x") && !second.may_go(1, c"a"));
+        {
+            let mut names = second.names();
+            names[0].told = true;
+            // c, in the third slot.
+            second.write(&names[0]);
+        }
+        let third = server();
+        assert_eq!(third.names().iter().map(|one| one.told).collect::<Vec<_>>(), [false, false, true]);
+        assert!(third.may_go(3, c"c") && third.may_go(2, c"x") && third.may_go(1, c"a"));
+        assert_eq!(server().names().len(), 0);
+    }
+
+    #[test]
     fn lookups_wait_until_the_kernel_was_told() {
-        let parting = Parting::default();
+        let parting = parting();
         let waited = |parent, name: &CStr| {
             let mut waited = false;
             parting.wait(parent, name, |_| waited = true);
@@ -138,18 +243,9 @@ mod tests {
         assert!(!waited(1, c"a"));
         parting.may_go(1, c"a");
         assert!(waited(1, c"a") && !waited(1, c"b"));
-        let null = fs_err::File::options().write(true).open("/dev/null").unwrap().into_file();
-        parting.tell(std::os::fd::AsFd::as_fd(&null));
+        for one in parting.names().iter_mut() {
+            one.told = true;
+        }
         assert!(!waited(1, c"a"));
-    }
-
-    #[test]
-    fn the_message_is_as_the_kernel_wants_it() {
-        let message = message(7, c"name");
-        assert_eq!(message.len(), 16 + 16 + 5);
-        assert_eq!(
-            (&message[..4], &message[24..28], &message[32..]),
-            (&[37, 0, 0, 0][..], &[4, 0, 0, 0][..], &b"name\0"[..])
-        );
     }
 }

@@ -145,12 +145,12 @@ impl Passthrough {
             patient: AtomicBool::new(false),
             device: (top.stx_dev_major, top.stx_dev_minor),
             first_namespace,
+            parting: Parting::new(state.try_clone()?),
             state,
             nodes: Mutex::new(nodes),
             tree: RwLock::new(()),
             stripes: [const { Mutex::new(()) }; STRIPES],
             turns,
-            parting: Parting::default(),
             waker: std::thread::current(),
         })
     }
@@ -215,7 +215,12 @@ impl Passthrough {
 
     /// Fails with ESTALE where the name is about to go by which overlayfs knows a file; the kernel then asks again.
     pub(super) fn part(&self, parent: u64, name: &CStr, stat: &Statx) -> Result<()> {
-        if stat.stx_nlink < 2 || REPEATED.get() || !self.nodes().is_known_by(id_of(stat), parent, name) {
+        if stat.stx_nlink < 2 || !self.nodes().is_known_by(id_of(stat), parent, name) {
+            return Ok(());
+        }
+        if REPEATED.get() {
+            // A server before this one may have answered so already.
+            self.parting.forget(parent, name);
             return Ok(());
         }
         if self.parting.may_go(parent, name) {

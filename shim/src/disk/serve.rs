@@ -17,6 +17,7 @@ use super::filesystem::begin_thread;
 use super::filter::Filter;
 use super::passthrough::{Passthrough, REPEATED};
 use super::quick::{Done, Request};
+use super::teller::Teller;
 use super::turns::{Pace, Turns};
 use super::usage::{Phase, Usage};
 
@@ -27,6 +28,10 @@ const THREADS: usize = 3;
 pub const MAX_DATA_BYTES: u32 = 256 * 1024;
 /// A request is a header, a name or two and at most MAX_DATA_BYTES of data.
 const HEADER_BYTES: usize = 4096;
+/// How much of its buffer a thread has from the beginning: the kernel gives the asker EIO for a request that it could not
+/// copy because the thread was killed and a page had yet to be made (`__get_user_pages` of mm/gup.c).
+const PRESENT_BYTES: usize = 32 * 1024;
+const PAGE_BYTES: usize = 4096;
 /// FUSE_UNIQUE_RESEND of linux/fuse.h (Linux 6.9).
 const UNIQUE_RESEND: u64 = 1 << 63;
 /// How long a change of the usage may wait until it is written down.
@@ -47,6 +52,7 @@ pub struct Serving<'a> {
     pub takeovers: u32,
     pub first_namespace: bool,
     pub filter: &'a Filter,
+    pub teller: &'a Teller,
 }
 
 /// Ends the whole server when a thread panics: the guard starts another one, where the others would wait for ever.
@@ -62,7 +68,7 @@ impl Drop for NoPanic {
 
 /// Serves until the filesystem is unmounted.
 pub fn serve(serving: Serving<'_>) -> Result<()> {
-    let Serving { device, root, volumes, limits, state, usage, takeovers, first_namespace, filter } = serving;
+    let Serving { device, root, volumes, limits, state, usage, takeovers, first_namespace, filter, teller } = serving;
     let kind = (takeovers > 0, first_namespace);
     let filesystem = Arc::new(Passthrough::new((root, volumes), limits, state, kind, Turns::new(THREADS))?);
     let server = Server::new(filesystem.clone());
@@ -88,14 +94,20 @@ pub fn serve(serving: Serving<'_>) -> Result<()> {
         // Without it the kernel is answered all the same: every thread that reads what it sends is confined.
         let _ = filter.install();
         let is_done = || done.load(Ordering::Acquire) == THREADS;
+        let tell = || {
+            if filesystem.parting.tell(teller).is_err() {
+                // It was killed. The guard replaces both.
+                std::process::abort();
+            }
+        };
         while !is_done() {
-            filesystem.parting.tell(device);
+            tell();
             if filesystem.dirty.swap(false, Ordering::Relaxed) {
                 write_usage(&filesystem, &usage, takeovers, Phase::Serving);
                 let begin = Instant::now();
                 while !is_done() && begin.elapsed() < USAGE_PAUSE {
                     std::thread::park_timeout(USAGE_PAUSE.saturating_sub(begin.elapsed()));
-                    filesystem.parting.tell(device);
+                    tell();
                 }
             } else {
                 std::thread::park();
@@ -111,6 +123,10 @@ fn answer(server: &Server<Arc<Passthrough>>, filesystem: &Passthrough, device: B
     let turns = &filesystem.turns;
     // What is never touched is no memory: only large requests fill it.
     let mut buffer = vec![0; MAX_DATA_BYTES as usize + HEADER_BYTES];
+    for page in buffer[..PRESENT_BYTES].chunks_mut(PAGE_BYTES) {
+        page[0] = 1;
+    }
+    std::hint::black_box(&mut buffer);
     let mut pace = Pace::default();
     let mut begin = Instant::now();
     while turns.join() {
