@@ -267,6 +267,35 @@ fn a_running_container_is_looked_at() {
     env.container(&[&image, "true"]).ok();
 }
 
+/// Enough for several threads to read them.
+const MANY: u64 = 150;
+
+#[test]
+fn a_long_list_is_whole_and_in_order() {
+    let env = TestEnv::new();
+    env.containers_may_stay();
+    hello(&env, "first");
+    let containers = env.root().join("containers");
+    let original = fs_err::read_dir(&containers).unwrap().next().unwrap().unwrap().path();
+    let record: Value = serde_json::from_slice(&fs_err::read(original.join("container.json")).unwrap()).unwrap();
+    for number in 1..MANY {
+        let id = format!("{number:064x}");
+        fs_err::create_dir(containers.join(&id)).unwrap();
+        for file in ["state.json", "exit.json", "lock"] {
+            fs_err::copy(original.join(file), containers.join(&id).join(file)).unwrap();
+        }
+        let mut copy = record.clone();
+        copy["id"] = json!(id);
+        copy["name"] = json!(format!("copy{number}"));
+        copy["created_ns"] = json!(record["created_ns"].as_u64().unwrap() + number);
+        fs_err::write(containers.join(&id).join("container.json"), copy.to_string()).unwrap();
+    }
+    let expected: Vec<String> =
+        (1..MANY).rev().map(|number| format!("copy{number}")).chain(["first".to_owned()]).collect();
+    assert_eq!(env.coracle(&["ps", "-a", "--format", "{{.Names}}"]).ok().lines().collect::<Vec<_>>(), expected);
+    assert_eq!(env.coracle(&["ps", "-as", "--format", "{{.Names}}"]).ok().lines().collect::<Vec<_>>(), expected);
+}
+
 #[test]
 fn listings_take_no_lock() {
     require!("strace");

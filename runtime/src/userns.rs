@@ -1,5 +1,10 @@
 //! Work inside a user namespace without a container: unpacking layers and removing what they own.
 
+mod ahead;
+
+pub(crate) use ahead::Made;
+pub use ahead::{Ahead, Maker};
+
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -143,9 +148,18 @@ fn ended(cloned: &Cloned, options: WaitIdOptions) -> Result<Option<Exit>, Launch
 /// It exists as long as the descriptor, a process or a namespace in it does. The caller is
 /// single-threaded.
 pub fn create(map: &IdMap) -> Result<OwnedFd, LaunchFailure> {
+    make(map, CloneFlags::USER, |pid| open_namespace(pid, "user"))
+}
+
+/// Makes namespaces, maps the ids of the one for users, and opens what is wanted of them.
+fn make<T>(
+    map: &IdMap,
+    flags: CloneFlags,
+    open: impl FnOnce(i32) -> Result<T, LaunchFailure>,
+) -> Result<T, LaunchFailure> {
     default_child_signal();
     let (ours, theirs) = channel::pair().fault(Stage::Prepare, "make", "channel")?;
-    let cloned = clone_process(&CloneOptions { flags: CloneFlags::USER, cgroup: None }, || {
+    let cloned = clone_process(&CloneOptions { flags, cgroup: None }, || {
         close_in_child(&ours);
         // It lives until its parent has what it wants, or is gone.
         let _ = channel::receive(&theirs);
@@ -153,7 +167,7 @@ pub fn create(map: &IdMap) -> Result<OwnedFd, LaunchFailure> {
     })
     .fault(Stage::Namespaces, "create", "user namespace")?;
     drop(theirs);
-    let made = idmap::write(cloned.pid, map).and_then(|()| open_namespace(cloned.pid, "user"));
+    let made = idmap::write(cloned.pid, map).and_then(|()| open(cloned.pid));
     drop(ours);
     // It ends by itself; all that matters is that no zombie stays.
     let _ = ended(&cloned, WaitIdOptions::EXITED);

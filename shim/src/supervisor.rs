@@ -200,6 +200,10 @@ impl<O: Owner> Shim<O> {
             prober.abandon();
         }
         self.drain(&mut live.streams);
+        // A machine that goes down tells everybody at once, and the program may have been quicker than this.
+        if matches!(self.signals.read_signal(), Ok(Some(_))) {
+            self.terminate(Some(&live));
+        }
         if let Some(log) = self.log.as_mut() {
             log.finish();
         }

@@ -71,7 +71,9 @@ pub fn run(root: Option<PathBuf>, args: PsArgs) -> Result<ExitCode, CliError> {
     };
     // A status that was asked for by name is shown although it does not run.
     let all = args.all || most.is_some() || filters.has("status");
-    let kept = containers::list(engine.root())
+    // What a container has written is counted by another process, and none may be made beside threads.
+    let list = if args.size { containers::list } else { containers::list_at_once };
+    let kept = list(engine.root())
         .into_iter()
         .filter(|container| (all || container.status().is_active()) && keep.keeps(container));
     let rows: Vec<Value> = kept

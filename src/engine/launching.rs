@@ -8,6 +8,7 @@ use std::path::Path;
 
 use coracle_images::{flatten, inventory};
 use coracle_runtime::cgroup::Cgroup;
+use coracle_runtime::userns::Ahead;
 use coracle_runtime::{
     LaunchFailure, LaunchOptions, Namespaces, Rootfs, Running, Stage, Stdio, failpoint, host, launch,
 };
@@ -31,6 +32,8 @@ pub struct Launching<'a> {
     pub directory: &'a ContainerDir,
     pub record: &'a mut Record,
     pub spec: &'a Spec,
+    /// The user namespace that was begun for the first attempt.
+    pub ahead: Option<Ahead>,
 }
 
 /// Is a launched container.
@@ -93,7 +96,7 @@ impl Launching<'_> {
         }
     }
 
-    fn launch_once(&self, stdio: Stdio<'_>, cgroup: Option<&Cgroup>) -> Result<(Running, Helpers), EngineError> {
+    fn launch_once(&mut self, stdio: Stdio<'_>, cgroup: Option<&Cgroup>) -> Result<(Running, Helpers), EngineError> {
         let cgroup = cgroup.map(Cgroup::fd).transpose()?;
         let mut spec = Cow::Borrowed(self.spec);
         if let Plan::Container(id) = &self.record.network {
@@ -115,6 +118,7 @@ impl Launching<'_> {
             quota::move_volumes(&self.directory.path, limit, spec.to_mut(), &volumes);
         }
         let limited = quota::start_volume(self.root, self.directory, self.record, &mut spec)?;
+        let ahead = self.ahead.take();
         let helpers = RefCell::new(Helpers::default());
         let failure: RefCell<Option<EngineError>> = RefCell::new(None);
         let running = {
@@ -142,6 +146,7 @@ impl Launching<'_> {
             };
             launch(LaunchOptions {
                 idmap: Some(self.record.idmap.clone()),
+                ahead,
                 stdio,
                 die_with_parent: true,
                 init_reaper: self.record.init,

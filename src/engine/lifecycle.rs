@@ -59,7 +59,7 @@ pub fn start(engine: &Engine, wanted: &str, attached: bool) -> Result<Option<(Co
     // As it is now that nobody else can change it.
     let container =
         Container::read(engine.root(), found.id())?.ok_or_else(|| EngineError::UnknownContainer(wanted.to_owned()))?;
-    let channel = shim::spawn(engine.root(), directory, container.record.clone(), attached)?;
+    let channel = shim::spawn(engine.root(), directory, container.record.clone(), attached, None)?;
     Ok(Some((container, channel)))
 }
 

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use coracle_images::open_in_layers;
 use coracle_runtime::caps::CapSet;
 use coracle_runtime::seccomp::{self, Conditioned};
+use coracle_runtime::userns::{Ahead, Maker};
 use coracle_runtime::{IdMap, Rootfs, UserNs, failpoint};
 use oci_spec::image::Config;
 use oci_spec::runtime::{LinuxResources, Spec};
@@ -54,6 +55,8 @@ pub struct Prepared {
     pub directory: ContainerDir,
     pub spec: Spec,
     pub record: Record,
+    /// Its user namespace, when it was begun already.
+    pub ahead: Option<(Ahead, Maker)>,
 }
 
 /// Is everything that can be decided, and refused, before anything is made on disk.
@@ -160,7 +163,7 @@ pub fn prepare(engine: &Engine, idmap: &IdMap, decided: Decided<'_>, mut plan: P
     match fill(engine, &directory, idmap, decided, &mut plan) {
         Ok((spec, record)) => {
             events::emit_container(engine.root(), &record, "create", &[]);
-            Ok(Prepared { directory, spec, record })
+            Ok(Prepared { directory, spec, record, ahead: None })
         }
         Err(error) => {
             // Nothing in it belongs to anybody else yet.

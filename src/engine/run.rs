@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use coracle_images::{Image, Progress};
 use coracle_runtime::cgroup::Cgroup;
 use coracle_runtime::container::Identity;
+use coracle_runtime::userns::{Ahead, Maker};
 use coracle_runtime::{IdMap, Stdio, programs, userns};
 use coracle_shim::Foreground;
 use coracle_shim::attach::{AttachOptions, DetachKeys, Muted};
@@ -17,7 +18,7 @@ use super::container::{self, ContainerDir, Unwatched};
 use super::containers::Container;
 use super::health::ImageHealth;
 use super::launching::{Launched, Launching};
-use super::options::RunOptions;
+use super::options::{Network, RunOptions};
 use super::prepare::{self, Prepared, Source};
 use super::record::{ExitRecord, Phase, RestartPolicy, State, VERSION};
 use super::{Engine, EngineError, attach, confinement, elsewhere, events, hello, lifecycle, networks, shim};
@@ -57,7 +58,7 @@ pub fn run<P: Progress + Notes>(
     if options.terminal.tty && options.terminal.interactive && !options.detach {
         require_terminal()?;
     }
-    let made = make(engine, options, progress)?;
+    let made = make(engine, options, progress, true)?;
     let cid_file = options.cid_file.as_deref().map(|path| write_cid_file(path, &made.directory.id)).transpose();
     match cid_file.and_then(|_| follow(engine, options, attaching, made, progress)) {
         Err(error) => {
@@ -105,7 +106,7 @@ fn follow<P: Progress + Notes>(
 
 /// Makes a container without starting it; gives its id.
 pub fn create<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress: &P) -> Result<String, EngineError> {
-    let made = make(engine, options, progress)?;
+    let made = make(engine, options, progress, false)?;
     if let Some(path) = &options.cid_file
         && let Err(error) = write_cid_file(path, &made.directory.id)
     {
@@ -119,8 +120,13 @@ pub fn create<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progre
     Ok(made.record.id)
 }
 
-/// Decides, refuses and makes the container's directory.
-fn make<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress: &P) -> Result<Prepared, EngineError> {
+/// Decides, refuses and makes the container's directory; for one that `starts`, its user namespace is made meanwhile.
+fn make<P: Progress + Notes>(
+    engine: &Engine,
+    options: &RunOptions,
+    progress: &P,
+    starts: bool,
+) -> Result<Prepared, EngineError> {
     if options.auto_remove && options.restart != RestartPolicy::No {
         return Err(EngineError::RestartOrRemove);
     }
@@ -132,6 +138,7 @@ fn make<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress: &P
         return Err(EngineError::CidFile { path: path.clone(), source });
     }
     let idmap = engine.idmap(options.userns.0)?;
+    let ahead = if starts { begin(options, &idmap) } else { None };
     remove_abandoned(engine);
     let source = source(engine, options, &idmap, progress)?;
     let mut publish = options.publish.clone();
@@ -147,16 +154,29 @@ fn make<P: Progress + Notes>(engine: &Engine, options: &RunOptions, progress: &P
     if let Some(note) = note {
         progress.note(note);
     }
-    prepare::prepare(engine, &idmap, prepare::decide(engine.root(), options, source, &idmap)?, plan)
+    let decided = prepare::decide(engine.root(), options, source, &idmap)?;
+    Ok(Prepared { ahead, ..prepare::prepare(engine, &idmap, decided, plan)? })
+}
+
+/// Begins the namespaces that a container will have whatever its image is.
+fn begin(options: &RunOptions, idmap: &IdMap) -> Option<(Ahead, Maker)> {
+    match options.network {
+        // Its user namespace is another container's, or made inside another one.
+        Network::Container(_) | Network::Named(_) => None,
+        _ if options.net_rate.is_some() => None,
+        Network::Host => Ahead::begin(idmap, false),
+        Network::Auto | Network::None | Network::Pasta => Ahead::begin(idmap, true),
+    }
 }
 
 /// Gives the container a shim, and the caller a place at it unless it is to be left alone.
 fn with_shim(engine: &Engine, options: &RunOptions, attaching: &Attaching, made: Prepared) -> Result<Ran, EngineError> {
-    let Prepared { directory, spec, record } = made;
+    let Prepared { directory, spec, record, ahead } = made;
+    let (ahead, _maker) = ahead.unzip();
     // The shim reads it again for each start, and would keep this one as long as it lives.
     drop(spec);
     let (id, idmap, lasting) = (record.id.clone(), record.idmap.clone(), !record.auto_remove);
-    let started = shim::spawn(engine.root(), directory, record, !options.detach).and_then(|channel| {
+    let started = shim::spawn(engine.root(), directory, record, !options.detach, ahead).and_then(|channel| {
         let client = Client::from_socket(channel);
         if lasting {
             // Before anybody hears its id, and while the shim works.
@@ -247,9 +267,11 @@ fn foreground<P: Progress + Notes>(
     let (input, output, errors) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let stdin = if interactive { input.as_fd() } else { null.as_fd() };
     let stdio = if made.record.tty { Stdio::Console } else { Stdio::Fds([stdin, output.as_fd(), errors.as_fd()]) };
-    let Prepared { directory, spec, record } = made;
-    let mut launching = Launching { root: engine.root(), directory, record, spec };
+    let Prepared { directory, spec, record, ahead } = made;
+    let (ahead, maker) = ahead.take().unzip();
+    let mut launching = Launching { root: engine.root(), directory, record, spec, ahead };
     let Launched { mut running, helpers, cgroup } = launching.launch(stdio, false, &mut |text| progress.note(text))?;
+    drop(maker);
     if let Err(error) = publish_state(directory, running.pid, cgroup.as_ref().and_then(shim::copy)) {
         let _ = running.signal(Signal::KILL);
         let _ = running.wait();
@@ -300,6 +322,7 @@ fn finish(
             oom_killed,
             unknown: false,
             restarting: false,
+            terminated: false,
             error: None,
         })?;
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use coracle_runtime::cgroup::Cgroup;
 use coracle_runtime::container::Identity;
 use coracle_runtime::detach::{detach, detach_child};
+use coracle_runtime::userns::Ahead;
 use coracle_runtime::{Exit, Running, Stdio, failpoint, memory, signal_process, userns};
 use coracle_shim::{After, LogLimits, Owner, ProbeResult, Schedule, Shim, ShimOptions, parse_signal};
 use oci_spec::runtime::Spec;
@@ -37,23 +38,32 @@ pub const STOPPED: &str = "stopped";
 /// Makes the shim that starts a container; gives the connection on which the start is reported.
 ///
 /// `directory` holds the container's lock, which goes over to the shim. `attached` connects the caller
-/// to the container's streams from its first byte on.
-pub fn spawn(root: &Path, directory: ContainerDir, record: Record, attached: bool) -> Result<OwnedFd, EngineError> {
+/// to the container's streams from its first byte on. `ahead` is for the first start.
+pub fn spawn(
+    root: &Path,
+    directory: ContainerDir,
+    record: Record,
+    attached: bool,
+    ahead: Option<Ahead>,
+) -> Result<OwnedFd, EngineError> {
     containers::settle(&directory)?;
     let previous: Option<State> = read_json(&directory.path.join("state.json"));
     let _ = fs_err::remove_file(directory.path.join(STOPPED));
     directory.set_abandonable(true)?;
     let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (ours, theirs) = pair.map_err(|errno| EngineError::Supervise(errno.into()))?;
-    let keep = [directory.lock_fd().as_raw_fd(), theirs.as_raw_fd()];
+    let mut keep = vec![directory.lock_fd().as_raw_fd(), theirs.as_raw_fd()];
+    keep.extend(ahead.as_ref().map(|ahead| ahead.channel().as_raw_fd()));
     let watch = Watch {
         root: root.to_owned(),
         run: previous.map_or(0, |state| state.run),
         directory,
         record,
+        ahead,
         restarts: 0,
         backoff: BACKOFF_MIN,
         cancelled: false,
+        terminated: false,
         live: None,
         health: Health::default(),
     };
@@ -69,10 +79,13 @@ struct Watch {
     root: std::path::PathBuf,
     directory: ContainerDir,
     record: Record,
+    ahead: Option<Ahead>,
     run: u64,
     restarts: u32,
     backoff: Duration,
     cancelled: bool,
+    /// Was told to end, as everybody is by a machine that goes down.
+    terminated: bool,
     live: Option<Live>,
     health: Health,
 }
@@ -125,8 +138,9 @@ impl Watch {
         failpoint::hit("start_received")?;
         let spec: Spec = read_json(&self.directory.path.join("config.json"))
             .ok_or_else(|| EngineError::NoBundle(self.record.called().to_owned()))?;
+        let ahead = self.ahead.take();
         let mut launching =
-            Launching { root: &self.root, directory: &self.directory, record: &mut self.record, spec: &spec };
+            Launching { root: &self.root, directory: &self.directory, record: &mut self.record, spec: &spec, ahead };
         let Launched { running, helpers, cgroup } = launching.launch(stdio, true, &mut |_| {})?;
         let live = Live { helpers, cgroup, init: None, since: Instant::now(), started_ns: now_ns() };
         self.live = Some(live);
@@ -266,6 +280,7 @@ impl Owner for Watch {
             oom_killed,
             unknown: false,
             restarting: after != After::Gone,
+            terminated: self.terminated,
             error,
         };
         // Without it the run's end is reported as unknown, which is true then.
@@ -292,6 +307,7 @@ impl Owner for Watch {
     }
 
     fn ask_to_stop(&mut self, running: &Running) {
+        self.terminated = true;
         let _ = signal_process(&running.pidfd, stop_signal(&self.record));
     }
 

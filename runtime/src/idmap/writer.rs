@@ -26,14 +26,12 @@ const HELPER_TIME_MAX: Duration = Duration::from_secs(5);
 /// Writes both maps of a process. It must be dumpable and wait until this returns.
 pub(crate) fn write(pid: i32, map: &IdMap) -> Result<(), LaunchFailure> {
     map.check().map_err(|error| LaunchFailure::rule(Stage::Ids, "id map", &error.to_string()))?;
-    let uid = rustix::process::geteuid().as_raw();
-    let gid = rustix::process::getegid().as_raw();
     if may_map_any() {
         write_map(pid, "uid_map", &map.uids)?;
         write_map(pid, "gid_map", &map.gids)?;
         return failpoint::pass(Stage::Ids, "gidmap_done");
     }
-    if is_own(&map.uids, uid) && is_own(&map.gids, gid) {
+    if is_own_only(map) {
         write_file(pid, "setgroups", "deny")?;
         write_map(pid, "uid_map", &map.uids)?;
         write_map(pid, "gid_map", &map.gids)?;
@@ -46,6 +44,15 @@ pub(crate) fn write(pid: i32, map: &IdMap) -> Result<(), LaunchFailure> {
     finish_helper("newuidmap", users?, deadline)?;
     groups?;
     check_mapped(pid)
+}
+
+/// Whether newuidmap and newgidmap have to be asked for a map.
+pub(crate) fn needs_helpers(map: &IdMap) -> bool {
+    !may_map_any() && !is_own_only(map)
+}
+
+fn is_own_only(map: &IdMap) -> bool {
+    is_own(&map.uids, rustix::process::geteuid().as_raw()) && is_own(&map.gids, rustix::process::getegid().as_raw())
 }
 
 fn is_own(ranges: &[IdRange], id: u32) -> bool {

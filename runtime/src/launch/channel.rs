@@ -34,6 +34,8 @@ pub(crate) enum Message {
     Process(OwnedFd),
     /// Helper: a detached mount.
     Tree(OwnedFd),
+    /// Maker of namespaces: one of them, the one for users first.
+    Namespace(OwnedFd),
     /// Child: it gave up.
     Failure(LaunchFailure),
 }
@@ -46,6 +48,7 @@ const READY: u8 = b'R';
 const CONSOLE: u8 = b'C';
 const PROCESS: u8 = b'P';
 const TREE: u8 = b'T';
+const NAMESPACE: u8 = b'U';
 const FAILURE: u8 = b'F';
 
 /// A new pair: the parent's end and the child's.
@@ -65,6 +68,7 @@ pub(crate) fn send(channel: impl AsFd, message: &Message) -> Result<(), Errno> {
         Message::Console(fd) => send_parts(channel, &[CONSOLE], &[], Some(fd.as_fd())),
         Message::Process(fd) => send_parts(channel, &[PROCESS], &[], Some(fd.as_fd())),
         Message::Tree(fd) => send_parts(channel, &[TREE], &[], Some(fd.as_fd())),
+        Message::Namespace(fd) => send_parts(channel, &[NAMESPACE], &[], Some(fd.as_fd())),
         Message::Failure(failure) => send_parts(channel, &[FAILURE], &failure.encode(), None),
     }
 }
@@ -114,6 +118,7 @@ pub(crate) fn receive(channel: impl AsFd) -> Result<Option<Message>, Errno> {
         (CONSOLE, Some(fd)) => Message::Console(fd),
         (PROCESS, Some(fd)) => Message::Process(fd),
         (TREE, Some(fd)) => Message::Tree(fd),
+        (NAMESPACE, Some(fd)) => Message::Namespace(fd),
         (FAILURE, _) => Message::Failure(LaunchFailure::decode(body).ok_or(Errno::PROTO)?),
         _ => return Err(Errno::PROTO),
     };

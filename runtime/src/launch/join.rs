@@ -3,6 +3,7 @@
 //! The launching process never changes its own namespaces. The intermediate child joins, clones the
 //! real one as its sibling (CLONE_PARENT), hands its pidfd back and ends.
 
+use std::fmt::Display;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -69,8 +70,11 @@ pub(crate) fn enter_early(list: &[Joined], creates_user: bool) -> Result<(), Lau
 }
 
 pub(crate) fn enter(joined: &Joined) -> Result<(), LaunchFailure> {
-    let link = link_type(joined.kind);
-    move_into_link_name_space(joined.namespace.as_fd(), link).fault(STAGE, "join namespace", joined.path.display())
+    move_into(&joined.namespace, joined.kind, joined.path.display())
+}
+
+pub(crate) fn move_into(namespace: &OwnedFd, kind: CloneFlags, shown: impl Display) -> Result<(), LaunchFailure> {
+    move_into_link_name_space(namespace.as_fd(), link_type(kind)).fault(STAGE, "join namespace", shown)
 }
 
 fn link_type(kind: CloneFlags) -> Option<LinkNameSpaceType> {

@@ -48,6 +48,7 @@ use crate::idmap;
 use crate::memory;
 use crate::plan::{self, Plan};
 use crate::sys::{CloneFlags, CloneOptions, Cloned, clone_process};
+use crate::userns::{Ahead, Made};
 use channel::Message;
 use child::Child;
 use fault::Fault;
@@ -96,11 +97,12 @@ pub fn launch(options: LaunchOptions<'_>) -> Result<Running, LaunchFailure> {
         no_pivot: options.no_pivot,
     };
     let joined = join::open_all(&plan.namespaces.join)?;
-    let cloned = create(&plan, &joined, (options.cgroup, options.nest.as_ref()), child, &ours, theirs)?;
-    let nested = options.nest.is_some();
+    let origin = Origin::of(options.nest.as_ref(), options.ahead.take(), &plan)?;
+    let cloned = create(&plan, &joined, (options.cgroup, &origin), child, &ours, theirs)?;
+    let mapped = !matches!(origin, Origin::Caller);
     let launched = Launched { cloned, channel: ours };
     let callbacks = (options.on_mapped.take(), options.on_namespaces.take());
-    let finished = launched.accompany(&plan, &joined, (nested, callbacks), |pid| {
+    let finished = launched.accompany(&plan, &joined, (mapped, callbacks), |pid| {
         hooks::run(hooks, Moment::Prestart, &subject, pid)?;
         hooks::run(hooks, Moment::CreateRuntime, &subject, pid)
     });
@@ -124,20 +126,50 @@ fn check_terminal(plan: &Plan, options: &LaunchOptions<'_>) -> Result<(), Launch
     }
 }
 
+/// Where the container's user namespace comes from.
+enum Origin<'a> {
+    /// It is made in the caller's, with the child.
+    Caller,
+    /// It is made in another one.
+    Nest(&'a Nest<'a>),
+    /// It is there, with its ids.
+    Ahead(Made),
+}
+
+impl<'a> Origin<'a> {
+    fn of(nest: Option<&'a Nest<'a>>, ahead: Option<Ahead>, plan: &Plan) -> Result<Self, LaunchFailure> {
+        let alone = plan.namespaces.creates_user() && plan.namespaces.join.is_empty();
+        match (nest, ahead, &plan.idmap) {
+            (Some(nest), ..) => Ok(Self::Nest(nest)),
+            (None, Some(ahead), Some(map)) if alone => Ok(ahead.take(map)?.map_or(Self::Caller, Self::Ahead)),
+            _ => Ok(Self::Caller),
+        }
+    }
+}
+
 /// Clones the child: directly, or through an intermediate one that joins namespaces first.
 fn create(
     plan: &Plan,
     joined: &[Joined],
-    (cgroup, nest): (Option<std::os::fd::BorrowedFd<'_>>, Option<&Nest<'_>>),
+    (cgroup, origin): (Option<std::os::fd::BorrowedFd<'_>>, &Origin<'_>),
     child: Child<'_>,
     ours: &OwnedFd,
     theirs: OwnedFd,
 ) -> Result<Cloned, LaunchFailure> {
     // The time namespace is made by the child itself, because its clocks are set first.
-    let options = CloneOptions { flags: plan.namespaces.create.without(CloneFlags::TIME), cgroup };
+    let mut flags = plan.namespaces.create.without(CloneFlags::TIME);
+    let mut network = None;
+    if let Origin::Ahead(made) = origin {
+        flags = flags.without(CloneFlags::USER);
+        network = made.network.as_ref().filter(|_| flags.contains(CloneFlags::NET));
+    }
+    if network.is_some() {
+        flags = flags.without(CloneFlags::NET);
+    }
+    let options = CloneOptions { flags, cgroup };
     // Everything is planned and compiled.
     memory::step();
-    if joined.is_empty() && nest.is_none() {
+    if joined.is_empty() && matches!(origin, Origin::Caller) {
         let cloned = clone_process(&options, || {
             close_in_child(ours);
             child::run(child, theirs)
@@ -145,10 +177,19 @@ fn create(
         return cloned.fault(Stage::Namespaces, "create", "namespaces");
     }
     let creates_user = plan.namespaces.creates_user();
-    let translated = |nest: &Nest<'_>| plan.idmap.as_ref().map(|map| nest.translate(map)).transpose();
-    let map = nest.map(translated).transpose()?.flatten();
+    let map = match (origin, &plan.idmap) {
+        (Origin::Nest(nest), Some(map)) => Some(nest.translate(map)?),
+        _ => None,
+    };
     let enter = || {
-        nest.map_or(Ok(()), Nest::enter)?;
+        match origin {
+            Origin::Caller => {}
+            Origin::Nest(nest) => nest::enter(nest.user)?,
+            Origin::Ahead(made) => {
+                nest::enter(made.user.as_fd())?;
+                network.map_or(Ok(()), |network| join::move_into(network, CloneFlags::NET, "network"))?;
+            }
+        }
         join::enter_early(joined, creates_user)
     };
     join::clone_inside(
@@ -205,13 +246,13 @@ impl Launched {
         &self,
         plan: &Plan,
         joined: &[Joined],
-        (nested, (on_mapped, on_namespaces)): (bool, (Option<OnMapped<'_>>, Option<OnNamespaces<'_>>)),
+        (mapped, (on_mapped, on_namespaces)): (bool, (Option<OnMapped<'_>>, Option<OnNamespaces<'_>>)),
         run_hooks: impl FnOnce(i32) -> Result<(), LaunchFailure>,
     ) -> Result<(OwnedFd, Option<OwnedFd>), LaunchFailure> {
         let pid = self.cloned.pid;
         if let Some(map) = &plan.idmap {
             failpoint::pass(Stage::Ids, "cloned")?;
-            if !nested {
+            if !mapped {
                 memory::step();
                 idmap::write(pid, map)?;
                 memory::step();

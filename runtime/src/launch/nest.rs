@@ -22,16 +22,6 @@ pub struct Nest<'a> {
 }
 
 impl Nest<'_> {
-    pub(crate) fn enter(&self) -> Result<(), LaunchFailure> {
-        move_into_link_name_space(self.user, Some(LinkNameSpaceType::User)).fault(
-            Stage::Namespaces,
-            "join",
-            "outer user namespace",
-        )?;
-        // The change of credentials closes /proc, where the ids are mapped.
-        set_dumpable_behavior(DumpableBehavior::Dumpable).fault(Stage::Identity, "show", "process")
-    }
-
     /// Puts a container's map into the ids of the outer namespace.
     pub(crate) fn translate(&self, map: &IdMap) -> Result<IdMap, LaunchFailure> {
         let fail = || LaunchFailure::rule(Stage::Ids, "id map", "has ids that the outer namespace lacks");
@@ -40,6 +30,17 @@ impl Nest<'_> {
             gids: translate(&map.gids, &self.map.gids).ok_or_else(fail)?,
         })
     }
+}
+
+/// Enters a user namespace that the caller owns, on the way to a child in it.
+pub(crate) fn enter(user: BorrowedFd<'_>) -> Result<(), LaunchFailure> {
+    move_into_link_name_space(user, Some(LinkNameSpaceType::User)).fault(
+        Stage::Namespaces,
+        "join",
+        "user namespace",
+    )?;
+    // The change of credentials closes /proc, where the ids are mapped.
+    set_dumpable_behavior(DumpableBehavior::Dumpable).fault(Stage::Identity, "show", "process")
 }
 
 /// Cuts ranges where the outer map changes; None where it has no such id.

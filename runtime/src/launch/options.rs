@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Nest;
 use crate::failure::LaunchFailure;
 use crate::idmap::IdMap;
+use crate::userns::Ahead;
 
 /// Where the root filesystem of the container comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +87,8 @@ pub struct LaunchOptions<'a> {
     pub rootfs: Rootfs,
     /// The id map; `None` takes it from the specification.
     pub idmap: Option<IdMap>,
+    /// Namespaces that were begun before; taken where the container makes its own with the same map.
+    pub ahead: Option<Ahead>,
     /// Standard streams.
     pub stdio: Stdio<'a>,
     /// When to execute.
@@ -117,6 +120,7 @@ impl<'a> LaunchOptions<'a> {
             bundle,
             rootfs,
             idmap: None,
+            ahead: None,
             stdio: Stdio::Inherit,
             gate: Gate::Immediate,
             keep_fds: &[],

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use coracle_runtime::defaults::{self, SpecOptions};
+use coracle_runtime::userns::Ahead;
 use coracle_runtime::{
     Gate, HostIds, IdMap, LaunchFailure, LaunchOptions, Rootfs, Running, Stdio, UserNs, idmap, launch,
 };
@@ -72,9 +73,15 @@ impl Container {
 
     /// Launches with these standard streams.
     pub fn launch(&self, stdio: Stdio<'_>) -> Result<Running, LaunchFailure> {
+        self.launch_with(stdio, None)
+    }
+
+    /// Launches with namespaces that were begun before.
+    pub fn launch_with(&self, stdio: Stdio<'_>, ahead: Option<Ahead>) -> Result<Running, LaunchFailure> {
         let spec = serde_json::from_value(self.spec.clone()).expect("a spec");
         let mut options = LaunchOptions::new("case", &spec, &self.bundle, self.rootfs.clone());
         options.idmap = Some(self.idmap.clone());
+        options.ahead = ahead;
         options.stdio = stdio;
         options.gate = self.gate.clone();
         options.init_reaper = self.init_reaper;

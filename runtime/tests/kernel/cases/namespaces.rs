@@ -1,13 +1,17 @@
 //! Namespaces that exist already, user namespaces without a container, and what the host offers.
 
-use std::os::fd::AsFd;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
-use coracle_runtime::{Stdio, UserNs, host, userns};
+use coracle_runtime::userns::Ahead;
+use coracle_runtime::{IdMap, Stdio, UserNs, host, userns};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::container::{Container, ids};
+use crate::container::{Container, collect, ids};
 use crate::place::Place;
 use crate::runner::{ALL, Case, User};
 
@@ -18,10 +22,80 @@ pub const CASES: &[Case] = &[
     Case { name: "run_in_forwards_signals", users: &[User::Alice], run: forwards },
     Case { name: "enter_removes_what_subordinate_ids_own", users: &[User::Alice], run: enter },
     Case { name: "on_namespaces_sees_them", users: ALL, run: on_namespaces },
+    Case { name: "takes_namespaces_made_ahead", users: &[User::Alice], run: ahead },
+    Case { name: "makes_its_own_where_those_ahead_do_not_fit", users: ALL, run: not_ahead },
     Case { name: "host_facts", users: ALL, run: facts },
     Case { name: "a01_program_is_sealed", users: ALL, run: sealed },
     Case { name: "root_without_a_user_namespace", users: &[User::Root], run: without_user },
 ];
+
+/// What a container says whose namespaces were begun before.
+fn says_with(container: &Container, ahead: Option<Ahead>) -> Vec<String> {
+    let output = collect(|stdio| container.launch_with(stdio, ahead)).expect("launched");
+    assert_eq!(output.status, 0, "{output:?}");
+    output.stdout.lines().map(str::to_owned).collect()
+}
+
+const SHOW: &str = "for n in user net; do readlink /proc/self/ns/$n; done; tr -s ' ' < /proc/self/uid_map";
+
+/// The ranges of a map as a container reads them.
+fn lines(map: &IdMap) -> Vec<String> {
+    map.uids.iter().map(|range| format!(" {} {} {}", range.container, range.host, range.size)).collect()
+}
+
+fn ahead(place: &Place) {
+    let container = Container::new(place, SHOW);
+    for network in [true, false] {
+        let (ahead, maker) = Ahead::begin(&container.idmap, network).expect("begun");
+        drop(maker);
+        let made = peek(ahead.channel());
+        let said = says_with(&container, Some(ahead));
+        assert_eq!(said[0], made, "the namespace that was made is taken");
+        assert_eq!(said[2..], lines(&container.idmap));
+        // lo of a network that was made before is up as well, and nothing of ours is seen.
+        let up = Container::new(place, "ls /sys/class/net; ip -o link show lo up | grep -c LOOPBACK");
+        let begun = Ahead::begin(&up.idmap, network).expect("begun");
+        assert_eq!(says_with(&up, Some(begun.0)), ["lo", "1"]);
+    }
+}
+
+/// Says what the first namespace is that waits in a channel, and leaves it there.
+fn peek(channel: &OwnedFd) -> String {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    recvmsg(channel, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::PEEK).expect("received");
+    let namespace = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    format!("user:[{}]", rustix::fs::fstat(namespace.expect("a descriptor")).expect("stat").st_ino)
+}
+
+fn not_ahead(place: &Place) {
+    let mut container = Container::new(place, SHOW);
+    // Who needs no helper begins nothing.
+    let begun = Ahead::begin(&container.idmap, true);
+    let helped = container.idmap.uids.len() > 1 && !rustix::process::geteuid().is_root();
+    assert_eq!(begun.is_some(), helped);
+    // Made with another map.
+    container.idmap = ids(UserNs::Single);
+    let said = says_with(&container, begun.map(|(ahead, _)| ahead));
+    assert_eq!(said[2..], lines(&container.idmap));
+    // Its maker is killed before, or while, or after it answers.
+    container.idmap = ids(UserNs::Auto);
+    for pause_us in [0, 500, 1000, 2000, 4000] {
+        let begun = Ahead::begin(&container.idmap, true);
+        std::thread::sleep(std::time::Duration::from_micros(pause_us));
+        let children = fs_err::read_to_string("/proc/thread-self/children").expect("read");
+        for child in children.split_whitespace() {
+            let child = child.parse().ok().and_then(rustix::process::Pid::from_raw).expect("a process");
+            rustix::process::kill_process(child, Signal::KILL).expect("killed");
+        }
+        let said = says_with(&container, begun.map(|(ahead, _)| ahead));
+        assert_eq!(said[2..], lines(&container.idmap));
+    }
+}
 
 fn joins(place: &Place) {
     let first = Container::new(place, "exec sleep 60").launch(Stdio::Inherit).expect("launched");
