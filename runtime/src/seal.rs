@@ -37,6 +37,8 @@ const NAME: &str = "coracle";
 const COPY_BYTES_MAX: usize = 1 << 30;
 /// `MFD_EXEC` of linux/memfd.h (Linux 6.3): without it `vm.memfd_noexec` may take the right away.
 const MFD_EXEC: u32 = 0x10;
+/// How often a seal is asked for; the kernel itself waits up to 150 ms for each (memfd_wait_for_pins, mm/memfd.c).
+const SEAL_TRIES: u32 = 20;
 
 /// Re-executes this program from a sealed copy in memory if a container could write to its file.
 ///
@@ -125,10 +127,24 @@ fn sealed_copy(file: &OwnedFd, name: &str) -> Result<OwnedFd, SealError> {
             Err(errno) => return Err(fail("copy the program")(errno)),
         }
     }
-    let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-    fcntl_add_seals(&copy, seals).map_err(fail("seal the copy"))?;
+    seal(&copy).map_err(fail("seal the copy"))?;
     debug_assert!(copy.as_raw_fd() > 2, "the standard streams are open");
     Ok(copy)
+}
+
+/// Takes the right to write from everybody.
+///
+/// EBUSY means that somebody else refers to a page, who might write to it. Nobody who would has this file; but a kernel
+/// that moves memory about on a busy machine refers to pages, too, for longer than the kernel waits.
+fn seal(copy: &OwnedFd) -> Result<(), Errno> {
+    let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    for _ in 1..SEAL_TRIES {
+        match fcntl_add_seals(copy, seals) {
+            Err(Errno::BUSY) => {}
+            result => return result,
+        }
+    }
+    fcntl_add_seals(copy, seals)
 }
 
 fn strings(list: impl Iterator<Item = OsString>) -> Vec<CString> {
@@ -138,4 +154,32 @@ fn strings(list: impl Iterator<Item = OsString>) -> Vec<CString> {
 
 fn fail(op: &'static str) -> impl Fn(Errno) -> SealError {
     move |errno| SealError { op, source: std::io::Error::from_raw_os_error(errno.raw_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustix::pipe::{SpliceFlags, pipe, splice};
+
+    use super::*;
+
+    #[test]
+    fn a_copy_whose_pages_are_referred_to_for_a_while_is_sealed() {
+        let copy = memfd_create("copy", MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::io::write(&copy, &[1; 4096]).unwrap();
+        // A pipe refers to the page itself until it is read.
+        let (reader, writer) = pipe().unwrap();
+        let spliced = splice(&copy, Some(&mut 0), &writer, None, 4096, SpliceFlags::empty()).unwrap();
+        assert_eq!(spliced, 4096);
+        let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        assert_eq!(fcntl_add_seals(&copy, seals), Err(Errno::BUSY), "the case is not made");
+        let release = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(400));
+            drop((reader, writer));
+        });
+        seal(&copy).unwrap();
+        assert!(has_seals(&copy));
+        release.join().unwrap();
+    }
 }

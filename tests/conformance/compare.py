@@ -3,7 +3,7 @@
 
 It fails where coracle-oci has fewer `ok` than crun in a place (a skip is no ok), where a test's result
 differs from crun's or shows nothing and differences.toml does not say why, and where the explanation of a
-difference explains nothing.
+difference explains nothing. The parts of `run` whose places are the matter stand in a line `again: PART…`.
 Prints `conformance: N passed, N failed, N skipped` for tests/setup/suite; a result that differs for the
 reason written down counts as skipped if crun's was ok, else as passed. PLACE.podman holds lines `ok NAME`
 and `not ok NAME` of podman-cases.
@@ -37,6 +37,14 @@ def shows_nothing(known, place, test):
     return any(test in one["tests"] and place.startswith(tuple(one.get("places", [""]))) for one in known)
 
 
+def part_of(place):
+    """The part of `run` that fills a place: host-root.crun.jsonl, guest-alice-systemd.crun.jsonl, guest-alice.podman."""
+    machine, user = place.removesuffix(".podman").split("-")[:2]
+    if place.endswith(".podman"):
+        return "podman" if machine == "host" else f"{machine}_podman"
+    return machine if machine == "host" else f"{machine}_{user}"
+
+
 def main():
     results, explanations = sys.argv[1:3]
     with open(explanations, "rb") as file:
@@ -44,8 +52,9 @@ def main():
     differences, nothing = document["difference"], document["nothing"]
     places = sorted(name.removesuffix(".crun.jsonl") for name in os.listdir(results) if name.endswith(".crun.jsonl"))
     counts = collections.Counter()
-    used, problems = [], []
+    used, problems, again = [], [], set()
     for place in places:
+        before = len(problems)
         crun, coracle = (read(f"{results}/{place}.{name}.jsonl") for name in ("crun", "coracle"))
         oks = [sum(line["result"] == "ok" for line in run.values()) for run in (crun, coracle)]
         seconds = [sum(line["seconds"] for line in run.values()) for run in (crun, coracle)]
@@ -70,6 +79,8 @@ def main():
             counts["failed" if theirs == "ok" else "passed"] += 1
             problems.append(f"{place}: {test}: crun {theirs}, coracle-oci {ours}, and nothing says why\n"
                             f"    {coracle[test]['output'][-600:]}")
+        if len(problems) > before:
+            again.add(part_of(place))
     for one in differences:
         wanted = not one.get("sometimes") and any(place.startswith(name) for place in places for name in one.get("places", [""]))
         if wanted and id(one) not in used:
@@ -85,8 +96,11 @@ def main():
         print(f"{name}: {good} ok, {len(bad)} not ok")
         if bad or not good:
             problems.append(f"{name}:\n{text}")
+            again.add(part_of(name))
     for problem in problems:
         print(problem)
+    if again:
+        print(f"again: {' '.join(sorted(again))}")
     print(f"conformance: {counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
     sys.exit(1 if problems or not places else 0)
 
