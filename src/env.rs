@@ -13,6 +13,8 @@ pub const CORACLE_INSECURE_REGISTRIES: &str = "CORACLE_INSECURE_REGISTRIES";
 /// Token servers that may see a registry's credentials although they are other hosts, comma separated
 /// `REGISTRY=TOKEN_HOST`.
 pub const CORACLE_TOKEN_HOSTS: &str = "CORACLE_TOKEN_HOSTS";
+/// Set by the agent for the commands that it starts: the folder of a membership in a pool whose mirror may be asked.
+pub const CORACLE_POOL_MIRROR: &str = "CORACLE_POOL_MIRROR";
 /// `NAME=abort|error|delay`: lets a step go wrong, in builds with debug assertions.
 const CORACLE_FAILPOINT: &str = "CORACLE_FAILPOINT";
 const XDG_DATA_HOME: &str = "XDG_DATA_HOME";
@@ -41,6 +43,11 @@ pub fn term() -> Option<String> {
 /// Gives the state directory named by the caller, if any.
 pub fn coracle_root() -> Option<PathBuf> {
     read(CORACLE_ROOT).map(PathBuf::from)
+}
+
+/// Gives the folder of a membership whose mirror may be asked.
+pub fn pool_mirror() -> Option<PathBuf> {
+    read(CORACLE_POOL_MIRROR).map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
 /// Gives the registries named insecure by the caller.

@@ -38,6 +38,7 @@ mod options;
 mod pool;
 mod pool_faults;
 mod pool_machines;
+mod pool_mirror;
 mod pool_move;
 mod pool_story;
 mod probe;

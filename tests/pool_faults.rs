@@ -306,6 +306,40 @@ fn f41_an_agent_goes_on_while_its_program_is_replaced_and_refuses_what_it_does_n
     lent.end();
 }
 
+/// Sends a signal to every shim of a machine, and waits until nothing runs there.
+fn signal_shims(lent: &Lent, signal: Signal) {
+    for id in lent.machine("one", &["ps", "-q"]).ok().lines() {
+        let init = lent.machine("one", &["inspect", "-f", "{{.State.Pid}}", id]).ok();
+        let stat = fs_err::read_to_string(format!("/proc/{init}/stat")).unwrap();
+        let shim = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(1).unwrap().parse().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), signal).unwrap();
+    }
+    patiently("nothing runs", || lent.machine("one", &["ps", "-q"]).ok().is_empty());
+}
+
+/// A shutdown tells everybody to end at once, and nobody says in which order they hear it: an agent in a terminal, or one
+/// whose unit is stopped last, sees its instances end.
+#[test]
+fn f15_what_a_shutdown_ends_before_the_agent_runs_again_after_it() {
+    require!();
+    let mut lent = Lent::new(&SCHEDULER);
+    lent.lend("one", &["--network", "none"]);
+    let name = "here";
+    let run = lent.pool(&["run", "--stop-timeout", "0", "--on-loss", "keep", "--name", name, &lent.image]);
+    run.args(&["sh", "-c", "echo begun >>/runs; trap 'exit 0' TERM; sleep 1000 & wait"]).ok();
+    signal_shims(&lent, Signal::SIGTERM);
+    lent.end_agent("one", Signal::SIGTERM);
+    fs_err::write(lent.root("one").join("provider/boot"), "\"another\"").unwrap();
+    lent.start("one");
+    let begun = || lent.inside("one", name, &["cat", "/runs"]).outcome().text();
+    patiently("it runs again", || lent.place(name) == "one running" && begun() == "begun\nbegun");
+    assert_eq!(lent.inspect(name)["epoch"].as_u64(), Some(1));
+    // Where no shutdown follows it was an end after all.
+    signal_shims(&lent, Signal::SIGTERM);
+    lent.wait_state(name, "stopped");
+    lent.end();
+}
+
 /// A reboot as the agent sees it: nothing of it runs any more, and the kernel's boot id is another one.
 #[test]
 fn f15_what_went_down_with_the_machine_runs_again_and_what_ended_by_itself_does_not() {
@@ -323,13 +357,7 @@ fn f15_what_went_down_with_the_machine_runs_again_and_what_ended_by_itself_does_
     lent.pool(&["stop", &rests]).ok();
     let crash = |lent: &mut Lent| {
         lent.end_agent("one", Signal::SIGKILL);
-        for id in lent.machine("one", &["ps", "-q"]).ok().lines() {
-            let init = lent.machine("one", &["inspect", "-f", "{{.State.Pid}}", id]).ok();
-            let stat = fs_err::read_to_string(format!("/proc/{init}/stat")).unwrap();
-            let shim = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(1).unwrap().parse().unwrap();
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), Signal::SIGKILL).unwrap();
-        }
-        patiently("nothing runs", || lent.machine("one", &["ps", "-q"]).ok().is_empty());
+        signal_shims(lent, Signal::SIGKILL);
     };
     crash(&mut lent);
     fs_err::write(lent.root("one").join("provider/boot"), "\"another\"").unwrap();

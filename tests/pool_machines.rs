@@ -57,6 +57,13 @@ impl Drop for Network {
     }
 }
 
+/// Which packets of a machine are lost.
+#[derive(Clone, Copy)]
+enum Way {
+    From,
+    To,
+}
+
 /// A switch with a cable to each machine.
 struct Cables {
     hub: Network,
@@ -88,6 +95,24 @@ impl Cables {
 
     fn plug(&self, name: &str) {
         self.hub.ip(&format!("link set {name} master switch"));
+    }
+
+    /// Loses, without a word, every packet that a machine sends, or every one that is sent to it.
+    fn lose(&self, name: &str, way: Way) {
+        // Nobody has this address.
+        self.neighbour(name, way, "replace", " lladdr 02:00:00:00:00:99 nud permanent");
+    }
+
+    fn find(&self, name: &str, way: Way) {
+        self.neighbour(name, way, "del", "");
+    }
+
+    fn neighbour(&self, name: &str, way: Way, what: &str, more: &str) {
+        let number = MACHINES.iter().position(|(machine, _)| *machine == name).unwrap() + 2;
+        match way {
+            Way::From => self.machines[name].ip(&format!("neigh {what} {HUB} dev eth0{more}")),
+            Way::To => self.hub.ip(&format!("neigh {what} 10.77.0.{number} dev switch{more}")),
+        }
     }
 
     /// What comes before commands at each place; makes each user a home that is its own.
@@ -227,5 +252,51 @@ fn f05_f06_f31_three_users_machines_cut_off_suspended_and_without_their_schedule
         let id = lent.inspect(&format!("{machine}-stays"))["id"].as_str().unwrap().to_owned();
         assert_eq!((before[&id].as_str(), after[&id].as_str()), (machine, machine));
     }
+    lent.end_with(|| drop(cables));
+}
+
+/// One way works: reports are heard and never answered, or orders are heard and nothing is ever said.
+#[test]
+fn f31_packets_that_are_lost_one_way_lose_and_double_nothing() {
+    require!("ip", "nsenter", "setpriv", "unshare");
+    if !nix::unistd::getuid().is_root() {
+        return fixtures::elsewhere("root gives ordinary users networks of their own");
+    }
+    let cables = Cables::new();
+    let lent = pool(&cables);
+    let on = |machine: &str, name: &str, script: &str| {
+        let run = lent.pool(&["run", "--name", name, "--stop-timeout", "0", "--on-loss", "keep"]);
+        run.args(&["--constraint", &format!("node=={machine}"), &lent.image, "sh", "-c", script]).ok();
+    };
+    const ONE_WAY: [(&str, Way); 2] = [("attic", Way::From), ("barn", Way::To)];
+    const STAYS: &str = "echo begun >>/runs; trap 'exit 0' TERM; sleep 100000 & wait";
+    const ENDS: &str = "until [ -e /end ]; do sleep 0.2; done; exit 7";
+    for (machine, way) in ONE_WAY {
+        on(machine, &format!("{machine}-stays"), STAYS);
+        on(machine, &format!("{machine}-halts"), STAYS);
+        on(machine, &format!("{machine}-ends"), ENDS);
+        cables.lose(machine, way);
+    }
+    for (machine, way) in ONE_WAY {
+        // It ends, and is asked to stop, while nobody or only one of the two can be heard.
+        lent.inside(machine, &format!("{machine}-ends"), &["touch", "/end"]).ok();
+        lent.pool(&["stop", "--no-wait", &format!("{machine}-halts")]).ok();
+        lent.wait_provider(machine, "unknown");
+        cables.find(machine, way);
+    }
+    for machine in ["attic", "barn"] {
+        lent.wait_provider(machine, "ready");
+        lent.wait_place(&format!("{machine}-halts"), &format!("{machine} halted"));
+        lent.wait_state(&format!("{machine}-ends"), "failed");
+        assert_eq!(lent.inspect(&format!("{machine}-ends"))["exit"]["code"], 7);
+        lent.wait_place(&format!("{machine}-stays"), &format!("{machine} running"));
+        let stays = format!("{machine}-stays");
+        assert_eq!(lent.inspect(&stays)["epoch"], 1);
+        assert_eq!(lent.inside(machine, &stays, &["cat", "/runs"]).ok(), "begun");
+        lent.pool(&["start", &format!("{machine}-halts")]).ok();
+        let halts = lent.inside(machine, &format!("{machine}-halts"), &["cat", "/runs"]).ok();
+        assert_eq!(halts, "begun\nbegun");
+    }
+    assert_eq!(here(&lent).len(), 4, "what has ended is gone, and nothing is an orphan");
     lent.end_with(|| drop(cables));
 }

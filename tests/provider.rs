@@ -178,7 +178,7 @@ fn f03_an_agent_that_is_killed_while_it_starts_something_starts_it_once() {
     require!();
     let lent = Lent::new();
     let mut agent = lent.agent();
-    let rounds: u64 = if fixtures::is_full() { 20 } else { 2 };
+    let rounds: u64 = if fixtures::is_full() { 100 } else { 2 };
     for round in 0..rounds {
         let name = format!("i{round}");
         let mut run = lent.run(&name, &["sleep", "1000"]).spawn();

@@ -307,6 +307,28 @@ fn s25_s28_s29_only_the_key_that_is_registered_now_and_the_host_that_is_vouched_
     pool.ssh(&["web", "true"]).code(255).says("Permission denied (publickey)");
     assert_eq!(with_other(&["web", "echo still"]).ok(), "still");
 
+    // RSA, which many people still have: signed over SHA-2, and with enough bits.
+    let rsa = |bits: &str| {
+        let path = pool.env.path(format!("rsa{bits}"));
+        let make = pool.env.program("ssh-keygen").args(&["-q", "-t", "rsa", "-b", bits, "-N", "", "-f"]);
+        make.args(&[&path]).ok();
+        path
+    };
+    let (old, weak) = (rsa("2048"), rsa("1024"));
+    pool.pool(&["keys", "add"]).args(&[weak.with_extension("pub")]).outcome().refused(1).says("2048 bits");
+    pool.pool(&["keys", "add"]).args(&[old.with_extension("pub")]).ok();
+    let as_old = pool.env.path("as_old");
+    let write = format!("--write={}", as_old.display());
+    pool.pool(&["ssh-config", &write, "--identity"]).args(&[&old]).ok();
+    let with_old = |algorithm: &str| {
+        let only = format!("PubkeyAcceptedAlgorithms={algorithm}");
+        pool.env.program("ssh").args(&["-F"]).args(&[&as_old]).args(&["-o", &only, "web", "echo old"]).outcome()
+    };
+    for algorithm in ["rsa-sha2-256", "rsa-sha2-512"] {
+        assert_eq!(with_old(algorithm).ok(), "old", "{algorithm}");
+    }
+    with_old("ssh-rsa").code(255).says("Permission denied (publickey)");
+
     // The host of one instance is not taken for another's.
     let id = |name: &str| -> String {
         let found: Value = serde_json::from_str(&pool.pool(&["inspect", name]).ok()).unwrap();

@@ -12,6 +12,8 @@ pub trait Progress: Sync {
     fn phase(&self, what: &str, text: &str);
     /// Work on `what` is over.
     fn finish(&self, what: &str, text: &str);
+    /// Something went another way than it should have, and the work goes on.
+    fn notice(&self, _text: &str) {}
 }
 
 /// Listens to nothing.

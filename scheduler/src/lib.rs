@@ -8,6 +8,7 @@
 //!   which one leads.
 //! - `server`: a thread that owns state and store (`desk`), and a table of routes with a policy each around it.
 //! - `agent`: the provider's side: a pure session machine, the `Engine` it drives, a client over HTTP.
+//! - `mirror`: what agents pull, fetched from its registry once and kept.
 //! - `client`: a person's side of the API.
 //! - `ssh`: sessions from end to end, between a person and the process that serves one on the provider.
 //!
@@ -27,6 +28,7 @@ pub mod core;
 pub mod dial;
 pub mod expr;
 pub mod failpoint;
+pub mod mirror;
 pub mod model;
 pub mod names;
 pub mod server;

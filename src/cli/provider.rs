@@ -95,6 +95,9 @@ struct SharesArgs {
     /// Also start instances whose limits this host cannot enforce; the pool is told that they do not hold
     #[arg(long)]
     best_effort: bool,
+    /// Pull images from their registries, never through the scheduler's mirror
+    #[arg(long)]
+    no_mirror: bool,
     /// The network of instances [default: that of `coracle run`]
     #[arg(long, value_name = "MODE")]
     network: Option<String>,
@@ -213,6 +216,7 @@ fn join(folder: &Path, args: JoinArgs) -> Result<(), CliError> {
         bandwidth_bps: lent.bandwidth.as_deref().map(bandwidth_bps).transpose()?,
         best_effort: lent.best_effort,
         network: lent.network,
+        direct: lent.no_mirror,
         images: lent.allow_image,
         groups: lent.allow_group,
         policy: lent.policy.policy(),

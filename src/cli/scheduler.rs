@@ -3,18 +3,23 @@
 //! Only this command starts an async runtime in this process.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use coracle_images::login::registry_name;
 use coracle_scheduler::command;
+use coracle_scheduler::mirror::{CAP_BYTES, Mirror, MirrorOptions};
 use coracle_scheduler::model::{Name, Role};
 use coracle_scheduler::server::{AuthorityFiles, Log, Options, Secret, Sink, TlsFiles};
 use coracle_scheduler::store::StorePlace;
 
 use super::error::{CliError, line, note};
 use crate::engine;
+use crate::engine::mirror::Registries;
+use crate::engine::size::parse_size_bytes;
 
 /// Where a scheduler listens unless it is told: this machine only.
 const LISTEN: &str = "127.0.0.1:8640";
@@ -102,9 +107,54 @@ struct ServeArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=300))]
     heartbeat: u64,
 
+    #[command(flatten)]
+    mirror: MirrorArgs,
+
     /// What to log, as JSON lines on standard error
     #[arg(long, value_enum, default_value = "changes")]
     log: LogChoice,
+}
+
+/// The pull-through mirror, so that a pool pulls an image from its registry once.
+#[derive(Args)]
+#[command(next_help_heading = "Mirror")]
+struct MirrorArgs {
+    /// Fetch and keep what agents pull from REGISTRY, docker.io when none is said; may be given several times [default:
+    /// no mirror]
+    #[arg(long, value_name = "REGISTRY", num_args = 0..=1, require_equals = true, default_missing_value = "docker.io")]
+    mirror: Vec<String>,
+
+    /// Where the mirror keeps it [default: mirror beside the certificates]
+    #[arg(long, value_name = "DIR", requires = "mirror")]
+    mirror_dir: Option<PathBuf>,
+
+    /// How much the mirror keeps; the least recently used makes room [default: 20g]
+    #[arg(long, value_name = "SIZE", requires = "mirror")]
+    mirror_size: Option<String>,
+
+    /// Credentials for the mirrored registries, as `docker login` writes them; every member of the pool can then pull
+    /// what they open [default: none, also where this user is logged in]
+    #[arg(long, value_name = "FILE", requires = "mirror")]
+    mirror_login: Option<PathBuf>,
+}
+
+impl MirrorArgs {
+    fn open(self, folder: &Path, log: &Log) -> Result<Option<Arc<Mirror>>, CliError> {
+        if self.mirror.is_empty() {
+            return Ok(None);
+        }
+        let name = |text: &String| Ok(registry_name(text)?.registry().to_owned());
+        let registries = self.mirror.iter().map(name).collect::<Result<Vec<_>, CliError>>()?;
+        // A name that is wrong should be said now and not at the first pull.
+        let login = self.mirror_login.map(fs_err::canonicalize).transpose()?;
+        let options = MirrorOptions {
+            folder: self.mirror_dir.unwrap_or_else(|| folder.join("mirror")),
+            cap_bytes: self.mirror_size.as_deref().map(parse_size_bytes).transpose()?.unwrap_or(CAP_BYTES),
+            registries,
+            log: log.clone(),
+        };
+        Ok(Some(Mirror::open(options, Arc::new(Registries::new(login)))?))
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -256,6 +306,7 @@ fn serve(root: Option<PathBuf>, args: ServeArgs) -> Result<(), CliError> {
         LogChoice::Changes => Log { sink: Sink::Stderr, requests: false },
         LogChoice::Requests => Log { sink: Sink::Stderr, requests: true },
     };
+    options.mirror = args.mirror.open(&folder, &options.log)?;
     let scheme = if options.tls.is_some() { "https" } else { "http" };
     // Standard output has one line, for whoever started this: where requests are taken.
     Ok(command::serve(options, args.plain_http, |address| line(&format!("{scheme}://{address}")))?)

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::events::{self, Kind};
 use super::options::PullPolicy;
-use super::{Engine, EngineError, containers, elsewhere, layer_space, registry};
+use super::{Engine, EngineError, containers, elsewhere, layer_space, provider, registry};
 
 /// Says what went wrong with an image.
 #[derive(Debug, thiserror::Error)]
@@ -91,8 +91,10 @@ impl Engine {
         let reference: Reference = name.parse().map_err(ImageError::from)?;
         let mut options = registry::options(idmap);
         options.platform = platform.cloned();
+        options.mirror = provider::mirror::access();
+        let told = Told { progress, root: &self.root, image: reference.familiar() };
         let id: String = elsewhere::call(idmap, || {
-            let image = pull(&self.store, &reference, &options, progress).map_err(ImageError::from)?;
+            let image = pull(&self.store, &reference, &options, &told).map_err(ImageError::from)?;
             Ok(image.id.to_string())
         })?;
         let image = self.store.find(&id)?.ok_or(EngineError::UnknownImage(id))?;
@@ -165,6 +167,36 @@ impl Engine {
             images.push((image, reference));
         }
         Ok(save(&self.store, &images, format, target).map_err(ImageError::from)?)
+    }
+}
+
+/// Hears about a pull, and tells as an event what went another way than it should have.
+struct Told<'a> {
+    progress: &'a dyn Progress,
+    root: &'a Path,
+    image: String,
+}
+
+impl Progress for Told<'_> {
+    fn begin(&self, what: &str, total_bytes: u64) {
+        self.progress.begin(what, total_bytes);
+    }
+
+    fn advance(&self, what: &str, bytes: u64) {
+        self.progress.advance(what, bytes);
+    }
+
+    fn phase(&self, what: &str, text: &str) {
+        self.progress.phase(what, text);
+    }
+
+    fn finish(&self, what: &str, text: &str) {
+        self.progress.finish(what, text);
+    }
+
+    fn notice(&self, text: &str) {
+        events::emit(self.root, Kind::Image, "mirror", &self.image, &[("reason", text)]);
+        self.progress.notice(text);
     }
 }
 

@@ -23,6 +23,7 @@ mod launching;
 pub mod lifecycle;
 pub mod limits;
 pub mod logs;
+pub mod mirror;
 pub mod mounts;
 pub mod network;
 pub mod networks;

@@ -255,6 +255,9 @@ pub struct ExitRecord {
     /// Its shim will start it once more.
     #[serde(default)]
     pub restarting: bool,
+    /// Its shim was told to end by SIGTERM, which `stop` does not do: mostly the machine goes down.
+    #[serde(default)]
+    pub terminated: bool,
     /// Why it could not be started, or what is known about an unknown end.
     #[serde(default)]
     pub error: Option<String>,

@@ -12,14 +12,23 @@ use crate::env;
 
 /// Gives what the environment says about registries.
 pub fn options(idmap: &IdMap) -> PullOptions {
-    let mut options = PullOptions::from_environment(layer_space(idmap), &env::value);
+    let mut options = PullOptions::new(layer_space(idmap));
+    from_environment(&mut options);
+    options
+}
+
+/// Adds what the environment says, over what it does not speak of.
+pub fn from_environment(options: &mut PullOptions) {
+    let said = PullOptions::from_environment(options.space.clone(), &env::value);
+    options.login_files = said.login_files;
+    options.proxies = said.proxies;
+    options.certs_dirs = said.certs_dirs;
     options.insecure_registries = env::insecure_registries();
     options.token_hosts.extend(env::token_hosts().into_iter().map(|(registry, host)| TokenHost {
         registry,
         host,
         credentials: true,
     }));
-    options
 }
 
 impl Engine {

@@ -8,6 +8,7 @@
 
 mod error;
 mod options;
+mod sources;
 mod stream;
 
 use std::io::{Cursor, Read};
@@ -18,6 +19,7 @@ use oci_spec::image::ImageConfiguration;
 
 pub use error::PullError;
 pub use options::PullOptions;
+use sources::Sources;
 use stream::Stream;
 
 use crate::credentials;
@@ -28,7 +30,7 @@ use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::registry::manifest::{self, Descriptor, Document, ImageDocument, IndexDocument, ManifestError};
 use crate::registry::{Access, Manifest, Notice, Registry};
-use crate::store::{Image, LayerIngest, Publication, SourceError, Store};
+use crate::store::{Image, IngestError, LayerIngest, Publication, SourceError, Store};
 
 /// Pulls `reference` into `store`, unpacked in the layer space of `options`.
 pub fn pull(
@@ -44,14 +46,20 @@ pub fn pull(
         return Ok(image);
     }
     let credential = credentials::find(&options.login_files, reference)?;
-    let insecure = options.insecure_registries.iter().any(|name| name == reference.registry());
-    let registry = Registry::open(reference, options.registry(insecure, credential, Access::Pull))?;
-    let pull = Pull { store, registry: &registry, reference, wanted, options, progress };
+    let sources = Sources::open(reference, options, credential, progress)?;
+    let pull = Pull { store, sources: &sources, reference, wanted, options, progress };
     if let Some(image) = pull.unchanged()? {
         return Ok(image);
     }
     let _keep = store.keep()?;
     pull.run()
+}
+
+/// Connects to the registry of `reference` for reading, as a pull does.
+pub fn connect(reference: &Reference, options: &PullOptions) -> Result<Registry, PullError> {
+    let credential = credentials::find(&options.login_files, reference)?;
+    let insecure = options.insecure_registries.iter().any(|name| name == reference.registry());
+    Ok(Registry::open(reference, options.registry(insecure, credential, Access::Pull))?)
 }
 
 /// Finds a pinned image that needs no registry at all: right platform, every layer unpacked.
@@ -69,7 +77,7 @@ fn present(
 /// One pull under way.
 struct Pull<'a> {
     store: &'a Store,
-    registry: &'a Registry,
+    sources: &'a Sources<'a>,
     reference: &'a Reference,
     wanted: Platform,
     options: &'a PullOptions,
@@ -91,7 +99,7 @@ impl Pull<'_> {
         if self.store.find(&self.reference.to_string())?.is_none() {
             return Ok(None);
         }
-        let Some(digest) = self.registry.resolve(tag, &|notice| self.tell(&self.reference.familiar(), notice))? else {
+        let Some(digest) = self.sources.resolve(tag, &|notice| self.tell(&self.reference.familiar(), notice))? else {
             return Ok(None);
         };
         let pinned = self.reference.pinned(digest);
@@ -129,7 +137,17 @@ impl Pull<'_> {
             (None, Some(tag)) => (tag.to_owned(), None),
             (None, None) => ("latest".to_owned(), None),
         };
-        let (manifest, document) = self.fetch(&name, pin, None)?;
+        // A mirror is asked by digest only.
+        let resolved = match pin {
+            None if self.sources.has_mirror() => {
+                self.sources.resolve(&name, &|notice| self.tell(&self.reference.familiar(), notice))?
+            }
+            _ => None,
+        };
+        let (manifest, document) = match &resolved {
+            Some(digest) => self.fetch(&name, Some(digest), None)?,
+            None => self.fetch(&name, pin, None)?,
+        };
         match document {
             Document::Image(document) => Ok(Chosen { manifest, document, index: None }),
             Document::Index(index) => {
@@ -189,7 +207,7 @@ impl Pull<'_> {
     ) -> Result<(Manifest, Document), PullError> {
         let refuse = |source| PullError::Manifest { image: self.reference.to_string(), source };
         let manifest =
-            self.registry.manifest(name, expected, &|notice| self.tell(&self.reference.familiar(), notice))?;
+            self.sources.manifest(name, expected, &|notice| self.tell(&self.reference.familiar(), notice))?;
         if described.is_some_and(|descriptor| descriptor.size_bytes != manifest.bytes.len() as u64) {
             return Err(refuse(ManifestError::Invalid { field: "size" }));
         }
@@ -199,13 +217,28 @@ impl Pull<'_> {
     }
 
     fn config(&self, descriptor: &Descriptor) -> Result<ImageConfiguration, PullError> {
-        let mut stream = Stream::new(self, descriptor);
-        let bytes =
-            self.store.ingest_blob(&descriptor.digest, descriptor.size_bytes, CONFIG_BYTES_MAX, &mut |offset| {
-                stream.open(offset)
-            })?;
+        let bytes = self.whole(descriptor, |stream| {
+            let (digest, size_bytes) = (&descriptor.digest, descriptor.size_bytes);
+            self.store.ingest_blob(digest, size_bytes, CONFIG_BYTES_MAX, &mut |offset| stream.open(offset))
+        })?;
         ImageConfiguration::from_reader(bytes.as_slice())
             .map_err(|source| PullError::Config { image: self.reference.to_string(), source })
+    }
+
+    /// Takes a blob in; one that is not what it should be because of the mirror is taken from the registry.
+    fn whole<T>(
+        &self,
+        descriptor: &Descriptor,
+        ingest: impl Fn(&mut Stream<'_>) -> Result<T, IngestError>,
+    ) -> Result<T, IngestError> {
+        let mut stream = Stream::new(self, descriptor);
+        match ingest(&mut stream) {
+            Err(error @ (IngestError::WrongDigest { .. } | IngestError::TooLong { .. })) if stream.was_mirrored() => {
+                self.sources.passed_over(&error);
+                ingest(&mut Stream::unmirrored(self, descriptor))
+            }
+            outcome => outcome,
+        }
     }
 
     fn check_config(&self, document: &ImageDocument, config: &ImageConfiguration) -> Result<(), PullError> {
@@ -253,15 +286,16 @@ impl Pull<'_> {
                     compression: *compression,
                     space: &self.options.space,
                 };
-                let mut stream = Stream::new(self, descriptor);
-                let outcome = self.store.ingest_layer(&layer, &mut |offset| stream.open(offset), self.progress);
+                let outcome = self.whole(descriptor, |stream| {
+                    self.store.ingest_layer(&layer, &mut |offset| stream.open(offset), self.progress)
+                });
                 if let Err(error) = outcome {
                     next.store(jobs.len(), Ordering::Relaxed);
                     // The others fail because they are told to; only the first reason counts.
                     if let Ok(mut failure) = failure.lock() {
                         failure.get_or_insert(error);
                     }
-                    self.registry.cancel();
+                    self.sources.cancel();
                     return;
                 }
             }
@@ -282,7 +316,7 @@ impl Pull<'_> {
     /// Passes on that the registry makes us wait.
     fn tell(&self, what: &str, notice: Notice) {
         let Notice::Waiting { milliseconds } = notice;
-        let text = format!("waiting {:.1} s for {}", milliseconds as f64 / 1000.0, self.registry.host());
+        let text = format!("waiting {:.1} s for {}", milliseconds as f64 / 1000.0, self.sources.host());
         self.progress.phase(what, &text);
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::credentials;
 use crate::layer::LayerSpace;
 use crate::platform::Platform;
-use crate::registry::{NameFiles, Proxies, Timeouts, TokenHost};
+use crate::registry::{MirrorAccess, NameFiles, Proxies, Timeouts, TokenHost};
 
 /// How many blobs are fetched at the same time unless told otherwise; what Docker does.
 const PARALLEL_DEFAULT: usize = 3;
@@ -34,6 +34,8 @@ pub struct PullOptions {
     pub timeouts: Timeouts,
     /// Where names are looked up.
     pub name_files: NameFiles,
+    /// A mirror that may have what has a digest.
+    pub mirror: Option<MirrorAccess>,
 }
 
 impl PullOptions {
@@ -50,6 +52,7 @@ impl PullOptions {
             parallel: PARALLEL_DEFAULT,
             timeouts: Timeouts::default(),
             name_files: NameFiles::default(),
+            mirror: None,
         }
     }
 

@@ -7,6 +7,7 @@
 use std::io::Read;
 
 use super::Pull;
+use crate::registry::BlobReader;
 use crate::registry::manifest::Descriptor;
 use crate::registry::{self, RegistryError};
 use crate::store::SourceError;
@@ -25,18 +26,70 @@ pub(super) struct Stream<'a> {
     last_offset: Option<u64>,
     failures: u32,
     restarts: u32,
+    mirror: MirrorUse,
+}
+
+/// What a stream has to do with the mirror.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MirrorUse {
+    /// It comes first.
+    Wanted,
+    /// It sent something.
+    Used,
+    /// It sent something, and does no more.
+    UsedUp,
+    /// It is not asked.
+    Never,
 }
 
 impl<'a> Stream<'a> {
     pub fn new(pull: &'a Pull<'a>, descriptor: &'a Descriptor) -> Stream<'a> {
-        Stream { pull, descriptor, last_offset: None, failures: 0, restarts: 0 }
+        Stream { pull, descriptor, last_offset: None, failures: 0, restarts: 0, mirror: MirrorUse::Wanted }
+    }
+
+    /// The same, from the registry itself and nobody else.
+    pub fn unmirrored(pull: &'a Pull<'a>, descriptor: &'a Descriptor) -> Stream<'a> {
+        Stream { mirror: MirrorUse::Never, ..Stream::new(pull, descriptor) }
+    }
+
+    /// Whether a part of the blob came from a mirror.
+    pub fn was_mirrored(&self) -> bool {
+        matches!(self.mirror, MirrorUse::Used | MirrorUse::UsedUp)
+    }
+
+    /// Opens the blob at the mirror; a mirror that failed once is not asked again for this blob.
+    fn open_mirrored(&mut self, offset: u64, listen: &dyn Fn(registry::Notice)) -> Option<BlobReader> {
+        let Descriptor { digest, size_bytes, .. } = self.descriptor;
+        match self.mirror {
+            MirrorUse::Wanted => {}
+            MirrorUse::Used => {
+                self.mirror = MirrorUse::UsedUp;
+                let reason = format!("it broke off blob {digest} at byte {offset}");
+                self.pull.sources.passed_over(&reason);
+                return None;
+            }
+            MirrorUse::UsedUp | MirrorUse::Never => return None,
+        }
+        match self.pull.sources.mirrored(digest, *size_bytes, offset, listen)? {
+            Ok(reader) => {
+                self.mirror = MirrorUse::Used;
+                Some(reader)
+            }
+            Err(error) => {
+                self.mirror = MirrorUse::Never;
+                if !matches!(error, RegistryError::Cancelled) {
+                    self.pull.sources.passed_over(&error);
+                }
+                None
+            }
+        }
     }
 
     pub fn open(&mut self, offset: u64) -> Result<Box<dyn Read + Send>, SourceError> {
         let Descriptor { digest, size_bytes, .. } = self.descriptor;
         let what = digest.short();
         let unsteady =
-            || RegistryError::Unsteady { host: self.pull.registry.host().to_owned(), digest: digest.clone(), offset };
+            || RegistryError::Unsteady { host: self.pull.sources.host().to_owned(), digest: digest.clone(), offset };
         if let Some(last) = self.last_offset {
             self.failures = if offset >= last + STEADY_BYTES { 1 } else { self.failures + 1 };
             if self.failures > FAILURES_MAX {
@@ -45,8 +98,12 @@ impl<'a> Stream<'a> {
             self.pull.progress.phase(what, "continuing after a broken connection");
             std::thread::sleep(registry::backoff(self.pull.options.timeouts.backoff, self.failures));
         }
-        let listen = |notice| self.pull.tell(what, notice);
-        let reader = self.pull.registry.blob(digest, *size_bytes, offset, &listen)?;
+        let pull = self.pull;
+        let listen = |notice| pull.tell(what, notice);
+        let reader = match self.open_mirrored(offset, &listen) {
+            Some(reader) => reader,
+            None => pull.sources.origin()?.blob(digest, *size_bytes, offset, &listen)?,
+        };
         if reader.skipped_bytes() > 0 {
             self.restarts += 1;
             if self.restarts > RESTARTS_MAX {

@@ -21,7 +21,9 @@ use super::body::Body;
 use super::challenge::TokenHost;
 use super::destination::Reach;
 use super::dns::NameFiles;
-use super::session::{Notices, Session, SessionOptions};
+use super::mirror::MirrorAccess;
+use super::session::{Mirrored, Notices, Session, SessionOptions};
+use super::tls::HostCertificates;
 use super::transport::{Answer, Proxies, Timeouts, Transport, TransportOptions};
 use super::{RegistryError, transport};
 use crate::credentials::Credential;
@@ -125,6 +127,7 @@ impl Registry {
             proxies: options.proxies,
             certs_dirs: options.certs_dirs,
             name_files: options.name_files,
+            only: None,
         };
         let transport = Transport::new(reference.registry_host(), reference.registry(), transport_options)?;
         let loopback = transport.base().host().as_ref().and_then(Reach::of_host) == Some(Reach::Loopback);
@@ -136,7 +139,53 @@ impl Registry {
             credential: options.credential,
             token_hosts: options.token_hosts,
             scope: options.access.scope(reference.repository()),
+            mirrored: None,
         };
+        Self::begin(transport, session_options, may_be_plain)
+    }
+
+    /// Connects to a mirror of the registry of `reference`.
+    ///
+    /// The mirror gets its own token and nothing of the registry's: no credentials, no certificates, no proxy.
+    pub fn open_mirror(
+        reference: &Reference,
+        mirror: &MirrorAccess,
+        name_files: NameFiles,
+    ) -> Result<Registry, RegistryError> {
+        let refused = |source| RegistryError::Certificates { registry: mirror.host.clone(), source };
+        let only =
+            HostCertificates::given(&mirror.path, &mirror.authorities, mirror.own.as_deref()).map_err(refused)?;
+        let transport_options = TransportOptions {
+            timeouts: mirror.timeouts(),
+            proxies: Proxies::default(),
+            certs_dirs: Vec::new(),
+            name_files,
+            only: Some(only),
+        };
+        let mut transport = Transport::new(&mirror.host, &mirror.host, transport_options)?;
+        if mirror.plain {
+            transport.use_plain_http();
+        }
+        let mut authorization = HeaderValue::from_str(&format!("Bearer {}", mirror.token))
+            .map_err(|_| RegistryError::Unauthorized { registry: mirror.host.clone(), rejected: true })?;
+        authorization.set_sensitive(true);
+        let session_options = SessionOptions {
+            registry: mirror.host.clone(),
+            repository: reference.repository().to_owned(),
+            image: reference.to_string(),
+            credential: None,
+            token_hosts: Vec::new(),
+            scope: String::new(),
+            mirrored: Some(Mirrored { namespace: reference.registry().to_owned(), authorization }),
+        };
+        Self::begin(transport, session_options, false)
+    }
+
+    fn begin(
+        transport: Transport,
+        session_options: SessionOptions,
+        may_be_plain: bool,
+    ) -> Result<Registry, RegistryError> {
         let (handle, stop, thread) = start_runtime()?;
         let opening = Session::open(transport, session_options, may_be_plain);
         let (sender, receiver) = oneshot::channel();
@@ -227,6 +276,32 @@ impl Registry {
             Ok(skip)
         })?;
         Ok(BlobReader { chunks, current: Bytes::new(), skipped, cancelled: self.cancelled.clone() })
+    }
+
+    /// Opens the stream of a whole blob of which only the registry knows the size; `None` where it does not say.
+    pub fn blob_of_its_size(
+        &self,
+        digest: &Digest,
+        listen: &dyn Fn(Notice),
+    ) -> Result<Option<(u64, BlobReader)>, RegistryError> {
+        let (sender, chunks) = mpsc::channel(CHUNKS_BUFFERED);
+        let (session, name) = (self.session.clone(), digest.to_string());
+        let mut cancel = self.cancel.subscribe();
+        let size = self.wait(listen, async move |notices| {
+            let answer = session.blob(&name, HeaderMap::new(), &notices).await?;
+            let size = answer.response.content_length();
+            let body = Body::new(answer, session.transport.timeouts);
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = pump(body, 0, sender) => {}
+                    // Either way the stream ends here; its reader knows from the flag.
+                    _ = cancel.wait_for(|cancelled| *cancelled) => {}
+                }
+            });
+            Ok(size)
+        })?;
+        let reader = BlobReader { chunks, current: Bytes::new(), skipped: 0, cancelled: self.cancelled.clone() };
+        Ok(size.map(|size| (size, reader)))
     }
 
     /// Learns whether the registry takes the credentials.

@@ -21,6 +21,7 @@ mod destination;
 mod dns;
 mod fault;
 pub mod manifest;
+mod mirror;
 mod session;
 mod strict_json;
 mod tls;
@@ -35,6 +36,7 @@ pub use client::{Access, BlobReader, Manifest, Notice, Registry, RegistryOptions
 pub use destination::DestinationProblem;
 pub use dns::NameFiles;
 pub use fault::{Fault, TlsFault};
+pub use mirror::MirrorAccess;
 pub use tls::CertificateError;
 pub use token::TokenProblem;
 pub use transport::{Proxies, Timeouts};

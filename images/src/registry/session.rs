@@ -15,7 +15,7 @@ use super::client::Notice;
 use super::transport::{Answer, Follow, Request, Transport, host_of};
 use super::{RegistryError, backoff, manifest, token};
 use crate::credentials::Credential;
-use crate::limits::{ATTEMPTS_MAX, ERROR_BODY_BYTES_MAX, RETRY_AFTER_SECONDS_MAX};
+use crate::limits::{ATTEMPTS_MAX, ERROR_BODY_BYTES_MAX};
 
 /// The longest error code of a registry that is repeated.
 const CODE_LENGTH_MAX: usize = 64;
@@ -41,6 +41,7 @@ pub(super) struct Session {
     credential: Option<Credential>,
     token_hosts: Vec<TokenHost>,
     scope: String,
+    namespace: Option<String>,
     authorization: Mutex<Authorization>,
 }
 
@@ -62,6 +63,16 @@ pub(super) struct SessionOptions {
     pub token_hosts: Vec<TokenHost>,
     /// What tokens are asked for: scopes of the token specification, separated by spaces, or nothing.
     pub scope: String,
+    /// What a mirror is asked for and how it knows us.
+    pub mirrored: Option<Mirrored>,
+}
+
+/// What makes a session one with a mirror.
+pub(super) struct Mirrored {
+    /// The registry that is mirrored.
+    pub namespace: String,
+    /// Sent with every request, and never anything else.
+    pub authorization: HeaderValue,
 }
 
 impl Session {
@@ -81,6 +92,13 @@ impl Session {
                 Ok(_) => {}
             }
         }
+        let (namespace, authorization) = match options.mirrored {
+            // Like a password: there is no better one to be had by asking.
+            Some(Mirrored { namespace, authorization }) => {
+                (Some(namespace), Authorization { header: Some(authorization), generation: 0, is_basic: true })
+            }
+            None => (None, Authorization::default()),
+        };
         Ok(Session {
             transport,
             registry: options.registry,
@@ -89,7 +107,8 @@ impl Session {
             credential: options.credential,
             token_hosts: options.token_hosts,
             scope: options.scope,
-            authorization: Mutex::default(),
+            namespace,
+            authorization: Mutex::new(authorization),
         })
     }
 
@@ -113,13 +132,22 @@ impl Session {
 
     /// Asks for the API's root with the credentials, to learn whether they are good.
     pub async fn log_in(&self, notices: &Notices) -> Result<(), RegistryError> {
-        let request = Request::new(Method::GET, join(self.transport.base(), "v2/"), Follow::No);
+        let url = self.named(join(self.transport.base(), "v2/"));
+        let request = Request::new(Method::GET, url, Follow::No);
         self.request(&request, Subject::Login, notices).await.map(drop)
     }
 
     /// The address of something of the repository. Its parts come from parsed references and digests.
     pub fn url(&self, rest: &str) -> Url {
-        join(self.transport.base(), &format!("v2/{}/{rest}", self.repository))
+        self.named(join(self.transport.base(), &format!("v2/{}/{rest}", self.repository)))
+    }
+
+    /// Adds which registry a mirror is asked for, as containerd does.
+    fn named(&self, mut url: Url) -> Url {
+        if let Some(namespace) = &self.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
+        url
     }
 
     /// The authorization in use, for a request that cannot be repeated by [`Session::request`].
@@ -134,7 +162,7 @@ impl Session {
         subject: Subject,
         notices: &Notices,
     ) -> Result<Answer, RegistryError> {
-        let mut patience = Duration::from_secs(RETRY_AFTER_SECONDS_MAX);
+        let mut patience = self.transport.timeouts.patience;
         let mut attempt = 0;
         loop {
             attempt += 1;

@@ -48,6 +48,20 @@ pub struct HostCertificates {
 }
 
 impl HostCertificates {
+    /// Takes authorities, and a certificate of our own with its key, from PEM texts; `path` is for errors.
+    pub fn given(path: &Path, authorities: &[u8], own: Option<&[u8]>) -> Result<HostCertificates, CertificateError> {
+        let broken = || CertificateError::Parse { path: path.to_owned() };
+        let read = |text: &[u8]| CertificateDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>();
+        let authorities = read(authorities).map_err(|_| broken())?;
+        let authorities = authorities.into_iter().map(|der| (path.to_owned(), der)).collect();
+        let mut given = HostCertificates { authorities, own: None };
+        if let Some(text) = own {
+            let key = PrivateKeyDer::from_pem_slice(text).map_err(|_| broken())?;
+            given.own = Some((path.to_owned(), read(text).map_err(|_| broken())?, key));
+        }
+        Ok(given)
+    }
+
     /// Reads the directory named `host` (with its port, when it has one) under each of `dirs`.
     pub fn read(dirs: &[PathBuf], host: &str) -> Result<HostCertificates, CertificateError> {
         let mut found = HostCertificates::default();

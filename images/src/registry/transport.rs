@@ -19,7 +19,7 @@ use super::destination::{self, Reach};
 use super::dns::{NameFiles, Names};
 use super::tls::{self, HostCertificates};
 use super::{CertificateError, DestinationProblem, RegistryError};
-use crate::limits::{HEADER_BLOCK_BYTES_MAX, PARALLEL_MAX, REDIRECTS_MAX};
+use crate::limits::{HEADER_BLOCK_BYTES_MAX, PARALLEL_MAX, REDIRECTS_MAX, RETRY_AFTER_SECONDS_MAX};
 
 /// How much of one HTTP/2 stream may wait unread: 2 MiB fill a 100 ms path with 160 Mbit/s.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
@@ -48,6 +48,8 @@ pub struct Timeouts {
     pub rate_min_bytes_per_second: u64,
     /// The first pause before a retry; later ones grow.
     pub backoff: Duration,
+    /// How long the pauses of one request may be together; none means that nothing is tried twice.
+    pub patience: Duration,
 }
 
 impl Default for Timeouts {
@@ -59,6 +61,7 @@ impl Default for Timeouts {
             rate_window: Duration::from_secs(60),
             rate_min_bytes_per_second: 1024,
             backoff: Duration::from_millis(250),
+            patience: Duration::from_secs(RETRY_AFTER_SECONDS_MAX),
         }
     }
 }
@@ -87,6 +90,8 @@ pub(super) struct TransportOptions {
     pub proxies: Proxies,
     pub certs_dirs: Vec<PathBuf>,
     pub name_files: NameFiles,
+    /// Who alone is trusted and who we are there, instead of the system's roots and `certs_dirs`.
+    pub only: Option<HostCertificates>,
 }
 
 /// Sends requests on behalf of one registry.
@@ -158,9 +163,11 @@ impl Transport {
         if !named.eq_ignore_ascii_case(expected) && !expected.starts_with('[') {
             return Err(bad_host());
         }
-        let certificates = HostCertificates::read(&options.certs_dirs, registry);
+        let (certificates, roots) = match options.only {
+            Some(only) => (Ok(only), RootCertStore::empty()),
+            None => (HostCertificates::read(&options.certs_dirs, registry), tls::system_roots()),
+        };
         let refused = |source: CertificateError| RegistryError::Certificates { registry: registry.to_owned(), source };
-        let roots = tls::system_roots();
         let config = tls::client_config(roots.clone(), certificates.map_err(refused)?).map_err(refused)?;
         let trusted = proxy_hosts(&options.proxies);
         let names = Names::new(options.name_files, trusted);

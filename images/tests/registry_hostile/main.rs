@@ -2,6 +2,7 @@
 //! F27 to F29, each by its id. Everything is on loopback and in this process.
 
 mod manifests;
+mod mirrors;
 mod platforms;
 mod redirects;
 mod server;

@@ -216,6 +216,7 @@ impl Place {
             rate_window: Duration::from_secs(2),
             rate_min_bytes_per_second: 1024,
             backoff: Duration::from_millis(10),
+            ..Timeouts::default()
         };
         Place { dir, store, options }
     }

@@ -1,10 +1,13 @@
 //! The agent over HTTP: dials out, speaks the protocol of [`Machine`], drives an [`Engine`].
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use reqwest::StatusCode;
 use serde::de::DeserializeOwned;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::engine::Engine;
 use super::fetch::Fetches;
@@ -21,8 +24,10 @@ use crate::server::streams::PROTOCOL;
 const RETRY: Duration = Duration::from_millis(200);
 /// Longest wait after calls that failed.
 const RETRY_MAX: Duration = Duration::from_secs(20);
-/// How often the engine is looked at while a sync is held: a change must not wait for the next one.
-const LOOK: Duration = Duration::from_millis(50);
+/// What is waited for at least so long is waited for with as little memory as can be.
+const REST_MIN: Duration = Duration::from_secs(1);
+/// After a sync the first look comes so soon: the sync is on its way, and an agent that rests has not even sent it.
+const SETTLE: Duration = Duration::from_millis(200);
 
 /// How often the way to the scheduler and back is measured.
 const RTT_EVERY: Duration = Duration::from_secs(60);
@@ -192,6 +197,19 @@ fn is_hello_needed(error: &ClientError) -> bool {
         if *status == StatusCode::CONFLICT.as_u16() && kind.ends_with("#hello-needed"))
 }
 
+/// Waits until the engine says that something has happened; for ever where it says nothing.
+async fn happened(changes: Option<&AsyncFd<OwnedFd>>) {
+    match changes {
+        // Whoever takes in what has happened makes it so that the next wait is for something else.
+        Some(changes) => {
+            if let Ok(mut ready) = changes.readable().await {
+                ready.clear_ready();
+            }
+        }
+        None => std::future::pending().await,
+    }
+}
+
 /// An agent: a client, a machine and an engine.
 pub struct Agent<E: Engine, K: Keeper> {
     client: Client,
@@ -205,6 +223,7 @@ pub struct Agent<E: Engine, K: Keeper> {
     fetches: Fetches,
     round_trip: Option<(Instant, Duration)>,
     round_trip_tried: Option<Instant>,
+    changes: Option<AsyncFd<OwnedFd>>,
 }
 
 impl<E: Engine, K: Keeper> Agent<E, K> {
@@ -222,6 +241,7 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
             fetches: Fetches::default(),
             round_trip: None,
             round_trip_tried: None,
+            changes: None,
         }
     }
 
@@ -257,6 +277,9 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
 
     /// Works until the scheduler says that this provider is not its own any more, or the task is dropped.
     pub async fn run(&mut self) -> Result<(), ClientError> {
+        #[expect(deprecated, reason = "its successor is unsafe; an OwnedFd is its own as long as it lives")]
+        let watched = |changes| AsyncFd::with_interest(changes, Interest::READABLE).ok();
+        self.changes = self.with(|_, engine| engine.changes()).and_then(watched);
         loop {
             let now = self.now_ms();
             self.with(|machine, engine| machine.tick(engine, now));
@@ -322,29 +345,38 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
 
     async fn sync(&mut self) -> Result<(), ClientError> {
         let sent = self.now_ms();
+        // Looked at before the sync is made: what happens in between is said twice and not forgotten.
+        let before = self.with(|_, engine| (engine.report(), engine.accepting(), engine.drain_ms().is_some()));
         let Some(sync) = self.with(|machine, engine| machine.sync(engine)) else { return Ok(()) };
         let session = sync.session;
         let wait = self.machine.interval_ms.min(WAIT_MAX_MS);
         let path = format!("/v1/agent/sync?wait_ms={wait}");
         let client = self.client.clone();
-        let before = self.with(|_, engine| (engine.report(), engine.accepting(), engine.drain_ms().is_some()));
         let call = client.post::<SyncReply>("sync", &path, &sync);
         tokio::pin!(call);
+        let mut settled = false;
         let outcome = loop {
+            let look_in = self.with(|_, engine| {
+                let look_in = engine.look_in();
+                if settled && look_in >= REST_MIN {
+                    engine.rest();
+                }
+                if settled { look_in } else { look_in.min(SETTLE) }
+            });
             tokio::select! {
                 outcome = &mut call => break outcome,
-                () = tokio::time::sleep(LOOK) => {
-                    let now = self.now_ms();
-                    self.fetches.go_on(&self.client, &self.engine);
-                    let changed = self.with(|machine, engine| {
-                        machine.tick(engine, now);
-                        (engine.report(), engine.accepting(), engine.drain_ms().is_some()) != before
-                    });
-                    // Something happened here: say so now instead of waiting for an order.
-                    if changed {
-                        return Ok(());
-                    }
-                }
+                () = happened(self.changes.as_ref()) => {}
+                () = tokio::time::sleep(look_in) => settled = true,
+            }
+            let now = self.now_ms();
+            self.fetches.go_on(&self.client, &self.engine);
+            let changed = self.with(|machine, engine| {
+                machine.tick(engine, now);
+                (engine.report(), engine.accepting(), engine.drain_ms().is_some()) != before
+            });
+            // Something happened here: say so now instead of waiting for an order.
+            if changed {
+                return Ok(());
             }
         };
         match outcome {

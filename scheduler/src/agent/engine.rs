@@ -2,10 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Child;
+use std::time::Duration;
 
 use crate::model::*;
+
+/// How often an engine is looked at that tells nothing by itself.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Says why an engine could not do something.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +48,16 @@ pub struct Asked<'a> {
 
 /// Runs containers. Every call returns at once; progress shows in `report`.
 pub trait Engine: Send + 'static {
+    /// Gives a descriptor that can be read from when something has happened; the next report takes that in.
+    fn changes(&self) -> Option<OwnedFd> {
+        None
+    }
+    /// How soon a report may differ although nothing has been told.
+    fn look_in(&self) -> Duration {
+        LOOK
+    }
+    /// Gives back what is not needed while nothing happens.
+    fn rest(&mut self) {}
     /// What the owner lends.
     fn capacity(&self) -> Resources;
     /// Whether the owner lets new work in.

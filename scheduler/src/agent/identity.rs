@@ -97,13 +97,16 @@ impl Identity {
         self.certificate.as_ref().is_none_or(|(_, from, to)| seconds() >= from + (to - from) * 2 / 3)
     }
 
+    /// Gives certificate and key as one PEM text, while the certificate lasts.
+    pub fn pem(&self) -> Option<String> {
+        let (certificate, _, to) = self.certificate.as_ref()?;
+        (seconds() < *to).then(|| format!("{certificate}{}", self.key.serialize_pem()))
+    }
+
     /// Makes an HTTP client that trusts these authorities only, and shows the certificate while it lasts.
     pub fn http(&self, authorities: &str) -> Result<reqwest::Client, IdentityError> {
         let mut builder = dial::builder(authorities)?.https_only(true);
-        if let Some((certificate, _, to)) = &self.certificate
-            && seconds() < *to
-        {
-            let pem = format!("{certificate}{}", self.key.serialize_pem());
+        if let Some(pem) = self.pem() {
             builder = builder.identity(reqwest::Identity::from_pem(pem.as_bytes()).map_err(IdentityError::Tls)?);
         }
         builder.build().map_err(IdentityError::Tls)

@@ -63,6 +63,18 @@ pub struct Membership {
     token: String,
 }
 
+/// How a provider reaches its scheduler and is known there.
+pub struct Reach {
+    /// `https://HOST[:PORT]`, or http to this machine.
+    pub scheduler: String,
+    /// The provider's token.
+    pub token: String,
+    /// Whom the scheduler's certificate must come from, PEM.
+    pub authorities: String,
+    /// The provider's own certificate and key, PEM, where it has them and they last.
+    pub own: Option<String>,
+}
+
 fn path(folder: &Path) -> PathBuf {
     folder.join("membership.json")
 }
@@ -110,6 +122,13 @@ impl Membership {
         let member = Self { scheduler, provider: joined.provider, name, token: joined.secret };
         identity::write(&path(folder), &serde_json::to_string(&member).map_err(std::io::Error::other)?)?;
         Ok(member)
+    }
+
+    /// Gives what another program of this machine needs to speak to the scheduler as this provider.
+    pub fn reach(self, folder: &Path) -> Result<Reach, MembershipError> {
+        let authorities = fs_err::read_to_string(authorities(folder))?;
+        let own = if self.scheduler.starts_with("https:") { Identity::open(folder)?.pem() } else { None };
+        Ok(Reach { scheduler: self.scheduler, token: self.token, authorities, own })
     }
 
     /// Works for the pool until SIGTERM, SIGINT, or the scheduler says that this machine is not one of its own.

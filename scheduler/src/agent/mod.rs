@@ -15,4 +15,4 @@ pub use client::{Agent, Client, ClientError, FileKeeper, Keeper};
 pub use engine::{Asked, Engine, EngineError, EngineStream, SimulatedEngine};
 pub use identity::{Identity, IdentityError};
 pub use machine::{Machine, REPLY_MAX_MS};
-pub use membership::{Membership, MembershipError};
+pub use membership::{Membership, MembershipError, Reach};

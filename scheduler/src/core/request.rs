@@ -254,6 +254,8 @@ const KEYS_MAX: usize = 64;
 const KEY_BYTES: usize = 4096;
 /// Characters of the shortest public key there is.
 const KEY_BYTES_LEAST: usize = 60;
+/// Characters of an RSA key of 2048 bits; one of 1024 has 204.
+const RSA_BYTES_LEAST: usize = 372;
 /// Bytes of an idempotency key.
 const IDEMPOTENCY_KEY_BYTES: usize = 128;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::http::{HeaderMap, Request, StatusCode, header};
+use axum::http::{HeaderMap, Method, Request, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, Limited};
 use hyper::upgrade::OnUpgrade;
@@ -21,7 +21,7 @@ use super::peer::Peer;
 use super::problem::Problem;
 use super::secret::{Secret, hex};
 use super::table::{Policy, Route};
-use super::{Site, shapes};
+use super::{Site, mirror, shapes};
 use crate::core::{Answer, Event, Request as CoreRequest, State, Wish};
 use crate::failpoint;
 use crate::model::Actor;
@@ -47,6 +47,10 @@ pub struct Call {
     pub enrolled: bool,
     /// The path parameter `{id}`.
     pub id: String,
+    /// What was asked for, as it was written.
+    pub uri: Uri,
+    /// Only the head of the answer is wanted.
+    pub head: bool,
     /// Query parameters.
     pub query: Vec<(String, String)>,
     /// The headers.
@@ -184,13 +188,15 @@ pub async fn pass(
         took: Duration::ZERO,
     };
     let outcome = admit(Arc::clone(&site), route, peer, id, request, name.clone()).await;
-    let mut response = match outcome {
+    let answer = match outcome {
         Ok(call) => {
             asked.actor = call.actor;
-            (route.handler)(call).await.unwrap_or_else(IntoResponse::into_response)
+            (route.handler)(call).await
         }
-        Err(problem) => problem.into_response(),
+        Err(problem) => Err(problem),
     };
+    let refuse = if route.path.starts_with(mirror::PREFIX) { mirror::refusal } else { IntoResponse::into_response };
+    let mut response = answer.unwrap_or_else(refuse);
     (asked.status, asked.took) = (response.status(), begun.elapsed());
     site.options.log.request(site.clock.now_ms(), route, asked);
     let headers = response.headers_mut();
@@ -254,7 +260,9 @@ async fn admit(
         .chain_update([0])
         .chain_update(&body);
     let digest = hex(&digest.finalize());
-    Ok(Call { site, actor, enrolled, id, query, headers: parts.headers, upgrade, body, request: name, digest })
+    let (uri, head) = (parts.uri, parts.method == Method::HEAD);
+    let headers = parts.headers;
+    Ok(Call { site, actor, enrolled, id, uri, head, query, headers, upgrade, body, request: name, digest })
 }
 
 fn parse_query(uri: &axum::http::Uri) -> Result<Vec<(String, String)>, Problem> {

@@ -99,6 +99,9 @@ impl Log {
     /// Logs a request, if it is one to be logged.
     pub fn request(&self, at_ms: u64, route: &Route, asked: Asked) {
         let refused = asked.status.is_client_error() || asked.status.is_server_error();
+        // Whoever asks for a mirror where there is none, or for what is nowhere, does nothing wrong.
+        let nothing = asked.status == StatusCode::NOT_FOUND && !route.is_described();
+        let refused = refused && !nothing;
         let quiet = route.method == Method::GET || route.path.starts_with("/v1/agent/");
         if matches!(self.sink, Sink::Quiet) || (quiet && !refused && !self.requests) {
             return;

@@ -12,6 +12,7 @@ mod gate;
 pub mod known;
 mod limit;
 mod log;
+mod mirror;
 mod net;
 mod objects;
 mod openapi;
@@ -41,6 +42,7 @@ use tokio::net::TcpListener;
 
 use crate::core::Refusal;
 use crate::core::{Event, Options as CoreOptions, Request as CoreRequest, Wish};
+use crate::mirror::Mirror;
 use crate::model::Name;
 use crate::store::{StoreError, StorePlace};
 use desk::{Desk, DeskError};
@@ -86,6 +88,8 @@ pub struct Options {
     pub join_rate: Rate,
     /// How long a body may take.
     pub body_time: Duration,
+    /// The mirror of registries, if there is one; it outlives the server, because its folder is used by one only.
+    pub mirror: Option<Arc<Mirror>>,
     /// What is logged.
     pub log: Log,
 }
@@ -107,6 +111,7 @@ impl Options {
             peer_rate: Rate { per_s: 5_000.0, burst: 20_000.0 },
             join_rate: Rate { per_s: 1.0, burst: 20.0 },
             body_time: Duration::from_secs(20),
+            mirror: None,
             log: Log::default(),
         }
     }

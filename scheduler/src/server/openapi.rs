@@ -17,17 +17,20 @@ use super::shapes;
 use super::table::{Policy, Route};
 use crate::model::{GroupId, InstanceState};
 
+/// What the document leaves out.
+const ABOUT: &str = "The routes below /v2/ are those of the OCI distribution specification for reading, for agents.";
+
 /// Makes the document.
 pub fn document(routes: &[Route]) -> OpenApi {
     let (mut paths, mut all) = (Paths::new(), Vec::new());
     shapes::problem(&mut all);
-    for route in routes {
+    for route in routes.iter().filter(|route| route.is_described()) {
         paths.add_path_operation(route.path, vec![method(route)], operation(route, &mut all));
     }
     let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
     let components = ComponentsBuilder::new().schemas_from_iter(all).security_scheme("bearer", bearer).build();
     OpenApiBuilder::new()
-        .info(InfoBuilder::new().title("coracle scheduler").version("1").build())
+        .info(InfoBuilder::new().title("coracle scheduler").version("1").description(Some(ABOUT)).build())
         .paths(paths)
         .components(Some(components))
         .build()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use super::gate::{Call, json};
 use super::problem::Problem;
 use super::shapes::Whoami;
+use crate::mirror::Mirror;
 
 /// Tells that the process lives.
 pub async fn healthz(_call: Call) -> Result<Response, Problem> {
@@ -76,6 +77,25 @@ fn state_label(state: impl serde::Serialize) -> String {
     format!("{{state=\"{}\"}}", word.as_ref().and_then(|word| word.as_str()).unwrap_or_default())
 }
 
+/// Adds what a mirror has done since the scheduler started.
+fn mirrored(all: &mut Families, mirror: &Mirror) {
+    let (held_bytes, evicted) = mirror.held();
+    let counts = &mirror.counts;
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let mut add = |name: &str, help, value| {
+        all.add(&format!("coracle_mirror_{name}_total"), "counter", help, String::new(), value);
+    };
+    add("hits", "Answers from the mirror's disk.", read(&counts.hits));
+    add("misses", "Fetches from registries.", read(&counts.misses));
+    add("shared", "Answers from another asker's fetch.", read(&counts.shared));
+    add("stale", "Tags given as they were because their registry did not answer.", read(&counts.stale));
+    add("damaged", "Files of the mirror that were something else when they were read.", read(&counts.damaged));
+    add("evicted", "Files that made room.", evicted);
+    add("fetched_bytes", "Bytes from registries.", read(&counts.fetched_bytes));
+    add("served_bytes", "Bytes to agents.", read(&counts.served_bytes));
+    all.gauge("coracle_mirror_held_bytes", "Bytes that the mirror keeps.", String::new(), held_bytes);
+}
+
 /// Returns metrics. No label is made of a name that a tenant chooses, so that their number is bounded (S10).
 pub async fn metrics(call: Call) -> Result<Response, Problem> {
     let look = call.site.desk.look(|state, _, _| {
@@ -108,6 +128,9 @@ pub async fn metrics(call: Call) -> Result<Response, Problem> {
         ("coracle_steps_total", "Steps of the core.", &shared.steps),
     ] {
         all.add(name, "counter", help, String::new(), count.load(Ordering::Relaxed));
+    }
+    if let Some(mirror) = &call.site.options.mirror {
+        mirrored(&mut all, mirror);
     }
     Ok((StatusCode::OK, [(header::CONTENT_TYPE, "text/plain; version=0.0.4")], all.text()).into_response())
 }

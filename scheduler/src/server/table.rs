@@ -12,7 +12,7 @@ use utoipa::openapi::{RefOr, schema::Schema};
 
 use super::gate::Call;
 use super::problem::Problem;
-use super::{agents, events, objects, pages, shapes, streams, writes};
+use super::{agents, events, mirror, objects, pages, shapes, streams, writes};
 use crate::model::Role;
 
 /// Who may call a route.
@@ -54,6 +54,14 @@ pub struct Route {
     pub answer: (u16, Option<Shape>),
     /// What runs.
     pub handler: fn(Call) -> Outcome,
+}
+
+impl Route {
+    /// Tells whether the OpenAPI document has it: the mirror's are described by the OCI distribution specification, and
+    /// OpenAPI has no path parameter with slashes in it.
+    pub fn is_described(&self) -> bool {
+        !self.path.starts_with(mirror::PREFIX)
+    }
 }
 
 macro_rules! routes {
@@ -153,6 +161,8 @@ routes! {
     POST "/v1/agent/certificate" Renew, "Signs the agent's key for another day", [], Some(s::certificate_new), 200 Some(s::certificate), agents::certificate;
     POST "/v1/agent/hello" Agent, "Opens a session with a full report", [], Some(s::hello), 200 Some(s::hello_reply), agents::hello;
     POST "/v1/agent/sync" Agent, "Reports changes and fetches commands", ["wait_ms"], Some(s::sync), 200 Some(s::sync_reply), agents::sync;
+    GET "/v2/" Agent, "Tells that there is a mirror of a registry", ["ns"], None, 200 None, mirror::root;
+    GET "/v2/{*id}" Agent, "Returns a manifest or a blob of a registry that is mirrored", ["ns"], None, 200 None, mirror::content;
     POST "/v1/agent/moves/{id}" Agent, "Leaves HTTP for the data of an instance that moves to this provider", [], None, 101 None, streams::data;
     POST "/v1/agent/streams/{id}" Agent, "Leaves HTTP for the agent's end of a stream", [], None, 101 None, streams::dial;
 }

@@ -95,6 +95,9 @@ pub(super) fn preferred() -> Preferred {
         Algorithm::SkEd25519,
         Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 },
         Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 },
+        // People's keys only, and by SHA-2 (RFC 8332).
+        Algorithm::Rsa { hash: Some(HashAlg::Sha512) },
+        Algorithm::Rsa { hash: Some(HashAlg::Sha256) },
     ];
     Preferred {
         kex: Cow::Borrowed(KEX),
@@ -181,12 +184,14 @@ struct Connection {
 
 impl Connection {
     /// Tells whether a key may log in under a name. The same work for every key and every name.
-    fn admits(&self, login: &str, key: &KeyData) -> bool {
+    fn admits(&self, login: &str, key: &KeyData, algorithm: &Algorithm) -> bool {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
         let named =
             !login.is_empty() && login.len() <= WORD_BYTES && login.bytes().all(plain) && !login.starts_with('-');
         let known = self.keys.iter().filter(|own| own.key_data() == key).count();
-        named && known > 0
+        // A signature of an RSA key over SHA-1, which is what the name ssh-rsa means, proves nothing.
+        let sound = !matches!(algorithm, Algorithm::Rsa { hash: None });
+        named && sound && known > 0
     }
 
     fn user(&self) -> Option<String> {
@@ -238,11 +243,11 @@ impl Handler for Connection {
 
     async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Self::Error> {
         // Nothing is kept of an offer.
-        Ok(if self.admits(user, offer.public_key.key_data()) { Auth::Accept } else { Auth::reject() })
+        Ok(if self.admits(user, offer.public_key.key_data(), offer.algorithm) { Auth::Accept } else { Auth::reject() })
     }
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Self::Error> {
-        if !self.admits(user, key.public_key.key_data()) {
+        if !self.admits(user, key.public_key.key_data(), key.algorithm) {
             return Ok(Auth::reject());
         }
         let fingerprint = key.public_key.fingerprint(HashAlg::Sha256).to_string();

@@ -184,6 +184,134 @@ async fn s05_a_lying_provider_harms_only_its_own_instances() {
     assert_eq!(env.post(&liar, "/v1/agent/sync", sync).await.expect(409)["type"], "about:blank#hello-needed");
 }
 
+/// Each field of a report once with what no honest agent says: the liar is refused, or only its own instances suffer.
+#[tokio::test(flavor = "multi_thread")]
+async fn s05_no_field_of_a_report_harms_others() {
+    let env = Env::start().await;
+    let (_, honest) = env.provider(&env.admin, "honest").await;
+    let machine = run(&env, "honest", &honest, engine());
+    let id = env.post(&env.admin, "/v1/instances", instance("web")).await.expect(201)["id"].clone();
+    reaches(&env, &id, "running").await;
+    let (_, liar) = env.provider(&env.admin, "liar").await;
+    let capacity = json!({ "cpu_millis": 8000, "memory_bytes": 8u64 << 30, "disk_bytes": 8u64 << 30 });
+    let hello = json!({ "protocol_min": 1, "protocol_max": 1, "incarnation": 7, "boot_id": "b", "accepting": true,
+        "capacity": capacity });
+    let changed = |object: &Value, field: &str, value: Value| {
+        let mut object = object.clone();
+        object[field] = value;
+        object
+    };
+    let fact = |report: Value| json!({ "load1": report });
+    let facts = [
+        fact(json!({ "value": "x".repeat(300) })),
+        fact(json!({ "value": 1, "age_ms": -1 })),
+        fact(json!({ "value": null })),
+        fact(json!({ "value": { "a": 1 } })),
+        json!({ "": { "value": 1 } }),
+        (0..300).map(|number| (format!("fact{number}"), json!({ "value": 1 }))).collect(),
+    ];
+    let status = json!({ "instance": id, "epoch": 1, "phase": "halted" });
+    let statuses = [
+        json!([changed(&status, "epoch", json!(-1))]),
+        json!([changed(&status, "instance", json!("../../web"))]),
+        json!([changed(&status, "phase", json!("hibernating"))]),
+        json!([changed(&status, "usage", json!({ "cpu_ms": -1 }))]),
+        json!(vec![status.clone(); 10_001]),
+    ];
+    let bad_hellos = [
+        ("protocol_min", json!(-1)),
+        ("incarnation", json!(1.5)),
+        ("boot_id", json!("b".repeat(10_000))),
+        ("price", json!(-1)),
+        ("drain_ms", json!(-1)),
+        ("capacity", json!({ "cpu_millis": -1 })),
+        ("capacity", json!({ "memory_bytes": u64::MAX })),
+        ("accepting", json!("yes")),
+        ("who", json!("else")),
+    ];
+    let bad_hellos = bad_hellos.into_iter().map(|(field, value)| changed(&hello, field, value));
+    let bad_hellos = bad_hellos
+        .chain(facts.iter().map(|facts| changed(&hello, "facts", facts.clone())))
+        .chain(statuses.iter().map(|statuses| changed(&hello, "running", statuses.clone())));
+    for bad in bad_hellos {
+        let answer = env.post(&liar, "/v1/agent/hello", bad.clone()).await;
+        assert!([400, 413, 422].contains(&answer.status.as_u16()), "{}: {bad}", answer.text);
+    }
+    // What a double cannot hold, and what no request may be as long as.
+    for (body, expect) in [
+        (hello.to_string().replacen('{', r#"{"facts":{"load1":{"value":1e999}},"#, 1), 422),
+        (format!("{{\"boot_id\":\"{}\"}}", "x".repeat(100 << 20)), 413),
+    ] {
+        let request = env.http.post(format!("{}/v1/agent/hello", env.base())).bearer_auth(&liar);
+        // Whoever stops reading need not say so to who still writes.
+        if let Ok(answer) = request.header("content-type", "application/json").body(body).send().await {
+            assert!([400, expect].contains(&answer.status().as_u16()), "{answer:?}");
+        }
+    }
+
+    // Now what is taken: the greatest numbers there are.
+    let most =
+        json!({ "cpu_ms": u64::MAX, "memory_mib_s": u64::MAX, "disk_mib_s": u64::MAX, "network_bytes": u64::MAX });
+    let old = fact(json!({ "value": 1e200, "age_ms": u64::MAX, "ttl_ms": u64::MAX }));
+    let mut taken = changed(&changed(&hello, "facts", old.clone()), "price", json!(u64::MAX));
+    let foreign = changed(&status, "usage", most.clone());
+    taken["running"] = json!([
+        foreign,
+        changed(&foreign, "epoch", json!(0)),
+        changed(&foreign, "epoch", json!(2)),
+        changed(&foreign, "epoch", json!(u64::MAX)),
+    ]);
+    let reply = env.post(&liar, "/v1/agent/hello", taken).await.expect(200);
+    let mut own = instance("own");
+    own["spec"]["constraints"] = json!(["node==liar"]);
+    let own = env.post(&env.admin, "/v1/instances", own).await.expect(201)["id"].clone();
+    let exit = json!({ "instance": own, "epoch": 1, "phase": "exited", "code": i32::MIN,
+        "reason": "\u{1b}[2J<b>".repeat(1000), "usage": most });
+    for (seq, statuses) in [
+        (
+            1,
+            json!([{ "instance": own, "epoch": 1, "phase": "running", "healthy": true,
+        "usage": most }]),
+        ),
+        (2, json!([exit, exit, foreign])),
+        (u64::MAX, json!([changed(&exit, "code", json!(0))])),
+    ] {
+        let sync = json!({ "session": reply["session"], "seq": seq, "applied": u64::MAX, "accepting": true,
+            "facts": old, "statuses": statuses });
+        env.post(&liar, "/v1/agent/sync", sync).await.expect(200);
+    }
+    env.post(&liar, "/v1/agent/hello", changed(&changed(&hello, "incarnation", json!(8)), "drain_ms", json!(u64::MAX)))
+        .await
+        .expect(200);
+    // The session before that, once more.
+    let sync = json!({ "session": reply["session"], "seq": u64::MAX, "applied": 0, "drain_ms": u64::MAX });
+    env.post(&liar, "/v1/agent/sync", sync).await.expect(409);
+
+    // The honest one goes on, with what is its own and with what is new.
+    assert_eq!(state(&env, &id).await["state"], "running");
+    assert_eq!(state(&env, &id).await["epoch"], 1);
+    assert_eq!(machine.engine.lock().expect("engine").running().len(), 1);
+    let mut next = instance("next");
+    next["spec"]["constraints"] = json!(["node==honest"]);
+    let next = env.post(&env.admin, "/v1/instances", next).await.expect(201)["id"].clone();
+    reaches(&env, &next, "running").await;
+    assert_eq!(state(&env, &next).await["alloc"]["provider"], state(&env, &id).await["alloc"]["provider"]);
+    let shown = state(&env, &own).await;
+    assert!(!shown.to_string().contains("\\u001b") && shown.to_string().len() < 10_000, "{shown}");
+    env.delete(&env.admin, &format!("/v1/instances/{}", id.as_str().expect("id"))).await.expect(200);
+    reaches(&env, &id, "stopped").await;
+    // What is reckoned for the honest one's work is not what the liar has said.
+    let usage = env.get(&env.admin, "/v1/usage").await.expect(200);
+    let honest = state(&env, &next).await["alloc"]["provider"].clone();
+    let row = usage["items"]
+        .as_array()
+        .expect("rows")
+        .iter()
+        .find(|row| row["provider"] == honest)
+        .unwrap_or_else(|| panic!("{usage}"));
+    assert_eq!((&row["allocations"], &row["usage"]["network_bytes"]), (&json!(1), &json!(0)), "{usage}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_reaches_its_agent_at_once() {
     let env = Env::start().await;

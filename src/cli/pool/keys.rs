@@ -62,9 +62,6 @@ pub fn keys(pool: &Pool, args: &KeysArgs) -> Result<(), CliError> {
             if text.starts_with("-----") {
                 return Err(CliError::message("this is a private key, which stays here; name the .pub file"));
             }
-            if new.iter().any(|key| key.starts_with("ssh-rsa ")) {
-                return Err(CliError::message("RSA keys are not taken; ssh-keygen -t ed25519 makes one that is"));
-            }
             keys.extend(new.into_iter().filter(|key| !keys.contains(key)).collect::<Vec<_>>());
         }
         KeysCommand::Rm(args) => {

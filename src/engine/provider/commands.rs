@@ -12,8 +12,10 @@ use coracle_scheduler::agent::EngineStream;
 use coracle_scheduler::model::{InstanceSpec, StreamKind, StreamOrder};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::watch::Watch;
 use super::words::{self, Given};
 use super::{Key, container_name};
+use crate::env;
 
 /// The label that every container of a pool carries.
 pub const LABEL: &str = "coracle.pool.instance";
@@ -42,19 +44,31 @@ struct Running {
     verb: Verb,
     child: Child,
     stderr: std::fs::File,
+    /// Wakes the agent at its end.
+    _wakes: Option<OwnedFd>,
 }
 
 /// Is the children that have not ended.
 pub struct Children {
     root: PathBuf,
+    folder: PathBuf,
     running: BTreeMap<Key, Running>,
     failed: Vec<(Key, Outcome)>,
+    /// What wakes the agent; None where the kernel has no watch left.
+    pub watch: Option<Watch>,
 }
 
 impl Children {
     /// Begins without any.
-    pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), running: BTreeMap::new(), failed: Vec::new() }
+    pub fn new(root: &Path, folder: &Path) -> Self {
+        let watch = Watch::new(folder);
+        let (root, folder) = (root.to_owned(), folder.to_owned());
+        Self { root, folder, running: BTreeMap::new(), failed: Vec::new(), watch }
+    }
+
+    /// Tells whether nothing is being done.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.failed.is_empty()
     }
 
     /// Says what is being done about an allocation.
@@ -98,17 +112,21 @@ impl Children {
     }
 
     fn spawn(&mut self, key: Key, verb: Verb, arguments: &[String]) {
-        match self.try_spawn(arguments) {
+        match self.try_spawn(verb, arguments) {
             Ok((child, stderr)) => {
-                self.running.insert(key, Running { verb, child, stderr });
+                let wakes = self.watch.as_ref().and_then(|watch| watch.child(child.id()));
+                self.running.insert(key, Running { verb, child, stderr, _wakes: wakes });
             }
             Err(error) => self.failed.push((key, Outcome { verb, success: false, said: error.to_string() })),
         }
     }
 
-    fn try_spawn(&self, arguments: &[String]) -> std::io::Result<(Child, std::fs::File)> {
+    fn try_spawn(&self, verb: Verb, arguments: &[String]) -> std::io::Result<(Child, std::fs::File)> {
         let stderr = std::fs::File::from(rustix::fs::memfd_create("stderr", rustix::fs::MemfdFlags::CLOEXEC)?);
         let mut command = self.command(arguments);
+        if verb == Verb::Run {
+            command.env(env::CORACLE_POOL_MIRROR, &self.folder);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr.try_clone()?);
         Ok((command.spawn()?, stderr))
     }

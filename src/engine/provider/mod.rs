@@ -10,7 +10,9 @@ mod extras;
 pub mod facts;
 mod ledger;
 mod listing;
+pub mod mirror;
 pub mod moved;
+mod orders;
 pub mod policy;
 pub mod presence;
 mod reboot;
@@ -18,18 +20,14 @@ mod secrets;
 mod sftp;
 pub mod shares;
 pub mod ssh;
+mod watch;
 mod words;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use coracle_runtime::memory;
-use coracle_scheduler::agent::{self, Asked, EngineStream};
-use coracle_scheduler::model::{
-    AllocStatus, Delivered, FactReport, FactValue, InstanceId, OnLoss, Phase, Resources, StreamKind, StreamOrder, Usage,
-};
-use coracle_scheduler::ssh::Authority;
+use coracle_scheduler::model::{AllocStatus, FactReport, InstanceId, OnLoss, Phase, Usage};
 
 use super::consumption;
 use super::containers::{self, Container, Status};
@@ -45,8 +43,10 @@ pub use secrets::forget_all as forget_secrets;
 pub use shares::Shares;
 use words::Given;
 
-/// How old an answer about the containers may be; the agent asks twenty times a second.
+/// How old an answer about the containers may be while something is on its way, unless something happens.
 const LOOK: Duration = Duration::from_millis(250);
+/// How old while all stands as it should: what no file tells (a killed shim) is seen so late.
+const LOOK_CALM: Duration = Duration::from_secs(2);
 /// How often what is used is measured; it is told when an allocation ends.
 const MEASURE: Duration = Duration::from_secs(10);
 
@@ -57,6 +57,10 @@ const FACTS: Duration = Duration::from_secs(10);
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// How long after a try the next one begins.
 const START_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long an end that was ordered by none of ours (SIGTERM for the shim) is not taken for one: the machine may be going
+/// down, and the agent with it, in whatever order. After that this is one machine's life still.
+const FAREWELL: Duration = Duration::from_secs(15);
 
 /// What an allocation is called in the ledger, in lists and as a container.
 type Key = (InstanceId, u64);
@@ -75,9 +79,15 @@ pub struct Provider {
     used: BTreeMap<Key, Usage>,
     /// When starting again failed for the first and for the last time.
     failed: BTreeMap<Key, (Instant, Instant)>,
+    /// What an earlier agent had begun to make; its child may go on with that.
+    inherited: BTreeSet<Key>,
+    /// When a shim was first seen that was told to end.
+    farewells: BTreeMap<Key, Instant>,
     measured: Option<Instant>,
     report: Vec<AllocStatus>,
     reported: Option<Instant>,
+    /// How old the report may become.
+    look_in: Duration,
     extras: extras::Extras,
     facts: Option<(Instant, BTreeMap<String, FactReport>)>,
 }
@@ -87,19 +97,40 @@ impl Provider {
     pub fn open(root: &Path, folder: &Path) -> Result<Self, LedgerError> {
         let mut ledger = Ledger::open(&folder.join("allocations"))?;
         reboot::take_in(root, folder, &mut ledger)?;
+        let unmade = |entry: &Entry| !entry.begun && entry.end.is_none();
+        let inherited = ledger.keys().filter(|key| ledger.get(*key).is_some_and(unmade)).collect();
         Ok(Self {
+            inherited,
             root: root.to_owned(),
             folder: folder.to_owned(),
             ledger,
-            children: Children::new(root),
+            children: Children::new(root, folder),
             used: BTreeMap::new(),
             failed: BTreeMap::new(),
+            farewells: BTreeMap::new(),
             measured: None,
             report: Vec::new(),
             reported: None,
+            look_in: LOOK,
             extras: extras::Extras::new(folder),
             facts: None,
         })
+    }
+
+    /// Tells whether everything stands as it should, and nothing is to be done at a certain moment.
+    fn is_calm(&self) -> bool {
+        let settled = |status: &AllocStatus| match status.phase {
+            Phase::Running { healthy } => healthy,
+            Phase::Halted => true,
+            Phase::Pulling | Phase::Exited { .. } => false,
+        };
+        let waits = |key: Key| {
+            let Some(entry) = self.ledger.get(key) else { return false };
+            let alone = matches!(entry.spec.on_loss, OnLoss::StopAfter { .. });
+            alone || entry.forgotten || entry.stopping || matches!(entry.halt, Halt::Resuming { .. })
+        };
+        let watched = self.children.watch.is_some() && self.children.is_idle();
+        watched && self.report.iter().all(settled) && !self.ledger.keys().any(waits)
     }
 
     fn container(&self, key: Key) -> Option<Container> {
@@ -115,8 +146,6 @@ impl Provider {
         let measure = self.measured.is_none_or(|at| at.elapsed() >= MEASURE);
         if measure {
             self.measured = Some(Instant::now());
-            // Most of the program was used once, to begin or by a burst of work; an agent idles for days.
-            memory::release_program();
         }
         let keys: Vec<Key> = self.ledger.keys().collect();
         if shares::drain_ms(&self.folder) == Some(0) {
@@ -128,11 +157,17 @@ impl Provider {
     /// Takes in how a command ended.
     fn take_in(&mut self, key: Key, outcome: &Outcome) {
         match outcome.verb {
-            Verb::Run if outcome.success => self.ledger.change(key, |entry| entry.begun = true),
-            // The child of a killed agent may have been quicker.
-            Verb::Run if self.is_made(key) => {
+            Verb::Run if outcome.success => {
+                self.failed.remove(&key);
                 self.ledger.change(key, |entry| entry.begun = true);
             }
+            // The child of a killed agent may have been quicker.
+            Verb::Run if self.is_made(key) => {
+                self.failed.remove(&key);
+                self.ledger.change(key, |entry| entry.begun = true);
+            }
+            // Or is about to be: it has the name, and what it makes is looked for again.
+            Verb::Run if self.is_contested(key) => {}
             Verb::Run => {
                 let said = outcome.said.clone();
                 self.ledger.change(key, |entry| entry.end(None, said));
@@ -142,6 +177,9 @@ impl Provider {
                 secrets::forget(&self.root, key);
                 moved::forget(&self.folder, key);
                 self.ledger.remove(key);
+                if let Some(watch) = &mut self.children.watch {
+                    watch.forget(key);
+                }
                 if !self.ledger.keys().any(|(instance, _)| instance == key.0) {
                     ssh::forget_host(&self.folder, key.0);
                 }
@@ -155,6 +193,16 @@ impl Provider {
     fn is_made(&self, key: Key) -> bool {
         let awaited = self.ledger.get(key).is_some_and(|entry| entry.arrival == Arrival::Awaited);
         self.container(key).is_some_and(|container| awaited || container.status() != Status::Created)
+    }
+
+    /// Tells whether somebody else, who can only be the child of a killed agent, has the name of an allocation's container
+    /// and may still be making it.
+    fn is_contested(&mut self, key: Key) -> bool {
+        let taken = self.inherited.contains(&key) && self.root.join("names").join(container_name(key)).exists();
+        let now = Instant::now();
+        let (first, last) = self.failed.entry(key).or_insert((now, now));
+        *last = now;
+        taken && first.elapsed() < START_PATIENCE
     }
 
     /// Stops what the owner wants gone, with the scheduler or without it. What stands still stays until the scheduler
@@ -187,6 +235,11 @@ impl Provider {
         }
     }
 
+    /// Tells whether a try has failed so lately that the next one waits.
+    fn rests(&self, key: Key) -> bool {
+        self.failed.get(&key).is_some_and(|(_, last)| last.elapsed() < START_PAUSE)
+    }
+
     fn status(&mut self, key: Key, measure: bool) -> Option<AllocStatus> {
         let entry = self.ledger.get(key)?.clone();
         let busy = self.children.verb(key);
@@ -196,7 +249,12 @@ impl Provider {
             }
             return None;
         }
-        let container = self.container(key);
+        let mut container = self.container(key);
+        if let (Some(found), Some(watch)) = (&container, &mut self.children.watch)
+            && watch.container(key, &found.path)
+        {
+            container = self.container(key);
+        }
         if measure && let Some(used) = container.as_ref().and_then(consumption::measure) {
             let (received, sent) = used.network_bytes;
             let usage =
@@ -239,8 +297,7 @@ impl Provider {
             }
             Some((_, Status::Exited)) if entry.halt == Halt::Wanted && !entry.stopping => Phase::Halted,
             Some((container, Status::Exited | Status::Created)) if is_resumed(entry, container) => {
-                let rests = self.failed.get(&key).is_some_and(|(_, last)| last.elapsed() < START_PAUSE);
-                if busy.is_none() && !rests {
+                if busy.is_none() && !self.rests(key) {
                     self.children.start(key);
                 }
                 Phase::Halted
@@ -250,6 +307,9 @@ impl Provider {
                 Arrival::Whole => Phase::Halted,
                 Arrival::Awaited => self.arriving(key),
             },
+            Some((container, Status::Exited)) if self.may_be_going_down(key, entry, container) => {
+                Phase::Running { healthy: false }
+            }
             Some((container, Status::Exited)) if busy != Some(Verb::Run) => {
                 let code = container.exit.as_ref().filter(|exit| !exit.unknown).map(|exit| exit.exit_code);
                 let reason = match code {
@@ -263,11 +323,16 @@ impl Provider {
                 self.ledger.change(key, |entry| entry.end(code, reason.clone()));
                 Phase::Exited { code, reason }
             }
-            None if busy.is_none() => self.missing(key, entry),
-            // Being made.
-            Some((_, Status::Created)) if busy.is_none() => self.missing(key, entry),
+            // Being made, by this agent's child or by an earlier one's.
+            None | Some((_, Status::Created)) if busy.is_none() && !self.rests(key) => self.missing(key, entry),
             _ => Phase::Pulling,
         }
+    }
+
+    /// Tells whether a container has ended because its shim was told to, so lately that the machine may be going down.
+    fn may_be_going_down(&mut self, key: Key, entry: &Entry, container: &Container) -> bool {
+        let told = container.exit.as_ref().is_some_and(|exit| exit.terminated);
+        told && !entry.stopping && self.farewells.entry(key).or_insert_with(Instant::now).elapsed() < FAREWELL
     }
 
     /// Looks whether all data of an allocation has come.
@@ -325,173 +390,5 @@ pub fn closed(folder: &Path) -> Option<&'static str> {
         Ok(shares) if shares.policy == policy::Policy::default() => None,
         Ok(shares) => shares.policy.closed(policy::Now::look()),
         Err(_) => Some("what the owner lends cannot be read"),
-    }
-}
-
-fn refuse(op: &'static str, key: Key, reason: impl ToString) -> agent::EngineError {
-    agent::EngineError { op, instance: key.0, reason: reason.to_string() }
-}
-
-impl agent::Engine for Provider {
-    fn capacity(&self) -> Resources {
-        Shares::read(&self.folder).unwrap_or_default().offer(&self.root)
-    }
-
-    fn accepting(&self) -> bool {
-        closed(&self.folder).is_none()
-    }
-
-    fn drain_ms(&self) -> Option<u64> {
-        shares::drain_ms(&self.folder)
-    }
-
-    fn boot_id(&self) -> String {
-        facts::boot_id()
-    }
-
-    fn facts(&mut self) -> BTreeMap<String, FactReport> {
-        let due = self.facts.as_ref().is_none_or(|(at, _)| at.elapsed() >= FACTS);
-        if due {
-            let mut facts = facts::measure(&self.root, &Shares::read(&self.folder).unwrap_or_default());
-            // Without one nobody gets in, and everything else goes on.
-            if let Ok(authority) = Authority::open(&ssh::keys_folder(&self.folder)).and_then(|own| own.public_line()) {
-                let value = FactValue::Text(authority);
-                facts.insert(ssh::AUTHORITY_FACT.to_owned(), FactReport { value, age_ms: 0, ttl_ms: None });
-            }
-            self.facts = Some((Instant::now(), facts));
-        }
-        let mut facts = self.facts.as_ref().map(|(_, facts)| facts.clone()).unwrap_or_default();
-        self.extras.add_to(&mut facts);
-        facts
-    }
-
-    fn start(
-        &mut self,
-        instance: InstanceId,
-        epoch: u64,
-        Asked { spec, group, secrets, moved }: Asked<'_>,
-    ) -> Result<(), agent::EngineError> {
-        let key = (instance, epoch);
-        if self.ledger.get(key).is_some() {
-            return Ok(());
-        }
-        let shares = Shares::read(&self.folder).map_err(|error| refuse("start", key, error))?;
-        shares.allow(spec, group).map_err(|reason| refuse("start", key, reason))?;
-        if let Some(reason) = closed(&self.folder) {
-            return Err(refuse("start", key, reason));
-        }
-        let missing = facts::missing_limits(&self.root, &shares);
-        let secrets_of = secrets::folder(&self.root, key);
-        let given = Given { shares: &shares, missing: &missing, secrets: secrets_of.as_deref() };
-        if let Some(reason) = words::unenforced(spec, &given) {
-            return Err(refuse("start", key, reason));
-        }
-        secrets::keep(&self.root, key, secrets).map_err(|reason| refuse("start", key, reason))?;
-        self.ledger.add(key, spec.clone(), group, moved).map_err(|error| refuse("start", key, error))?;
-        if moved {
-            self.children.make(key, spec, &given);
-        } else {
-            self.children.run(key, spec, &given);
-        }
-        self.reported = None;
-        Ok(())
-    }
-
-    fn halt(&mut self, instance: InstanceId, epoch: u64, grace_ms: u64) -> Result<(), agent::EngineError> {
-        let key = (instance, epoch);
-        let asked = self.ledger.get(key).is_some_and(|entry| entry.halt != Halt::Wanted && entry.end.is_none());
-        if asked {
-            self.ledger.change(key, |entry| {
-                entry.halt = Halt::Wanted;
-                entry.grace_s = grace_ms.div_ceil(1000);
-            });
-            self.reported = None;
-        }
-        Ok(())
-    }
-
-    fn resume(&mut self, instance: InstanceId, epoch: u64, secrets: &[Delivered]) -> Result<(), agent::EngineError> {
-        let key = (instance, epoch);
-        // Neither before its data is here, nor without its secrets (it stays halted, and the scheduler asks again), nor
-        // while the owner wants nothing to run.
-        let may = |entry: &Entry| entry.rests() && secrets::restore(&self.root, key, &entry.spec, secrets);
-        if shares::drain_ms(&self.folder) != Some(0) && self.ledger.get(key).is_some_and(may) {
-            let after_run = self.container(key).map_or(0, |container| container.run());
-            self.ledger.change(key, |entry| entry.halt = Halt::Resuming { after_run });
-            self.reported = None;
-        }
-        Ok(())
-    }
-
-    fn stop(&mut self, instance: InstanceId, epoch: u64, grace_ms: u64) -> Result<(), agent::EngineError> {
-        let key = (instance, epoch);
-        let Some(entry) = self.ledger.get(key) else { return Ok(()) };
-        if entry.stopping && self.children.verb(key).is_some() {
-            return Ok(());
-        }
-        self.ledger.change(key, |entry| {
-            entry.stopping = true;
-            entry.grace_s = grace_ms.div_ceil(1000);
-        });
-        if self.children.verb(key) == Some(Verb::Run) {
-            self.children.give_up(key);
-        }
-        self.reported = None;
-        Ok(())
-    }
-
-    fn report(&mut self) -> Vec<AllocStatus> {
-        if self.reported.is_none_or(|at| at.elapsed() >= LOOK) {
-            self.report = self.look();
-            self.reported = Some(Instant::now());
-        }
-        self.report.clone()
-    }
-
-    fn forget(&mut self, instance: InstanceId, epoch: u64) {
-        let key = (instance, epoch);
-        self.used.remove(&key);
-        self.failed.remove(&key);
-        self.ledger.change(key, |entry| entry.forgotten = true);
-        self.reported = None;
-    }
-
-    fn awaits_data(&mut self) -> Vec<Key> {
-        let ready = |key: &Key| {
-            let waits = |entry: &Entry| entry.arrival == Arrival::Awaited && !entry.stopping && entry.end.is_none();
-            self.ledger.get(*key).is_some_and(waits)
-                && self.children.verb(*key).is_none()
-                && self.is_made(*key)
-                && moved::outcome(&self.folder, *key).is_none()
-        };
-        self.ledger.keys().filter(ready).collect()
-    }
-
-    fn take_data(&mut self, instance: InstanceId, epoch: u64) -> Result<EngineStream, agent::EngineError> {
-        let key = (instance, epoch);
-        moved::take(&self.root, &self.folder, key).map_err(|error| refuse("take the data of", key, error))
-    }
-
-    fn no_data(&mut self, instance: InstanceId, epoch: u64, reason: String) {
-        self.ledger.change((instance, epoch), |entry| entry.end(None, reason));
-        self.reported = None;
-    }
-
-    fn stream(&mut self, order: &StreamOrder) -> Result<EngineStream, agent::EngineError> {
-        let key = (order.instance, order.epoch);
-        let Some(entry) = self.ledger.get(key).filter(|entry| !entry.forgotten) else {
-            return Err(refuse("open a stream to", key, "it is not here"));
-        };
-        if order.kind == StreamKind::Data && (entry.stopping || !entry.rests()) {
-            return Err(refuse("open a stream to", key, "it does not stand still"));
-        }
-        self.children.stream(key, order, &self.folder).map_err(|error| refuse("open a stream to", key, error))
-    }
-
-    fn alone_ms(&self, instance: InstanceId, epoch: u64) -> Option<u64> {
-        match self.ledger.get((instance, epoch))?.spec.on_loss {
-            OnLoss::StopAfter { after_ms } => Some(after_ms),
-            _ => None,
-        }
     }
 }

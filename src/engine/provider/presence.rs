@@ -13,6 +13,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 const FILE: &str = "agent.lock";
 /// An agent that does not end in this time is killed; its instances do not mind.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a killed agent may still seem to be here: what it was just starting holds its lock until it is another program.
+const AFTERGLOW: Duration = Duration::from_secs(1);
 /// How often it is looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -40,10 +42,14 @@ impl Presence {
     /// Becomes the agent that works here.
     pub fn take(folder: &Path) -> Result<Self, PresenceError> {
         let mut file = open(folder)?;
-        match flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::AGAIN) => return Err(PresenceError::Taken),
-            Err(error) => return Err(std::io::Error::from(error).into()),
+        let start = Instant::now();
+        loop {
+            match flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::AGAIN) if start.elapsed() < AFTERGLOW => std::thread::sleep(LOOK),
+                Err(Errno::AGAIN) => return Err(PresenceError::Taken),
+                Err(error) => return Err(std::io::Error::from(error).into()),
+            }
         }
         file.set_len(0)?;
         write!(file, "{}", std::process::id())?;

@@ -43,6 +43,8 @@ pub struct Shares {
     pub network: Option<String>,
     /// Beginnings of image references that may run here; empty means all.
     pub images: Vec<String>,
+    /// Images come from their registries, never through the scheduler's mirror.
+    pub direct: bool,
     /// Names of the groups that may run something here; empty means all.
     pub groups: Vec<String>,
     /// When new work is welcome.

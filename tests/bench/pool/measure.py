@@ -127,7 +127,15 @@ def first_output(_agent):
 
 
 def idle(agent):
-    """Memory and CPU of an agent whose one instance sleeps."""
+    """Memory and CPU of an agent whose instances sleep: one, then three."""
+    rest(agent, "one instance")
+    for name in ("box2", "box3"):
+        coracle("pool", "run", "--name", name, "busybox", "sleep", "100000")
+    rest(agent, "three instances")
+    coracle("pool", "rm", "-f", "box2", "box3")
+
+
+def rest(agent, what):
     def cpu():
         fields = Path(f"/proc/{agent.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -139,7 +147,7 @@ def idle(agent):
     # The agent does not let others look into it, so these are the kernel's own sums.
     status = dict(line.split(":", 1) for line in Path(f"/proc/{agent.pid}/status").read_text().splitlines())
     whole, own = (int(status[name].split()[0]) / 1024 for name in ("VmRSS", "RssAnon"))
-    print(f"idle agent: {whole:.1f} MiB with the program's pages, {own:.1f} of its own, under 15 wanted; "
+    print(f"idle agent with {what}: {whole:.1f} MiB with the program's pages, {own:.1f} of its own, under 15 wanted; "
           f"{used:.2f} % of a core, under 0.5 wanted")
 
 

@@ -116,11 +116,15 @@ pub(super) fn grant_user(state: &mut State, now: u64, actor: Option<Actor>, wish
                     "sk-ssh-ed25519@openssh.com",
                 ];
                 let base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte);
-                let whole = blob.len() >= KEY_BYTES_LEAST && blob.bytes().all(base64);
+                let least = if kind == "ssh-rsa" { RSA_BYTES_LEAST } else { KEY_BYTES_LEAST };
+                let whole = blob.len() >= least && blob.bytes().all(base64);
                 key.len() <= KEY_BYTES && known.contains(&kind) && whole && !key.chars().any(char::is_control)
             };
             if keys.len() > KEYS_MAX || !keys.iter().all(plain) {
-                return invalid("keys", "at most 64 public keys in OpenSSH's one-line form");
+                return invalid(
+                    "keys",
+                    "at most 64 public keys in OpenSSH's one-line form, RSA with 2048 bits or more",
+                );
             }
             let user = state.user_mut(id).ok_or(Refusal::NotFound("user"))?;
             user.ssh_keys = keys;
