@@ -306,12 +306,22 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
         }
     }
 
+    /// Gives back what a wait needs no more, where nothing is on its way.
+    fn rest(&mut self) {
+        self.with(|_, engine| {
+            if engine.look_in() >= REST_MIN {
+                engine.rest();
+            }
+        });
+    }
+
     /// Waits after a failure, longer each time; what may not run alone is still looked after.
     async fn pause(&mut self) {
         let wait = RETRY.saturating_mul(1 << self.failures.min(10)).min(RETRY_MAX);
         self.failures += 1;
         let until = Instant::now() + wait;
         while Instant::now() < until {
+            self.rest();
             tokio::time::sleep(RETRY.min(wait)).await;
             let now = self.now_ms();
             self.with(|machine, engine| machine.tick(engine, now));
@@ -351,18 +361,18 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
         let session = sync.session;
         let wait = self.machine.interval_ms.min(WAIT_MAX_MS);
         let path = format!("/v1/agent/sync?wait_ms={wait}");
+        // Facts and a talk over TLS need different parts of the program.
+        self.rest();
         let client = self.client.clone();
         let call = client.post::<SyncReply>("sync", &path, &sync);
         tokio::pin!(call);
         let mut settled = false;
         let outcome = loop {
-            let look_in = self.with(|_, engine| {
-                let look_in = engine.look_in();
-                if settled && look_in >= REST_MIN {
-                    engine.rest();
-                }
-                if settled { look_in } else { look_in.min(SETTLE) }
-            });
+            let look_in = self.with(|_, engine| engine.look_in());
+            if settled {
+                self.rest();
+            }
+            let look_in = if settled { look_in } else { look_in.min(SETTLE) };
             tokio::select! {
                 outcome = &mut call => break outcome,
                 () = happened(self.changes.as_ref()) => {}
