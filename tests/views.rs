@@ -294,6 +294,11 @@ fn a_long_list_is_whole_and_in_order() {
         (1..MANY).rev().map(|number| format!("copy{number}")).chain(["first".to_owned()]).collect();
     assert_eq!(env.coracle(&["ps", "-a", "--format", "{{.Names}}"]).ok().lines().collect::<Vec<_>>(), expected);
     assert_eq!(env.coracle(&["ps", "-as", "--format", "{{.Names}}"]).ok().lines().collect::<Vec<_>>(), expected);
+    // Who may have no thread more wants to see what there is most of all.
+    let coracle = fixtures::coracle();
+    let limited = env.program("prlimit").args(&["--nproc=1"]).args(&[&coracle]);
+    let listed = limited.args(&["ps", "-a", "--format", "{{.Names}}"]).outcome();
+    assert_eq!(listed.ok().lines().collect::<Vec<_>>(), expected);
 }
 
 #[test]

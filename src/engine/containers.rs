@@ -14,6 +14,7 @@
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use coracle_runtime::container::Identity;
@@ -202,12 +203,15 @@ pub fn list_at_once(root: &Path) -> Vec<Container> {
     let own = parts.next().unwrap_or_default();
     let read = |part: &[String]| read_all(root, part.iter().cloned());
     sorted(std::thread::scope(|scope| {
-        let others: Vec<_> = parts.map(|part| scope.spawn(move || read(part))).collect();
+        // Who may have no more processes may have no thread either.
+        let begin = |part| (part, std::thread::Builder::new().spawn_scoped(scope, move || read(part)));
+        let others: Vec<_> = parts.map(begin).collect();
         let mut found = read(own);
-        for other in others {
-            match other.join() {
-                Ok(part) => found.extend(part),
-                Err(panic) => std::panic::resume_unwind(panic),
+        for (part, thread) in others {
+            match thread.map(ScopedJoinHandle::join) {
+                Ok(Ok(part)) => found.extend(part),
+                Ok(Err(panic)) => std::panic::resume_unwind(panic),
+                Err(_) => found.extend(read(part)),
             }
         }
         found

@@ -29,6 +29,16 @@ const REST_MIN: Duration = Duration::from_secs(1);
 /// After a sync the first look comes so soon: the sync is on its way, and an agent that rests has not even sent it.
 const SETTLE: Duration = Duration::from_millis(200);
 
+/// So many syncs in a row may be given up at once for a newer one, so that news is quick.
+const HURRIED_MAX: u32 = 5;
+/// The next ones live so long first, and for several ways there and back: an instance that changes all the time must not
+/// keep the scheduler's answers away.
+const LIFE_MIN: Duration = Duration::from_millis(250);
+/// For as many ways as a connection, its TLS and a question take.
+const LIFE_ROUND_TRIPS: u32 = 4;
+/// What a way is taken to be that was not measured.
+const ROUND_TRIP: Duration = Duration::from_millis(250);
+
 /// How often the way to the scheduler and back is measured.
 const RTT_EVERY: Duration = Duration::from_secs(60);
 /// Nothing else is done while it is measured.
@@ -223,6 +233,8 @@ pub struct Agent<E: Engine, K: Keeper> {
     fetches: Fetches,
     round_trip: Option<(Instant, Duration)>,
     round_trip_tried: Option<Instant>,
+    /// Syncs that were given up since the last answer.
+    hurried: u32,
     changes: Option<AsyncFd<OwnedFd>>,
 }
 
@@ -241,6 +253,7 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
             fetches: Fetches::default(),
             round_trip: None,
             round_trip_tried: None,
+            hurried: 0,
             changes: None,
         }
     }
@@ -353,6 +366,15 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
         });
     }
 
+    /// For how long a sync may be answered before a newer one takes its place.
+    fn life(&self) -> Duration {
+        if self.hurried < HURRIED_MAX {
+            return Duration::ZERO;
+        }
+        let round_trip = self.round_trip.map_or(ROUND_TRIP, |(_, took)| took);
+        round_trip.saturating_mul(LIFE_ROUND_TRIPS).max(LIFE_MIN)
+    }
+
     async fn sync(&mut self) -> Result<(), ClientError> {
         let sent = self.now_ms();
         // Looked at before the sync is made: what happens in between is said twice and not forgotten.
@@ -366,13 +388,16 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
         let client = self.client.clone();
         let call = client.post::<SyncReply>("sync", &path, &sync);
         tokio::pin!(call);
-        let mut settled = false;
+        let begun = Instant::now();
+        let life = self.life();
+        let (mut settled, mut news) = (false, false);
         let outcome = loop {
             let look_in = self.with(|_, engine| engine.look_in());
             if settled {
                 self.rest();
             }
             let look_in = if settled { look_in } else { look_in.min(SETTLE) };
+            let look_in = if news { look_in.min(life.saturating_sub(begun.elapsed())) } else { look_in };
             tokio::select! {
                 outcome = &mut call => break outcome,
                 () = happened(self.changes.as_ref()) => {}
@@ -380,17 +405,19 @@ impl<E: Engine, K: Keeper> Agent<E, K> {
             }
             let now = self.now_ms();
             self.fetches.go_on(&self.client, &self.engine);
-            let changed = self.with(|machine, engine| {
+            news = self.with(|machine, engine| {
                 machine.tick(engine, now);
                 (engine.report(), engine.accepting(), engine.drain_ms().is_some()) != before
             });
             // Something happened here: say so now instead of waiting for an order.
-            if changed {
+            if news && begun.elapsed() >= life {
+                self.hurried += 1;
                 return Ok(());
             }
         };
         match outcome {
             Ok(mut reply) => {
+                self.hurried = 0;
                 for order in self.streams.fresh(std::mem::take(&mut reply.streams)) {
                     let place = self.streams.place();
                     let opened = match &place {

@@ -117,6 +117,8 @@ pub struct SimulatedEngine {
     pub facts: BTreeMap<String, FactReport>,
     /// Changes when the simulated host boots.
     pub boot: u64,
+    /// What every allocation has used.
+    pub used: Usage,
     allocs: BTreeMap<(InstanceId, u64), (InstanceSpec, Phase)>,
     /// How often each allocation was begun.
     pub starts: BTreeMap<(InstanceId, u64), u32>,
@@ -239,7 +241,7 @@ impl Engine for SimulatedEngine {
             instance: *instance,
             epoch: *epoch,
             phase: phase.clone(),
-            usage: Usage::default(),
+            usage: self.used,
         });
         each.collect()
     }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use coracle_scheduler::agent::{Agent, Client, FileKeeper, SimulatedEngine};
 use coracle_scheduler::model::Resources;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::support::{Env, instance, until};
 
@@ -110,6 +112,53 @@ async fn a_restart_of_the_scheduler_disturbs_nothing() {
     for id in &ids {
         reaches(&env, id, "running").await;
     }
+}
+
+/// A way to a scheduler that takes longer than an agent takes to see a change.
+async fn far_away(scheduler: std::net::SocketAddr) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listen");
+    let here = listener.local_addr().expect("address");
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let far = tokio::net::TcpStream::connect(scheduler).await.expect("scheduler");
+            let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
+            tokio::spawn(slowly(near_in, far_out));
+            tokio::spawn(slowly(far_in, near_out));
+        }
+    });
+    format!("http://{here}")
+}
+
+async fn slowly(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        if to.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_all_the_time_keeps_no_order_away() {
+    let env = Env::start().await;
+    let (_, token) = env.provider(&env.admin, "p1").await;
+    let engine = engine();
+    let client = Client::new(env.http.clone(), far_away(env.address()).await, &token);
+    let task = live(client, env.folder.path().join("p1.incarnation"), &engine);
+    let machine = Machine { engine: Arc::clone(&engine), task };
+    let id = env.post(&env.admin, "/v1/instances", instance("web")).await.expect(201)["id"].clone();
+    reaches(&env, &id, "running").await;
+    let restless = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(7)).await;
+            engine.lock().expect("engine").used.cpu_ms += 1;
+        }
+    });
+    env.delete(&env.admin, &format!("/v1/instances/{}", id.as_str().expect("id"))).await.expect(200);
+    reaches(&env, &id, "stopped").await;
+    restless.abort();
+    assert!(machine.engine.lock().expect("engine").running().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,7 +20,7 @@ use std::io::Result;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::teller::Teller;
 
@@ -32,13 +32,13 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const STATE_NAMES: u64 = 4096;
 /// NAME_MAX bytes and their end.
 const NAME_BYTES: usize = 256;
-/// The number of a directory comes first.
-const RECORD_BYTES: usize = 8 + NAME_BYTES;
+/// A number of the record's own and that of a directory come first.
+const RECORD_BYTES: usize = 2 * size_of::<u64>() + NAME_BYTES;
 /// In the shared state it is followed by whether the kernel has been told, who must not be told twice: overlayfs gives
 /// EIO for a name that goes while it is renamed.
 const SLOT_BYTES: usize = RECORD_BYTES + 1;
 
-/// Is a name in a directory, as it is kept and sent to the teller; without letters it is none.
+/// Is a name in a directory that is to go once, as it is kept and sent to the teller; without letters it is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record([u8; RECORD_BYTES]);
 
@@ -49,10 +49,13 @@ impl Default for Record {
 }
 
 impl Record {
-    fn new(parent: u64, name: &CStr) -> Self {
+    pub fn new(parent: u64, name: &CStr) -> Self {
         let mut record = Self::default();
-        let (number, letters) = record.0.split_at_mut(size_of::<u64>());
-        number.copy_from_slice(&parent.to_ne_bytes());
+        let (numbers, letters) = record.0.split_at_mut(2 * size_of::<u64>());
+        // Servers come and go, the clock goes on.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos());
+        numbers[..size_of::<u64>()].copy_from_slice(&u64::try_from(now).unwrap_or_default().to_ne_bytes());
+        numbers[size_of::<u64>()..].copy_from_slice(&parent.to_ne_bytes());
         // A longer one does not exist (NAME_MAX); the last byte ends it.
         for (place, letter) in letters[..NAME_BYTES - 1].iter_mut().zip(name.to_bytes()) {
             *place = *letter;
@@ -70,9 +73,14 @@ impl Record {
 
     /// Gives the directory and the name.
     pub fn name(&self) -> Option<(u64, &CStr)> {
-        let (parent, letters) = self.0.split_first_chunk()?;
+        let (parent, letters) = self.0.get(size_of::<u64>()..)?.split_first_chunk()?;
         let name = CStr::from_bytes_until_nul(letters).ok().filter(|name| !name.is_empty())?;
         Some((u64::from_ne_bytes(*parent), name))
+    }
+
+    /// Says whether it is this name, whenever it was to go.
+    fn is(&self, parent: u64, name: &CStr) -> bool {
+        self.name() == Some((parent, name))
     }
 }
 
@@ -137,9 +145,8 @@ impl Parting {
         if self.count.load(Ordering::Acquire) == 0 {
             return false;
         }
-        let record = Record::new(parent, name);
         let mut names = self.names();
-        let at = names.iter().position(|one| one.record == record);
+        let at = names.iter().position(|one| one.record.is(parent, name));
         let found = at.and_then(|at| names.remove(at));
         let known = found.is_some();
         if let Some(one) = found {
@@ -161,8 +168,7 @@ impl Parting {
         if self.count.load(Ordering::Acquire) == 0 {
             return;
         }
-        let record = Record::new(parent, name);
-        let waits = |names: &mut VecDeque<Name>| names.iter().any(|one| one.record == record && !one.told);
+        let waits = |names: &mut VecDeque<Name>| names.iter().any(|one| one.record.is(parent, name) && !one.told);
         if waits(&mut self.names()) {
             away(&mut || drop(self.told.wait_timeout_while(self.names(), PATIENCE, waits)));
         }

@@ -70,19 +70,27 @@ impl Teller {
     }
 }
 
-fn serve(device: BorrowedFd<'_>, filter: &Filter, mut asked: PipeReader, mut tell: PipeWriter) -> Result<()> {
+fn serve(device: BorrowedFd<'_>, filter: &Filter, asked: PipeReader, tell: PipeWriter) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     rustix::thread::set_name(PROCESS_NAME)?;
     filter.install()?;
-    let mut record = Record::default();
+    answer(device, asked, tell)
+}
+
+fn answer(device: BorrowedFd<'_>, mut asked: PipeReader, mut tell: PipeWriter) -> Result<()> {
+    let (mut record, mut last) = (Record::default(), Record::default());
     loop {
         match asked.read_exact(record.bytes_mut()) {
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(()),
             read => read?,
         }
         let (parent, name) = record.name().ok_or_else(|| Error::from(ErrorKind::InvalidData))?;
-        // A name that the kernel has forgotten meanwhile is what was wanted.
-        let _ = rustix::io::write(device, &message(parent, name));
+        // A server that was killed before it heard of it is followed by one that asks again.
+        if record != last {
+            // A name that the kernel has forgotten meanwhile is what was wanted.
+            let _ = rustix::io::write(device, &message(parent, name));
+            last.clone_from(&record);
+        }
         tell.write_all(record.bytes())?;
     }
 }
@@ -106,7 +114,29 @@ fn message(parent: u64, name: &CStr) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
+
+    #[test]
+    fn who_asks_again_is_answered_and_the_kernel_is_told_once() {
+        let (mut device, told_of) = std::io::pipe().unwrap();
+        let (asked, mut ask) = std::io::pipe().unwrap();
+        let (mut told, tell) = std::io::pipe().unwrap();
+        let (one, again) = (Record::new(7, c"name"), Record::new(7, c"name"));
+        for record in [&one, &one, &again] {
+            ask.write_all(record.bytes()).unwrap();
+        }
+        drop(ask);
+        answer(told_of.as_fd(), asked, tell).unwrap();
+        drop(told_of);
+        let mut answers = Vec::new();
+        told.read_to_end(&mut answers).unwrap();
+        assert_eq!(answers, [one.bytes(), one.bytes(), again.bytes()].concat());
+        let mut messages = Vec::new();
+        device.read_to_end(&mut messages).unwrap();
+        assert_eq!(messages, message(7, c"name").repeat(2));
+    }
 
     #[test]
     fn the_message_is_as_the_kernel_wants_it() {

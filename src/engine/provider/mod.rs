@@ -47,6 +47,8 @@ use words::Given;
 const LOOK: Duration = Duration::from_millis(250);
 /// How old while all stands as it should: what no file tells (a killed shim) is seen so late.
 const LOOK_CALM: Duration = Duration::from_secs(2);
+/// A look takes one part in so many of the time at most: a container's health may change every millisecond.
+const LOOK_SHARE: u32 = 20;
 /// How often what is used is measured; it is told when an allocation ends.
 const MEASURE: Duration = Duration::from_secs(10);
 
@@ -88,6 +90,10 @@ pub struct Provider {
     reported: Option<Instant>,
     /// How old the report may become.
     look_in: Duration,
+    /// Something has happened since the last look.
+    woken: bool,
+    /// How long after a look the next one may begin, whatever happens.
+    look_pause: Duration,
     extras: extras::Extras,
     facts: Option<(Instant, BTreeMap<String, FactReport>)>,
 }
@@ -112,6 +118,8 @@ impl Provider {
             report: Vec::new(),
             reported: None,
             look_in: LOOK,
+            woken: false,
+            look_pause: Duration::ZERO,
             extras: extras::Extras::new(folder),
             facts: None,
         })

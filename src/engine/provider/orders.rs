@@ -14,7 +14,9 @@ use coracle_scheduler::ssh::Authority;
 use super::commands::Verb;
 use super::ledger::{Arrival, Entry, Halt};
 use super::words::{self, Given};
-use super::{FACTS, Key, LOOK, LOOK_CALM, Provider, Shares, closed, facts, moved, secrets, shares, ssh, watch};
+use super::{
+    FACTS, Key, LOOK, LOOK_CALM, LOOK_SHARE, Provider, Shares, closed, facts, moved, secrets, shares, ssh, watch,
+};
 
 fn refuse(op: &'static str, key: Key, reason: impl ToString) -> agent::EngineError {
     agent::EngineError { op, instance: key.0, reason: reason.to_string() }
@@ -30,7 +32,9 @@ impl agent::Engine for Provider {
     }
 
     fn look_in(&self) -> Duration {
-        self.look_in
+        // What has woken us is looked for as soon as it may be.
+        let pause = self.reported.map_or(Duration::ZERO, |at| self.look_pause.saturating_sub(at.elapsed()));
+        if self.woken { pause } else { self.look_in }
     }
 
     fn rest(&mut self) {
@@ -141,10 +145,14 @@ impl agent::Engine for Provider {
     }
 
     fn report(&mut self) -> Vec<AllocStatus> {
-        let happened = self.children.watch.as_ref().is_some_and(watch::Watch::happened);
-        if happened || self.reported.is_none_or(|at| at.elapsed() >= self.look_in) {
+        self.woken |= self.children.watch.as_ref().is_some_and(watch::Watch::happened);
+        let wait = if self.woken { self.look_pause } else { self.look_in };
+        if self.reported.is_none_or(|at| at.elapsed() >= wait) {
+            self.woken = false;
+            let begun = Instant::now();
             self.report = self.look();
             self.reported = Some(Instant::now());
+            self.look_pause = begun.elapsed().saturating_mul(LOOK_SHARE).min(LOOK_CALM);
             self.look_in = if self.is_calm() { LOOK_CALM } else { LOOK };
         }
         self.report.clone()
