@@ -124,6 +124,8 @@ pub struct SimulatedEngine {
     pub awaited: BTreeSet<(InstanceId, u64)>,
     /// What came with each start.
     pub secrets: BTreeMap<(InstanceId, u64), Vec<Delivered>>,
+    /// What is said about the disk of each.
+    pub disk: Option<DiskReport>,
 }
 
 impl SimulatedEngine {
@@ -240,6 +242,7 @@ impl Engine for SimulatedEngine {
             epoch: *epoch,
             phase: phase.clone(),
             usage: Usage::default(),
+            disk: self.disk,
         });
         each.collect()
     }

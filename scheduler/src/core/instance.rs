@@ -100,6 +100,7 @@ pub(super) fn placed(state: &mut State, now: u64, id: InstanceId, provider: Prov
         healthy: false,
         healthy_since_ms: None,
         usage: Usage::default(),
+        disk: None,
         explanation,
     });
     let volumes: Vec<VolumeId> = found.spec.volumes.iter().map(|mount| mount.volume).collect();
@@ -244,6 +245,7 @@ fn adopt_again(state: &mut State, now: u64, status: &AllocStatus, gone: OldAlloc
             healthy: false,
             healthy_since_ms: None,
             usage: Usage::default(),
+            disk: None,
             explanation: Explanation {
                 at_ms: now,
                 hints: vec!["its provider came back in time".to_owned()],
@@ -260,6 +262,7 @@ fn adopt_again(state: &mut State, now: u64, status: &AllocStatus, gone: OldAlloc
 fn current_status(state: &mut State, now: u64, status: AllocStatus) {
     let id = status.instance;
     note_usage(state, now, id, &status.usage);
+    note_disk(state, id, status.disk);
     if moving::status(state, now, &status) {
         return;
     }
@@ -334,6 +337,13 @@ pub(super) fn note_usage(state: &mut State, now: u64, id: InstanceId, reported: 
         disk_mib_s: area(resources.disk_bytes),
         network_bytes: reported.network_bytes.max(alloc.usage.network_bytes),
     };
+}
+
+/// Keeps what a provider says about the disk of its own allocation (S05). No write: a new session begins with a full report.
+fn note_disk(state: &mut State, id: InstanceId, reported: Option<DiskReport>) {
+    if let Some(alloc) = state.instances.get_mut(&id).and_then(|found| found.alloc.as_mut()) {
+        alloc.disk = reported.map(DiskReport::bounded);
+    }
 }
 
 /// Books an allocation's usage on its group, user and provider.
