@@ -30,6 +30,7 @@ e2e:
 bench:
 	tests/bench/run
 	tests/bench/disk/run
+	tests/bench/disk/project
 	tests/bench/network/run
 	tests/bench/pool/run
 	tests/bench/scheduler

@@ -136,6 +136,18 @@ fn limits_that_do_not_hold_are_refused_by_name() {
     let fill = ["sh", "-c", "dd if=/dev/zero of=/big bs=1M count=20 2>&1 || true"];
     let said = lent.inside("one", &name, &fill).ok();
     assert!(said.contains("No space left"), "{said}");
+    // The scheduler is told who keeps it and how full it is.
+    let report = || json(lent.pool(&["inspect", &name]))["alloc"]["disk"].take();
+    wait_until("it is told that the disk is full", || report()["used_bytes"].as_u64() > Some(7 << 20));
+    let told = report();
+    assert_eq!((&told["hard"], &told["limit_bytes"]), (&true.into(), &(8 << 20).into()), "{told}");
+    assert!(told["used_bytes"].as_u64() <= Some(8 << 20), "{told}");
+    let format = "{{.Disk.Backend}} {{.Disk.Hard}} {{.Disk.LimitBytes}} {{.Disk.UsedBytes}}";
+    let shown = lent.pool(&["ps", "--format", format]).ok();
+    let words = format!("{} true {} {}", told["backend"].as_str().unwrap(), 8 << 20, told["used_bytes"]);
+    assert_eq!(shown, words);
+    lent.inside("one", &name, &["rm", "/big"]).ok();
+    wait_until("it is told that there is room again", || report()["used_bytes"].as_u64() < Some(1 << 20));
     lent.end();
 }
 

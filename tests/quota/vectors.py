@@ -1,6 +1,6 @@
 # Runs inside a limited container: every way to write that F39 of the security notes names, one after the
 # other. Prints one line each: NAME ERRNO, and "again" when there is room after the clean-up.
-# vectors.py MIB [NAME...]: the limit, and which ones [all]; `places` are other directories.
+# vectors.py MIB [NAME...]: the limit, and which ones [all there are here]; ways.rs has the names.
 import errno, fcntl, mmap, os, random, resource, signal, struct, subprocess, sys
 
 MIB = 1 << 20
@@ -126,6 +126,11 @@ def rename_over():
 
 
 def attributes():
+    # So that there is room for less of them than there are inodes.
+    with open(path("most"), "wb", buffering=0) as file:
+        for _ in range(LIMIT // MIB - 3):
+            file.write(BLOCK)
+
     def step(number):
         name = path(f"file{number // 2}")
         os.close(os.open(name, os.O_CREAT | os.O_WRONLY))
@@ -251,11 +256,22 @@ def nested_namespaces():
     return "%d: %s" % (done.returncode, done.stderr)
 
 
+def log_flood():
+    # What is said goes into a log with a cap of its own: more than that, when there is no room left.
+    result = fill(path("file"))
+    for _ in range(4 * MIB // 64):
+        os.write(2, b"x" * 63 + b"\n")
+    return result
+
+
 VECTORS = [
     sequential, parallel, random_pages, fallocate, fallocate_at_once, sparse_to_dense, mapped, hard_links,
     deleted_open, rename_over, attributes, empty_files, deep_directories, copy_file_range, core_dump, other_user,
-    project_id, by_descriptor, nested_namespaces,
+    project_id, by_descriptor, nested_namespaces, log_flood,
 ]
+PLACES = ["/tmp", "/dev/shm", "/volume"]
+# Last, because what is copied up stays.
+IMAGE = [chmod_image, chown_image]
 
 
 def again():
@@ -266,7 +282,26 @@ def again():
 
 
 def clean():
-    subprocess.run(["rm", "-rf", HERE])
+    # Of any depth: by way of the working directory, because a path ends at PATH_MAX and descriptors are few.
+    os.chdir(HERE)
+    above = []
+    while True:
+        inner = None
+        for entry in list(os.scandir(".")):
+            if entry.is_dir(follow_symlinks=False):
+                inner = entry.name
+            else:
+                os.unlink(entry.name)
+        if inner:
+            os.chdir(inner)
+            above.append(inner)
+        elif above:
+            os.chdir("..")
+            os.rmdir(above.pop())
+        else:
+            break
+    os.chdir("/")
+    os.rmdir(HERE)
     os.mkdir(HERE)
 
 
@@ -274,10 +309,13 @@ def name_of(result):
     return errno.errorcode.get(result, result) if isinstance(result, int) else result
 
 
+known = {vector.__name__ for vector in VECTORS + IMAGE} | set(PLACES)
+if CHOSEN - known:
+    sys.exit("there is no %s" % (CHOSEN - known))
+os.makedirs(HERE, exist_ok=True)
 for vector in VECTORS:
     if CHOSEN and vector.__name__ not in CHOSEN:
         continue
-    os.makedirs(HERE, exist_ok=True)
     pid = os.fork()
     if pid == 0:
         print(vector.__name__, name_of(vector()), flush=True)
@@ -287,10 +325,9 @@ for vector in VECTORS:
     again()
     clean()
     print("again", flush=True)
-PLACES = ["/tmp", "/dev/shm", "/volume"] if not CHOSEN or "places" in CHOSEN else []
-for place in filter(os.path.isdir, PLACES):
-    print(place, name_of(elsewhere(place)), flush=True)
-# Last, because what is copied up stays.
-for vector in [chmod_image, chown_image]:
+for place in PLACES:
+    if place in CHOSEN or not CHOSEN and os.path.isdir(place):
+        print(place, name_of(elsewhere(place)), flush=True)
+for vector in IMAGE:
     if not CHOSEN or vector.__name__ in CHOSEN:
         print(vector.__name__, name_of(vector()), flush=True)

@@ -126,6 +126,8 @@ pub struct SimulatedEngine {
     pub awaited: BTreeSet<(InstanceId, u64)>,
     /// What came with each start.
     pub secrets: BTreeMap<(InstanceId, u64), Vec<Delivered>>,
+    /// What is said about the disk of each.
+    pub disk: Option<DiskReport>,
 }
 
 impl SimulatedEngine {
@@ -242,6 +244,7 @@ impl Engine for SimulatedEngine {
             epoch: *epoch,
             phase: phase.clone(),
             usage: self.used,
+            disk: self.disk,
         });
         each.collect()
     }

@@ -28,7 +28,7 @@ pub struct Machine {
     leader: u64,
     session: Option<Session>,
     /// What the scheduler is known to have, by allocation.
-    acked: BTreeMap<(InstanceId, u64), Phase>,
+    acked: BTreeMap<(InstanceId, u64), (Phase, Option<DiskReport>)>,
     /// What each unacknowledged sync said.
     said: BTreeMap<u64, Vec<AllocStatus>>,
     contact_ms: u64,
@@ -79,7 +79,7 @@ impl Machine {
         let mut all = engine.report();
         for ((instance, epoch), reason) in &self.phantoms {
             let phase = Phase::Exited { code: None, reason: reason.clone() };
-            all.push(AllocStatus { instance: *instance, epoch: *epoch, phase, usage: Usage::default() });
+            all.push(AllocStatus { instance: *instance, epoch: *epoch, phase, usage: Usage::default(), disk: None });
         }
         all
     }
@@ -140,7 +140,7 @@ impl Machine {
                 self.phantoms.remove(&(status.instance, status.epoch));
                 self.acked.remove(&(status.instance, status.epoch));
             } else {
-                self.acked.insert((status.instance, status.epoch), status.phase);
+                self.acked.insert((status.instance, status.epoch), (status.phase, status.disk));
             }
         }
     }
@@ -162,7 +162,10 @@ impl Machine {
             }
         }
         let acked = &self.acked;
-        let changed = |status: &AllocStatus| acked.get(&(status.instance, status.epoch)) != Some(&status.phase);
+        let changed = |status: &AllocStatus| match acked.get(&(status.instance, status.epoch)) {
+            Some((phase, told)) => *phase != status.phase || is_disk_news(status.disk, *told),
+            None => true,
+        };
         let statuses: Vec<AllocStatus> = all.into_iter().filter(changed).collect();
         if !statuses.is_empty() {
             self.said.insert(session.seq, statuses.clone());
@@ -271,5 +274,12 @@ impl Machine {
                 let _ = engine.stop(status.instance, status.epoch, 0);
             }
         }
+    }
+}
+
+fn is_disk_news(disk: Option<DiskReport>, told: Option<DiskReport>) -> bool {
+    match (disk, told) {
+        (Some(disk), Some(told)) => disk.is_news(&told),
+        (disk, told) => disk != told,
     }
 }

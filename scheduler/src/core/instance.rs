@@ -3,6 +3,7 @@
 //! Every way out of a reservation ends in `ended` (the provider said so) or `loss::abandon` (the provider is away and its
 //! room stays reserved). An exit that was written is never changed: a final instance answers reports with `Stop` only.
 
+use super::consumption::{book, note_disk, note_usage};
 use super::live::{charge, discharge, register, release, reserve, unregister};
 use super::state::State;
 use super::timer::Timer;
@@ -100,6 +101,7 @@ pub(super) fn placed(state: &mut State, now: u64, id: InstanceId, provider: Prov
         healthy: false,
         healthy_since_ms: None,
         usage: Usage::default(),
+        disk: None,
         explanation,
     });
     let volumes: Vec<VolumeId> = found.spec.volumes.iter().map(|mount| mount.volume).collect();
@@ -244,6 +246,7 @@ fn adopt_again(state: &mut State, now: u64, status: &AllocStatus, gone: OldAlloc
             healthy: false,
             healthy_since_ms: None,
             usage: Usage::default(),
+            disk: None,
             explanation: Explanation {
                 at_ms: now,
                 hints: vec!["its provider came back in time".to_owned()],
@@ -260,6 +263,7 @@ fn adopt_again(state: &mut State, now: u64, status: &AllocStatus, gone: OldAlloc
 fn current_status(state: &mut State, now: u64, status: AllocStatus) {
     let id = status.instance;
     note_usage(state, now, id, &status.usage);
+    note_disk(state, id, status.disk);
     if moving::status(state, now, &status) {
         return;
     }
@@ -316,42 +320,6 @@ fn current_status(state: &mut State, now: u64, status: AllocStatus) {
     if after.0 == InstanceState::Halted {
         moving::depart(state, now, id);
     }
-}
-
-/// Keeps reported usage growing and within what was reserved (S05); memory and disk are reckoned here. No write: a
-/// heartbeat that only counts further must stay out of the store.
-pub(super) fn note_usage(state: &mut State, now: u64, id: InstanceId, reported: &Usage) {
-    let Some(found) = state.instances.get_mut(&id) else { return };
-    let resources = found.spec.resources;
-    let Some(alloc) = &mut found.alloc else { return };
-    let elapsed = now.saturating_sub(alloc.placed_at_ms);
-    let whole = |product: u128| u64::try_from(product).unwrap_or(u64::MAX);
-    let cpu_most = whole(u128::from(elapsed) * u128::from(resources.cpu_millis) / 1000);
-    let area = |bytes: u64| whole(u128::from(bytes >> 20) * u128::from(elapsed) / 1000);
-    alloc.usage = Usage {
-        cpu_ms: reported.cpu_ms.min(cpu_most).max(alloc.usage.cpu_ms),
-        memory_mib_s: area(resources.memory_bytes),
-        disk_mib_s: area(resources.disk_bytes),
-        network_bytes: reported.network_bytes.max(alloc.usage.network_bytes),
-    };
-}
-
-/// Books an allocation's usage on its group, user and provider.
-pub(super) fn book(state: &mut State, id: InstanceId) {
-    let Some(found) = state.instance_mut(id) else { return };
-    let Some(alloc) = &found.alloc else { return };
-    found.usage = found.usage.plus(&alloc.usage);
-    let (key, usage) = ((found.group, found.user, alloc.provider), alloc.usage);
-    let record = state.usage.entry(key).or_insert(UsageRecord {
-        group: key.0,
-        user: key.1,
-        provider: key.2,
-        allocations: 0,
-        usage: Usage::default(),
-    });
-    record.allocations += 1;
-    record.usage = record.usage.plus(&usage);
-    state.touch(Key::Usage(key.0, key.1, key.2));
 }
 
 /// Takes in that the current allocation is over, as its agent says.

@@ -1,6 +1,7 @@
 //! What becomes of an instance whose provider falls silent: waited for, then given up by its policy or kept.
 
-use super::instance::{GRACE_MS, HOUR_MS, book, failed, finish, note_usage, requeue, tell, words};
+use super::consumption::{book, note_usage};
+use super::instance::{GRACE_MS, HOUR_MS, failed, finish, requeue, tell, words};
 use super::live::discharge;
 use super::moving;
 use super::state::State;

@@ -7,6 +7,7 @@
 
 mod ask;
 pub mod check;
+mod consumption;
 mod drain;
 mod explain;
 mod gang;

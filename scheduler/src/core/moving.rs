@@ -218,6 +218,7 @@ pub(super) fn turn_back(state: &mut State, now: u64, id: InstanceId, why: &str) 
             healthy: false,
             healthy_since_ms: None,
             usage: Usage::default(),
+            disk: None,
             explanation,
         });
         let again = Moving { source: None, resume, failures: moving.failures + 1, ..moving };

@@ -3,6 +3,7 @@
 //! Plain data with serde and OpenAPI shapes. Nothing here decides, reads a clock or does I/O. Every string that a
 //! tenant or a provider can send has a bound that is checked by `validate` before it enters the state.
 
+mod disk;
 mod fact;
 mod id;
 mod life;
@@ -17,6 +18,7 @@ mod secret;
 mod spec;
 mod tenant;
 
+pub use disk::{DiskBackend, DiskReport};
 pub use fact::{Fact, FactReport, FactValue};
 pub use id::{GroupId, IdError, InstanceId, JobId, JoinId, ProviderId, SecretId, ServiceId, TokenId, UserId, VolumeId};
 pub use life::InstanceState;

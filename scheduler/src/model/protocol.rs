@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Delivered, FactReport, InstanceId, InstanceSpec, Resources, Usage};
+use super::{Delivered, DiskReport, FactReport, InstanceId, InstanceSpec, Resources, Usage};
 
 /// The oldest protocol this scheduler speaks.
 pub const PROTOCOL_MIN: u32 = 1;
@@ -51,6 +51,9 @@ pub struct AllocStatus {
     /// What it used since it started.
     #[serde(default)]
     pub usage: Usage,
+    /// How full its disk is, if it has a limit of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskReport>,
 }
 
 /// Opens a session.

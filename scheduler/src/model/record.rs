@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Explanation, Fact, Group, GroupId, InstanceId, InstanceSpec, InstanceState, JobId, JobSpec, Join, JoinId, Moving,
-    Name, ProviderId, Resources, SecretId, ServiceId, ServiceSpec, StoredSecret, Tier, Token, TokenId, Usage, User,
-    UserId, VolumeId,
+    DiskReport, Explanation, Fact, Group, GroupId, InstanceId, InstanceSpec, InstanceState, JobId, JobSpec, Join,
+    JoinId, Moving, Name, ProviderId, Resources, SecretId, ServiceId, ServiceSpec, StoredSecret, Tier, Token, TokenId,
+    Usage, User, UserId, VolumeId,
 };
 
 /// A reservation on a provider.
@@ -31,6 +31,9 @@ pub struct Allocation {
     pub healthy_since_ms: Option<u64>,
     /// What it used.
     pub usage: Usage,
+    /// How full its disk is, as its provider says, if it has a limit of its own.
+    #[serde(default)]
+    pub disk: Option<DiskReport>,
     /// Why there.
     pub explanation: Explanation,
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use coracle_scheduler::agent::{Agent, Client, FileKeeper, SimulatedEngine};
-use coracle_scheduler::model::Resources;
+use coracle_scheduler::model::{DiskBackend, DiskReport, Resources};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -187,6 +187,51 @@ async fn heartbeats_that_say_nothing_new_write_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_is_shown_as_its_provider_says_and_nothing_is_written_for_it() {
+    let mut env = Env::with(|options| options.core.heartbeat_ms = 50).await;
+    let (_, token) = env.provider(&env.admin, "p1").await;
+    env.options.listen = env.address();
+    let machine = run(&env, "p1", &token, engine());
+    let id = env.post(&env.admin, "/v1/instances", instance("web")).await.expect(201)["id"].clone();
+    reaches(&env, &id, "running").await;
+    assert!(state(&env, &id).await["alloc"]["disk"].is_null(), "it has no limit");
+    let report = |used_bytes| DiskReport {
+        backend: DiskBackend::Fuse,
+        hard: true,
+        limit_bytes: 64 << 20,
+        limit_inodes: 1000,
+        used_bytes: Some(used_bytes),
+        used_inodes: Some(3),
+        lost: false,
+        exceeded: false,
+    };
+    let commits = |env: &Env| {
+        let shared = &env.running.as_ref().expect("running").site.desk.shared;
+        shared.commits.load(std::sync::atomic::Ordering::Relaxed)
+    };
+    let before = commits(&env);
+    for used in [1 << 20, 40 << 20, 8 << 20] {
+        let report = report(used);
+        machine.engine.lock().expect("engine").disk = Some(report);
+        let shown = until("it is shown", async || {
+            let disk = state(&env, &id).await["alloc"]["disk"].clone();
+            (disk["used_bytes"] == used).then_some(disk)
+        })
+        .await;
+        assert_eq!(shown, serde_json::to_value(report).expect("report"));
+    }
+    assert_eq!(commits(&env), before);
+    // A scheduler that was started anew hears it again.
+    env.restart().await;
+    until("it is shown again", async || {
+        (state(&env, &id).await["alloc"]["disk"]["used_bytes"] == 8 << 20).then_some(())
+    })
+    .await;
+    machine.engine.lock().expect("engine").disk = None;
+    until("it is gone", async || state(&env, &id).await["alloc"]["disk"].is_null().then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn s05_a_lying_provider_harms_only_its_own_instances() {
     let env = Env::start().await;
     let (_, honest) = env.provider(&env.admin, "honest").await;
@@ -265,6 +310,18 @@ async fn s05_no_field_of_a_report_harms_others() {
         json!([changed(&status, "instance", json!("../../web"))]),
         json!([changed(&status, "phase", json!("hibernating"))]),
         json!([changed(&status, "usage", json!({ "cpu_ms": -1 }))]),
+        json!([changed(
+            &status,
+            "disk",
+            json!({ "backend": "zfs", "hard": true, "limit_bytes": 1, "limit_inodes": 1 })
+        )]),
+        json!([changed(&status, "disk", json!({ "backend": "fuse", "hard": 1, "limit_bytes": 1, "limit_inodes": 1 }))]),
+        json!([changed(
+            &status,
+            "disk",
+            json!({ "backend": "fuse", "hard": true, "limit_bytes": -1, "limit_inodes": 1 })
+        )]),
+        json!([changed(&status, "disk", json!({ "backend": "fuse", "hard": true }))]),
         json!(vec![status.clone(); 10_001]),
     ];
     let bad_hellos = [
@@ -303,7 +360,9 @@ async fn s05_no_field_of_a_report_harms_others() {
         json!({ "cpu_ms": u64::MAX, "memory_mib_s": u64::MAX, "disk_mib_s": u64::MAX, "network_bytes": u64::MAX });
     let old = fact(json!({ "value": 1e200, "age_ms": u64::MAX, "ttl_ms": u64::MAX }));
     let mut taken = changed(&changed(&hello, "facts", old.clone()), "price", json!(u64::MAX));
-    let foreign = changed(&status, "usage", most.clone());
+    let disk = json!({ "backend": "watch", "hard": true, "limit_bytes": u64::MAX, "limit_inodes": u64::MAX,
+        "used_bytes": u64::MAX, "used_inodes": u64::MAX, "lost": true, "exceeded": true });
+    let foreign = changed(&changed(&status, "usage", most.clone()), "disk", disk.clone());
     taken["running"] = json!([
         foreign,
         changed(&foreign, "epoch", json!(0)),
@@ -320,7 +379,7 @@ async fn s05_no_field_of_a_report_harms_others() {
         (
             1,
             json!([{ "instance": own, "epoch": 1, "phase": "running", "healthy": true,
-        "usage": most }]),
+        "usage": most, "disk": disk }]),
         ),
         (2, json!([exit, exit, foreign])),
         (u64::MAX, json!([changed(&exit, "code", json!(0))])),
@@ -328,6 +387,12 @@ async fn s05_no_field_of_a_report_harms_others() {
         let sync = json!({ "session": reply["session"], "seq": seq, "applied": u64::MAX, "accepting": true,
             "facts": old, "statuses": statuses });
         env.post(&liar, "/v1/agent/sync", sync).await.expect(200);
+        if seq == 1 {
+            let shown = state(&env, &own).await["alloc"]["disk"].clone();
+            let most = 1u64 << 60;
+            assert_eq!((&shown["limit_bytes"], &shown["used_bytes"]), (&json!(most), &json!(most)), "{shown}");
+            assert_eq!(shown["hard"], false, "nobody keeps it: {shown}");
+        }
     }
     env.post(&liar, "/v1/agent/hello", changed(&changed(&hello, "incarnation", json!(8)), "drain_ms", json!(u64::MAX)))
         .await
@@ -339,6 +404,7 @@ async fn s05_no_field_of_a_report_harms_others() {
     // The honest one goes on, with what is its own and with what is new.
     assert_eq!(state(&env, &id).await["state"], "running");
     assert_eq!(state(&env, &id).await["epoch"], 1);
+    assert!(state(&env, &id).await["alloc"]["disk"].is_null());
     assert_eq!(machine.engine.lock().expect("engine").running().len(), 1);
     let mut next = instance("next");
     next["spec"]["constraints"] = json!(["node==honest"]);

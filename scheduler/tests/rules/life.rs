@@ -310,6 +310,7 @@ fn each_instance_has_its_own_answer_to_a_loss() {
             epoch: 1,
             phase: Phase::Running { healthy: true },
             usage: Usage::default(),
+            disk: None,
         })
         .collect();
     let stops = pool.hello(one, epochs);

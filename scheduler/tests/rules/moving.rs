@@ -35,7 +35,7 @@ fn the_source_is_ended_when_the_data_is_there_and_not_before() {
     assert_eq!(pool.state_of(id), InstanceState::Pulling);
     // The source says again that it stands still, by a full report too: nothing is stopped and nothing started.
     pool.report_of(id, one, 1, Phase::Halted);
-    let halted = AllocStatus { instance: id, epoch: 1, phase: Phase::Halted, usage: Usage::default() };
+    let halted = AllocStatus { instance: id, epoch: 1, phase: Phase::Halted, usage: Usage::default(), disk: None };
     assert!(pool.hello(one, vec![halted]).is_empty());
     assert!(matches!(pool.try_ask(Wish::MoveInstance { id, to: None }), Err(Refusal::Conflict(_))), "once at a time");
     pool.report(id, Phase::Halted);
@@ -65,7 +65,7 @@ fn whatever_keeps_the_data_from_coming_leads_back_to_it() {
     pool.pass(1_200_000, &[one]);
     assert_eq!(pool.on(id), Some(one));
     assert!(!stops(&pool, one));
-    let late = AllocStatus { instance: id, epoch: 2, phase: Phase::Halted, usage: Usage::default() };
+    let late = AllocStatus { instance: id, epoch: 2, phase: Phase::Halted, usage: Usage::default(), disk: None };
     let told = pool.hello(two, vec![late]);
     assert!(told.iter().any(|found| matches!(found.command, Command::Stop { epoch: 2, .. })), "{told:?}");
     let (mut pool, id, one, two) = under_way();

@@ -151,7 +151,7 @@ impl Pool {
     pub fn status(&self, id: InstanceId, phase: Phase) -> AllocStatus {
         let found = self.found(id);
         let epoch = found.alloc.as_ref().map_or(found.epoch, |alloc| alloc.epoch);
-        AllocStatus { instance: id, epoch, phase, usage: Usage::default() }
+        AllocStatus { instance: id, epoch, phase, usage: Usage::default(), disk: None }
     }
 
     pub fn report(&mut self, id: InstanceId, phase: Phase) {
@@ -161,7 +161,7 @@ impl Pool {
 
     /// Reports about an allocation that need not be the current one.
     pub fn report_of(&mut self, id: InstanceId, provider: ProviderId, epoch: u64, phase: Phase) {
-        let status = AllocStatus { instance: id, epoch, phase, usage: Usage::default() };
+        let status = AllocStatus { instance: id, epoch, phase, usage: Usage::default(), disk: None };
         self.sync(provider, vec![status]).expect("taken");
     }
 

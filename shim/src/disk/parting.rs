@@ -12,6 +12,13 @@
 //! What is left: FUSE asks for the name that is gone where one of the others is to be made anew (O_EXCL, mkdir, link) or
 //! renamed over. Nobody can tell that question from one for a new file of that name, so it is answered as such, and these
 //! calls give ESTALE; unlinking first, or waiting until the kernel has forgotten the file, helps.
+//!
+//! Telling the kernel more or sooner does not mend that. With LOOKUP_EXCL and LOOKUP_RENAME_TARGET fuse_dentry_revalidate()
+//! asks whatever timeout was given, by a LOOKUP that has nothing of its own. FUSE_NOTIFY_INVAL_ENTRY (with or without
+//! EXPIRE_ONLY), DELETE and INVAL_INODE reach what the kernel has cached, but overlayfs holds the name in its own inode and
+//! takes another only with another inode; it answers its own callers ESTALE and keeps that inode as long as one of the
+//! file's names is cached or open. Only a rename through the kernel gives what it holds another name: somebody would have
+//! to move the file, by a mount of ours, to a name that lasts, and link the old one anew, while nobody looks.
 
 use std::collections::VecDeque;
 use std::ffi::CStr;

@@ -46,6 +46,23 @@ fn number(object: &Value, field: &str) -> u64 {
     object[field].as_u64().unwrap_or(0)
 }
 
+/// Gives what a provider says about an instance's disk, under the names that `coracle inspect` has for it.
+fn disk(reported: &Value) -> Value {
+    if reported.is_null() {
+        return Value::Null;
+    }
+    json!({
+        "Backend": reported["backend"],
+        "Hard": reported["hard"],
+        "LimitBytes": reported["limit_bytes"],
+        "LimitInodes": reported["limit_inodes"],
+        "UsedBytes": reported["used_bytes"],
+        "UsedInodes": reported["used_inodes"],
+        "Lost": reported["lost"],
+        "Exceeded": reported["exceeded"],
+    })
+}
+
 /// Lists instances, newest last.
 pub fn ps(pool: &Pool, args: &PsArgs) -> Result<(), CliError> {
     const COLUMNS: &str = "{{.Name}}\t{{.Image}}\t{{.State}}\t{{.Provider}}\t{{.Reason}}";
@@ -67,6 +84,7 @@ pub fn ps(pool: &Pool, args: &PsArgs) -> Result<(), CliError> {
                 "State": instance["state"],
                 "Provider": called(&instance["alloc"]["provider"]).as_str().unwrap_or_default(),
                 "Reason": instance["reason"],
+                "Disk": disk(&instance["alloc"]["disk"]),
             })
         })
         .collect();

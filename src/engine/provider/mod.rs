@@ -6,6 +6,7 @@
 //! nothing: the next one reads ledger and containers and goes on.
 
 mod commands;
+mod disk;
 mod extras;
 pub mod facts;
 mod ledger;
@@ -27,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use coracle_scheduler::model::{AllocStatus, FactReport, InstanceId, OnLoss, Phase, Usage};
+use coracle_scheduler::model::{AllocStatus, DiskReport, FactReport, InstanceId, OnLoss, Phase, Usage};
 
 use super::consumption;
 use super::containers::{self, Container, Status};
@@ -49,7 +50,7 @@ const LOOK: Duration = Duration::from_millis(250);
 const LOOK_CALM: Duration = Duration::from_secs(2);
 /// A look takes one part in so many of the time at most: a container's health may change every millisecond.
 const LOOK_SHARE: u32 = 20;
-/// How often what is used is measured; it is told when an allocation ends.
+/// How often what is used is measured; it is told when an allocation ends, the disk when it differs.
 const MEASURE: Duration = Duration::from_secs(10);
 
 /// How often facts are measured: a sixth of the time for which the quickest are believed.
@@ -79,6 +80,8 @@ pub struct Provider {
     ledger: Ledger,
     children: Children,
     used: BTreeMap<Key, Usage>,
+    /// How full each one's disk was when that was measured last.
+    disks: BTreeMap<Key, Option<DiskReport>>,
     /// When starting again failed for the first and for the last time.
     failed: BTreeMap<Key, (Instant, Instant)>,
     /// What an earlier agent had begun to make; its child may go on with that.
@@ -112,6 +115,7 @@ impl Provider {
             ledger,
             children: Children::new(root, folder),
             used: BTreeMap::new(),
+            disks: BTreeMap::new(),
             failed: BTreeMap::new(),
             farewells: BTreeMap::new(),
             measured: None,
@@ -269,11 +273,15 @@ impl Provider {
                 Usage { cpu_ms: used.cpu_us / 1000, network_bytes: received.saturating_add(sent), ..Usage::default() };
             self.used.insert(key, usage);
         }
+        if let Some(found) = container.as_ref().filter(|_| measure || !self.disks.contains_key(&key)) {
+            self.disks.insert(key, disk::report(found));
+        }
         let phase = self.phase(key, &entry, container.as_ref(), busy);
         let ended = matches!(phase, Phase::Exited { .. });
         // While it runs only the phase is compared; sums are told once.
         let usage = if ended { self.used.get(&key).copied().unwrap_or_default() } else { Usage::default() };
-        Some(AllocStatus { instance: key.0, epoch: key.1, phase, usage })
+        let disk = self.disks.get(&key).copied().flatten();
+        Some(AllocStatus { instance: key.0, epoch: key.1, phase, usage, disk })
     }
 
     fn phase(&mut self, key: Key, entry: &Entry, container: Option<&Container>, busy: Option<Verb>) -> Phase {

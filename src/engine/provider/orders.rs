@@ -161,6 +161,7 @@ impl agent::Engine for Provider {
     fn forget(&mut self, instance: InstanceId, epoch: u64) {
         let key = (instance, epoch);
         self.used.remove(&key);
+        self.disks.remove(&key);
         self.failed.remove(&key);
         self.farewells.remove(&key);
         self.ledger.change(key, |entry| entry.forgotten = true);

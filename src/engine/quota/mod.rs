@@ -36,7 +36,7 @@ pub use administrator::{Filesystem, Place, Setup, places, plan, setup, used_slot
 pub use choice::{Offer, Wanted, choose, choose_for_volume, is_likely, offers};
 pub use directories::{Charge, charge, make_directories, move_volumes, moved, own_volumes, start, start_volume};
 pub use grammar::{DiskAsk, DiskSize};
-pub use report::{DiskUsage, usage, volume_usage};
+pub use report::{DiskUsage, usage, usage_at_hand, volume_usage};
 
 use super::size::SizeError;
 

@@ -53,13 +53,22 @@ impl DiskUsage {
 /// Tells what is used of a container's limit, if it has one.
 pub fn usage(container: &Container) -> Option<DiskUsage> {
     let limit = container.record.disk.as_ref()?;
+    match limit.backend {
+        Backend::Btrfs => Some(DiskUsage::new(limit, counted(container, &container.path.join(BACKING)))),
+        _ => usage_at_hand(container),
+    }
+}
+
+/// Tells it without another process, for callers with threads: of btrfs only the limit.
+pub fn usage_at_hand(container: &Container) -> Option<DiskUsage> {
+    let limit = container.record.disk.as_ref()?;
     let backing = container.path.join(BACKING);
     Some(match limit.backend {
         Backend::Fuse | Backend::Watch => served(limit, &container.path.join(USAGE_FILE)),
         // It shows the project's, because the directory passes its project on.
         Backend::Project => DiskUsage::new(limit, statvfs(&backing).ok().map(|stat| shown(&stat))),
         Backend::Tmpfs => DiskUsage::new(limit, in_memory(container.pid())),
-        Backend::Btrfs => DiskUsage::new(limit, counted(container, &backing)),
+        Backend::Btrfs => DiskUsage::new(limit, None),
     })
 }
 
