@@ -10,7 +10,7 @@ use crate::{programs, subid};
 
 mod writer;
 
-pub(crate) use writer::{needs_helpers, write};
+pub(crate) use writer::{complete, needs_helpers, write};
 
 /// One run of ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -148,18 +148,14 @@ fn ended(cloned: &Cloned, options: WaitIdOptions) -> Result<Option<Exit>, Launch
 /// It exists as long as the descriptor, a process or a namespace in it does. The caller is
 /// single-threaded.
 pub fn create(map: &IdMap) -> Result<OwnedFd, LaunchFailure> {
-    make(map, CloneFlags::USER, |pid| open_namespace(pid, "user"))
+    make(|pid| idmap::write(pid, map).and_then(|()| open_namespace(pid, "user")))
 }
 
-/// Makes namespaces, maps the ids of the one for users, and opens what is wanted of them.
-fn make<T>(
-    map: &IdMap,
-    flags: CloneFlags,
-    open: impl FnOnce(i32) -> Result<T, LaunchFailure>,
-) -> Result<T, LaunchFailure> {
+/// Makes a user namespace and runs `work` while a process waits in it.
+fn make<T>(work: impl FnOnce(i32) -> Result<T, LaunchFailure>) -> Result<T, LaunchFailure> {
     default_child_signal();
     let (ours, theirs) = channel::pair().fault(Stage::Prepare, "make", "channel")?;
-    let cloned = clone_process(&CloneOptions { flags, cgroup: None }, || {
+    let cloned = clone_process(&CloneOptions { flags: CloneFlags::USER, cgroup: None }, || {
         close_in_child(&ours);
         // It lives until its parent has what it wants, or is gone.
         let _ = channel::receive(&theirs);
@@ -167,11 +163,11 @@ fn make<T>(
     })
     .fault(Stage::Namespaces, "create", "user namespace")?;
     drop(theirs);
-    let made = idmap::write(cloned.pid, map).and_then(|()| open(cloned.pid));
+    let done = work(cloned.pid);
     drop(ours);
     // It ends by itself; all that matters is that no zombie stays.
     let _ = ended(&cloned, WaitIdOptions::EXITED);
-    made
+    done
 }
 
 /// Gives the calling process every capability in a user namespace that it owns. There is no way back.

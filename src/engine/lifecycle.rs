@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use super::container::{ContainerDir, short_id};
 use super::containers::{self, Container, Status};
 use super::record::{ExitRecord, RestartPolicy, UNKNOWN_EXIT_CODE};
-use super::shim::{self, STOPPED};
+use super::shim::{self, Known, STOPPED};
 use super::signals::wait_for_end;
 use super::{Engine, EngineError, elsewhere, events};
 
@@ -59,7 +59,7 @@ pub fn start(engine: &Engine, wanted: &str, attached: bool) -> Result<Option<(Co
     // As it is now that nobody else can change it.
     let container =
         Container::read(engine.root(), found.id())?.ok_or_else(|| EngineError::UnknownContainer(wanted.to_owned()))?;
-    let channel = shim::spawn(engine.root(), directory, container.record.clone(), attached, None)?;
+    let channel = shim::spawn(engine.root(), directory, container.record.clone(), attached, Known::default())?;
     Ok(Some((container, channel)))
 }
 

@@ -96,7 +96,8 @@ impl LimitError {
 
 /// What the mapping has to know about the host.
 pub struct Facts<'a> {
-    pub processors: u64,
+    /// Gives the number of processors that this process may run on.
+    pub processors: &'a dyn Fn() -> u64,
     /// Gives a block device's numbers.
     pub device: &'a dyn Fn(&Path) -> std::io::Result<(u64, u64)>,
 }
@@ -162,7 +163,7 @@ impl LimitOptions {
         Ok(made)
     }
 
-    fn cpu(&self, processors: u64) -> Result<Map<String, Value>, LimitError> {
+    fn cpu(&self, processors: &dyn Fn() -> u64) -> Result<Map<String, Value>, LimitError> {
         let mut made = Map::new();
         let period = self.cpu_period_us.filter(|period| *period != 0);
         let quota = self.cpu_quota_us.filter(|quota| *quota != 0);
@@ -172,7 +173,7 @@ impl LimitOptions {
                     return Err(LimitError::Conflict { one: "--cpus", other });
                 }
             }
-            let quota = nano / (NANO / PERIOD_US);
+            let (quota, processors) = (nano / (NANO / PERIOD_US), processors());
             if nano > processors * NANO || quota < QUOTA_US_MIN.unsigned_abs() {
                 let value = format!("{}.{:09}", nano / NANO, nano % NANO);
                 return Err(LimitError::value("--cpus", value, format!("is not between 0.01 and {processors}")));
@@ -280,7 +281,7 @@ mod tests {
         let device = |path: &Path| {
             if path == Path::new("/dev/sda") { Ok((8, 0)) } else { Err(std::io::ErrorKind::NotFound.into()) }
         };
-        let resources = options.resources(&Facts { processors: 2, device: &device });
+        let resources = options.resources(&Facts { processors: &|| 2, device: &device });
         resources.map(|made| serde_json::to_value(made).unwrap()).map_err(|error| error.to_string())
     }
 

@@ -108,7 +108,7 @@ pub fn decide<'a>(
         coracle_shim::parse_signal(signal).ok_or_else(|| EngineError::UnknownSignal(signal.clone()))?;
     }
     let seccomp = seccomp_input(&options.security.seccomp)?;
-    let facts = limits::Facts { processors: limits::processors(), device: &limits::block_device };
+    let facts = limits::Facts { processors: &limits::processors, device: &limits::block_device };
     let resources = options.limits.resources(&facts)?;
     // Labels of the image first: the person's win.
     let mut labels: BTreeMap<String, String> = source.config.labels().clone().unwrap_or_default().into_iter().collect();

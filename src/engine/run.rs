@@ -21,7 +21,8 @@ use super::launching::{Launched, Launching};
 use super::options::{Network, RunOptions};
 use super::prepare::{self, Prepared, Source};
 use super::record::{ExitRecord, Phase, RestartPolicy, State, VERSION};
-use super::{Engine, EngineError, attach, confinement, elsewhere, events, hello, lifecycle, networks, shim};
+use super::shim::{self, Known};
+use super::{Engine, EngineError, attach, confinement, elsewhere, events, hello, lifecycle, networks};
 
 /// What a person hears of a container that ran into its memory limit.
 const OOM_NOTE: &str = "the container ran out of memory: the kernel killed a process of it";
@@ -164,8 +165,7 @@ fn begin(options: &RunOptions, idmap: &IdMap) -> Option<(Ahead, Maker)> {
         // Its user namespace is another container's, or made inside another one.
         Network::Container(_) | Network::Named(_) => None,
         _ if options.net_rate.is_some() => None,
-        Network::Host => Ahead::begin(idmap, false),
-        Network::Auto | Network::None | Network::Pasta => Ahead::begin(idmap, true),
+        Network::Auto | Network::Host | Network::None | Network::Pasta => Ahead::begin(idmap),
     }
 }
 
@@ -173,10 +173,9 @@ fn begin(options: &RunOptions, idmap: &IdMap) -> Option<(Ahead, Maker)> {
 fn with_shim(engine: &Engine, options: &RunOptions, attaching: &Attaching, made: Prepared) -> Result<Ran, EngineError> {
     let Prepared { directory, spec, record, ahead } = made;
     let (ahead, _maker) = ahead.unzip();
-    // The shim reads it again for each start, and would keep this one as long as it lives.
-    drop(spec);
+    let known = Known { spec: Some(spec), ahead };
     let (id, idmap, lasting) = (record.id.clone(), record.idmap.clone(), !record.auto_remove);
-    let started = shim::spawn(engine.root(), directory, record, !options.detach, ahead).and_then(|channel| {
+    let started = shim::spawn(engine.root(), directory, record, !options.detach, known).and_then(|channel| {
         let client = Client::from_socket(channel);
         if lasting {
             // Before anybody hears its id, and while the shim works.

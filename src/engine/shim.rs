@@ -38,13 +38,13 @@ pub const STOPPED: &str = "stopped";
 /// Makes the shim that starts a container; gives the connection on which the start is reported.
 ///
 /// `directory` holds the container's lock, which goes over to the shim. `attached` connects the caller
-/// to the container's streams from its first byte on. `ahead` is for the first start.
+/// to the container's streams from its first byte on. `known` is for the first start.
 pub fn spawn(
     root: &Path,
     directory: ContainerDir,
     record: Record,
     attached: bool,
-    ahead: Option<Ahead>,
+    known: Known,
 ) -> Result<OwnedFd, EngineError> {
     containers::settle(&directory)?;
     let previous: Option<State> = read_json(&directory.path.join("state.json"));
@@ -53,13 +53,14 @@ pub fn spawn(
     let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (ours, theirs) = pair.map_err(|errno| EngineError::Supervise(errno.into()))?;
     let mut keep = vec![directory.lock_fd().as_raw_fd(), theirs.as_raw_fd()];
-    keep.extend(ahead.as_ref().map(|ahead| ahead.channel().as_raw_fd()));
+    keep.extend(known.ahead.as_ref().map(|ahead| ahead.channel().as_raw_fd()));
     let watch = Watch {
         root: root.to_owned(),
         run: previous.map_or(0, |state| state.run),
         directory,
         record,
-        ahead,
+        known,
+        watcher: None,
         restarts: 0,
         backoff: BACKOFF_MIN,
         cancelled: false,
@@ -74,12 +75,23 @@ pub fn spawn(
     Ok(ours)
 }
 
+/// Is what whoever asks for a start has in its hands already.
+#[derive(Default)]
+pub struct Known {
+    /// What config.json says.
+    pub spec: Option<Spec>,
+    /// The user namespace that was begun.
+    pub ahead: Option<Ahead>,
+}
+
 /// Is a container as its shim knows it.
 struct Watch {
     root: std::path::PathBuf,
     directory: ContainerDir,
     record: Record,
-    ahead: Option<Ahead>,
+    known: Known,
+    /// This process, once it was asked for.
+    watcher: Option<Identity>,
     run: u64,
     restarts: u32,
     backoff: Duration,
@@ -134,11 +146,13 @@ impl Watch {
     #[inline(never)]
     fn try_launch(&mut self, stdio: Stdio<'_>) -> Result<Running, EngineError> {
         self.run += 1;
-        self.publish_state(Phase::Starting, None, None)?;
+        self.publish_state(Phase::Starting, None)?;
         failpoint::hit("start_received")?;
-        let spec: Spec = read_json(&self.directory.path.join("config.json"))
+        // A shim keeps no specification as long as it lives: each further start reads it again.
+        let Known { spec, ahead } = std::mem::take(&mut self.known);
+        let spec = spec
+            .or_else(|| read_json(&self.directory.path.join("config.json")))
             .ok_or_else(|| EngineError::NoBundle(self.record.called().to_owned()))?;
-        let ahead = self.ahead.take();
         let mut launching =
             Launching { root: &self.root, directory: &self.directory, record: &mut self.record, spec: &spec, ahead };
         let Launched { running, helpers, cgroup } = launching.launch(stdio, true, &mut |_| {})?;
@@ -155,8 +169,13 @@ impl Watch {
         }
     }
 
-    fn publish_state(&self, phase: Phase, init: Option<Identity>, cgroup: Option<&Cgroup>) -> Result<(), EngineError> {
-        let started_ns = self.live.as_ref().map_or_else(now_ns, |live| live.started_ns);
+    fn publish_state(&mut self, phase: Phase, init: Option<Identity>) -> Result<(), EngineError> {
+        let watcher = match &self.watcher {
+            Some(watcher) => watcher.clone(),
+            None => Identity::of(rustix::process::getpid().as_raw_pid())?,
+        };
+        self.watcher = Some(watcher.clone());
+        let live = self.live.as_ref();
         self.directory.publish_soon(
             "state.json",
             &State {
@@ -164,11 +183,11 @@ impl Watch {
                 run: self.run,
                 phase,
                 init,
-                watcher: Identity::of(rustix::process::getpid().as_raw_pid())?,
+                watcher,
                 foreground: false,
-                started_ns,
+                started_ns: live.map_or_else(now_ns, |live| live.started_ns),
                 restarts: self.restarts,
-                cgroup: cgroup.and_then(copy),
+                cgroup: live.and_then(|live| live.cgroup.as_ref()).and_then(copy),
             },
         )?;
         Ok(())
@@ -242,8 +261,7 @@ impl Owner for Watch {
     #[inline(never)]
     fn started(&mut self, running: &Running) -> Result<(), Vec<u8>> {
         let init = Identity::of(running.pid).ok();
-        let cgroup = self.live.as_ref().and_then(|live| live.cgroup.as_ref());
-        self.publish_state(Phase::Running, init.clone(), cgroup).map_err(|error| told(&error))?;
+        self.publish_state(Phase::Running, init.clone()).map_err(|error| told(&error))?;
         failpoint::hit("status_row").map_err(|error| told(&EngineError::from(error)))?;
         if let Some(live) = self.live.as_mut() {
             live.init = init;
@@ -293,7 +311,7 @@ impl Owner for Watch {
             }
         } else {
             self.restarts += 1;
-            let _ = self.publish_state(Phase::Restarting, None, None);
+            let _ = self.publish_state(Phase::Restarting, None);
         }
         (exit_code, after)
     }

@@ -38,7 +38,7 @@ pub fn update(
     options: &UpdateOptions,
     note: &mut dyn FnMut(&str),
 ) -> Result<(), EngineError> {
-    let facts = limits::Facts { processors: limits::processors(), device: &limits::block_device };
+    let facts = limits::Facts { processors: &limits::processors, device: &limits::block_device };
     let resources = options.limits.resources(&facts)?;
     if resources.is_none() && options.restart.is_none() && options.net_rate.is_none() {
         return Err(UpdateError::Nothing.into());

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -57,7 +58,7 @@ impl Identity {
     /// Takes down a living process.
     pub fn of(pid: i32) -> Result<Self, IdentityError> {
         let stat = stat(pid)?.ok_or(IdentityError::Gone { pid })?;
-        Ok(Self { pid, start_ticks: stat.start_ticks, boot_id: boot_id(pid)? })
+        Ok(Self { pid, start_ticks: stat.start_ticks, boot_id: boot_id(pid)?.to_owned() })
     }
 
     /// Says whether the process still runs; a zombie does not.
@@ -87,10 +88,15 @@ impl Identity {
     }
 }
 
-fn boot_id(pid: i32) -> Result<String, IdentityError> {
-    fs_err::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map(|text| text.trim().to_owned())
-        .map_err(|source| IdentityError::Look { pid, source })
+/// The name of this boot, which no process outlives: read once.
+fn boot_id(pid: i32) -> Result<&'static str, IdentityError> {
+    static BOOT_ID: OnceLock<String> = OnceLock::new();
+    if let Some(id) = BOOT_ID.get() {
+        return Ok(id);
+    }
+    let text = fs_err::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_err(|source| IdentityError::Look { pid, source })?;
+    Ok(BOOT_ID.get_or_init(|| text.trim().to_owned()))
 }
 
 /// Reads `/proc/PID/stat`; `None` when the process is gone.

@@ -46,6 +46,22 @@ pub(crate) fn write(pid: i32, map: &IdMap) -> Result<(), LaunchFailure> {
     check_mapped(pid)
 }
 
+/// Writes the maps that somebody who was killed has left out; helpers of his may still be at work.
+pub(crate) fn complete(pid: i32, map: &IdMap) -> Result<(), LaunchFailure> {
+    let deadline = Instant::now() + HELPER_TIME_MAX;
+    let helpers = [("gid_map", "newgidmap", &map.gids), ("uid_map", "newuidmap", &map.uids)];
+    for (file, name, ranges) in helpers {
+        if is_mapped(pid, file) {
+            continue;
+        }
+        let asked = spawn_helper(name, pid, ranges).and_then(|child| finish_helper(name, child, deadline));
+        // The kernel takes a map once, and theirs is the same.
+        asked.or_else(|failure| if is_mapped(pid, file) { Ok(()) } else { Err(failure) })?;
+    }
+    failpoint::pass(Stage::Ids, "gidmap_done")?;
+    check_mapped(pid)
+}
+
 /// Whether newuidmap and newgidmap have to be asked for a map.
 pub(crate) fn needs_helpers(map: &IdMap) -> bool {
     !may_map_any() && !is_own_only(map)
@@ -151,11 +167,13 @@ fn wait_until(what: &impl AsFd, deadline: Instant) -> bool {
 /// A helper that says that all went well and mapped nothing must not start a container (F18).
 fn check_mapped(pid: i32) -> Result<(), LaunchFailure> {
     for (file, name) in [("uid_map", "newuidmap"), ("gid_map", "newgidmap")] {
-        let path = format!("/proc/{pid}/{file}");
-        let map = fs_err::read_to_string(&path).unwrap_or_default();
-        if map.trim().is_empty() {
+        if !is_mapped(pid, file) {
             return Err(LaunchFailure::rule(Stage::Ids, name, "has mapped nothing"));
         }
     }
     Ok(())
+}
+
+fn is_mapped(pid: i32, file: &str) -> bool {
+    fs_err::read_to_string(format!("/proc/{pid}/{file}")).is_ok_and(|map| !map.trim().is_empty())
 }

@@ -3,7 +3,6 @@
 //! The launching process never changes its own namespaces. The intermediate child joins, clones the
 //! real one as its sibling (CLONE_PARENT), hands its pidfd back and ends.
 
-use std::fmt::Display;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -70,11 +69,11 @@ pub(crate) fn enter_early(list: &[Joined], creates_user: bool) -> Result<(), Lau
 }
 
 pub(crate) fn enter(joined: &Joined) -> Result<(), LaunchFailure> {
-    move_into(&joined.namespace, joined.kind, joined.path.display())
-}
-
-pub(crate) fn move_into(namespace: &OwnedFd, kind: CloneFlags, shown: impl Display) -> Result<(), LaunchFailure> {
-    move_into_link_name_space(namespace.as_fd(), link_type(kind)).fault(STAGE, "join namespace", shown)
+    move_into_link_name_space(joined.namespace.as_fd(), link_type(joined.kind)).fault(
+        STAGE,
+        "join namespace",
+        joined.path.display(),
+    )
 }
 
 fn link_type(kind: CloneFlags) -> Option<LinkNameSpaceType> {

@@ -44,7 +44,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 use crate::failpoint;
 use crate::failure::{LaunchFailure, Stage};
 use crate::hooks::{self, Moment, Subject};
-use crate::idmap;
+use crate::idmap::{self, IdMap};
 use crate::memory;
 use crate::plan::{self, Plan};
 use crate::sys::{CloneFlags, CloneOptions, Cloned, clone_process};
@@ -99,10 +99,9 @@ pub fn launch(options: LaunchOptions<'_>) -> Result<Running, LaunchFailure> {
     let joined = join::open_all(&plan.namespaces.join)?;
     let origin = Origin::of(options.nest.as_ref(), options.ahead.take(), &plan)?;
     let cloned = create(&plan, &joined, (options.cgroup, &origin), child, &ours, theirs)?;
-    let mapped = !matches!(origin, Origin::Caller);
     let launched = Launched { cloned, channel: ours };
     let callbacks = (options.on_mapped.take(), options.on_namespaces.take());
-    let finished = launched.accompany(&plan, &joined, (mapped, callbacks), |pid| {
+    let finished = launched.accompany(&plan, &joined, (&origin, callbacks), |pid| {
         hooks::run(hooks, Moment::Prestart, &subject, pid)?;
         hooks::run(hooks, Moment::CreateRuntime, &subject, pid)
     });
@@ -132,7 +131,7 @@ enum Origin<'a> {
     Caller,
     /// It is made in another one.
     Nest(&'a Nest<'a>),
-    /// It is there, with its ids.
+    /// It is there, and its ids are on their way.
     Ahead(Made),
 }
 
@@ -143,6 +142,21 @@ impl<'a> Origin<'a> {
             (Some(nest), ..) => Ok(Self::Nest(nest)),
             (None, Some(ahead), Some(map)) if alone => Ok(ahead.take(map)?.map_or(Self::Caller, Self::Ahead)),
             _ => Ok(Self::Caller),
+        }
+    }
+
+    /// Gives the ids to a process that waits in it.
+    fn give_ids(&self, pid: i32, map: &IdMap) -> Result<(), LaunchFailure> {
+        match self {
+            Self::Caller => {
+                memory::step();
+                idmap::write(pid, map)?;
+                memory::step();
+                Ok(())
+            }
+            // Whoever cloned it did that.
+            Self::Nest(_) => Ok(()),
+            Self::Ahead(made) => made.wait_for_ids(pid, map),
         }
     }
 }
@@ -158,13 +172,8 @@ fn create(
 ) -> Result<Cloned, LaunchFailure> {
     // The time namespace is made by the child itself, because its clocks are set first.
     let mut flags = plan.namespaces.create.without(CloneFlags::TIME);
-    let mut network = None;
-    if let Origin::Ahead(made) = origin {
+    if matches!(origin, Origin::Ahead(_)) {
         flags = flags.without(CloneFlags::USER);
-        network = made.network.as_ref().filter(|_| flags.contains(CloneFlags::NET));
-    }
-    if network.is_some() {
-        flags = flags.without(CloneFlags::NET);
     }
     let options = CloneOptions { flags, cgroup };
     // Everything is planned and compiled.
@@ -185,10 +194,7 @@ fn create(
         match origin {
             Origin::Caller => {}
             Origin::Nest(nest) => nest::enter(nest.user)?,
-            Origin::Ahead(made) => {
-                nest::enter(made.user.as_fd())?;
-                network.map_or(Ok(()), |network| join::move_into(network, CloneFlags::NET, "network"))?;
-            }
+            Origin::Ahead(made) => nest::enter(made.user.as_fd())?,
         }
         join::enter_early(joined, creates_user)
     };
@@ -246,17 +252,13 @@ impl Launched {
         &self,
         plan: &Plan,
         joined: &[Joined],
-        (mapped, (on_mapped, on_namespaces)): (bool, (Option<OnMapped<'_>>, Option<OnNamespaces<'_>>)),
+        (origin, (on_mapped, on_namespaces)): (&Origin<'_>, (Option<OnMapped<'_>>, Option<OnNamespaces<'_>>)),
         run_hooks: impl FnOnce(i32) -> Result<(), LaunchFailure>,
     ) -> Result<(OwnedFd, Option<OwnedFd>), LaunchFailure> {
         let pid = self.cloned.pid;
         if let Some(map) = &plan.idmap {
             failpoint::pass(Stage::Ids, "cloned")?;
-            if !mapped {
-                memory::step();
-                idmap::write(pid, map)?;
-                memory::step();
-            }
+            origin.give_ids(pid, map)?;
             failpoint::pass(Stage::Ids, "uidmap_done")?;
         }
         // Before the child goes on: it hides then, and its /proc entries with it.

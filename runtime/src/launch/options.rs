@@ -87,7 +87,7 @@ pub struct LaunchOptions<'a> {
     pub rootfs: Rootfs,
     /// The id map; `None` takes it from the specification.
     pub idmap: Option<IdMap>,
-    /// Namespaces that were begun before; taken where the container makes its own with the same map.
+    /// A user namespace that was begun before; taken where the container makes its own with the same map.
     pub ahead: Option<Ahead>,
     /// Standard streams.
     pub stdio: Stdio<'a>,
