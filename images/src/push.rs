@@ -83,6 +83,7 @@ impl PullOptions {
             timeouts: self.timeouts,
             proxies: self.proxies.clone(),
             certs_dirs: self.certs_dirs.clone(),
+            shows_certificate: self.shows_certificate,
             name_files: self.name_files.clone(),
             insecure,
             token_hosts: self.token_hosts.clone(),

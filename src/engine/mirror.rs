@@ -34,7 +34,7 @@ pub struct Registries {
 }
 
 impl Registries {
-    /// Takes proxies and certificates from the environment, and credentials from `login` only.
+    /// Takes proxies and authorities from the environment, and credentials from `login` only.
     pub fn new(login: Option<PathBuf>) -> Self {
         let mut options = PullOptions {
             timeouts: Timeouts { connect: CONNECT_MAX, headers: ANSWER_MAX, patience: PATIENCE, ..Timeouts::default() },
@@ -43,6 +43,7 @@ impl Registries {
         };
         registry::from_environment(&mut options);
         options.login_files = login.into_iter().collect();
+        options.shows_certificate = false;
         Self { options, open: Mutex::default() }
     }
 
@@ -156,4 +157,18 @@ impl Upstream for Registries {
 
 fn held(reader: impl Read + Send + 'static, registry: &Arc<Registry>) -> Box<dyn Read + Send> {
     Box::new(Held { reader: Box::new(reader), _registry: Arc::clone(registry) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registries_see_nothing_of_who_runs_the_scheduler() {
+        let options = Registries::new(None).options;
+        assert!(!options.shows_certificate && options.login_files.is_empty());
+        assert!(!options.certs_dirs.is_empty(), "authorities are trusted all the same");
+        let login = PathBuf::from("/etc/login.json");
+        assert_eq!(Registries::new(Some(login.clone())).options.login_files, [login]);
+    }
 }

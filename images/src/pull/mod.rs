@@ -137,7 +137,7 @@ impl Pull<'_> {
             (None, Some(tag)) => (tag.to_owned(), None),
             (None, None) => ("latest".to_owned(), None),
         };
-        // A mirror is asked by digest only.
+        // What comes from a mirror must have a digest that somebody else named.
         let resolved = match pin {
             None if self.sources.has_mirror() => {
                 self.sources.resolve(&name, &|notice| self.tell(&self.reference.familiar(), notice))?

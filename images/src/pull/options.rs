@@ -24,6 +24,8 @@ pub struct PullOptions {
     pub insecure_registries: Vec<String>,
     /// Directories with `<host[:port]>/*.crt`, authorities for one registry each.
     pub certs_dirs: Vec<PathBuf>,
+    /// Whether `*.cert` with `*.key` in there, our own certificate, is shown to its registry.
+    pub shows_certificate: bool,
     /// Token servers on other hosts than their registry.
     pub token_hosts: Vec<TokenHost>,
     /// Which proxies to use.
@@ -47,6 +49,7 @@ impl PullOptions {
             login_files: Vec::new(),
             insecure_registries: Vec::new(),
             certs_dirs: vec!["/etc/containers/certs.d".into(), "/etc/docker/certs.d".into()],
+            shows_certificate: true,
             token_hosts: TokenHost::well_known(),
             proxies: Proxies::default(),
             parallel: PARALLEL_DEFAULT,

@@ -4,8 +4,9 @@
 //! counts only where the caller allows it and the registry says nothing at all. Whatever the mirror does wrong, the
 //! registry is asked instead and somebody hears of it; content is checked by its digest whoever sent it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::PullOptions;
@@ -13,12 +14,14 @@ use crate::credentials::Credential;
 use crate::digest::Digest;
 use crate::progress::Progress;
 use crate::reference::Reference;
-use crate::registry::{Access, BlobReader, Manifest, Notice, Registry, RegistryError, Timeouts};
+use crate::registry::{Access, BlobReader, Manifest, Notice, Registry, RegistryError, Timeouts, TokenProblem};
 
 /// How long a registry has to say what a tag means where a mirror could say it too: for name, TCP and TLS, ...
 const SCOUT_CONNECT: Duration = Duration::from_secs(8);
-/// ... and for each answer.
+/// ... and for each answer. ...
 const SCOUT_ANSWER: Duration = Duration::from_secs(15);
+/// It is asked once more: the first pause is at most 2.5 times the backoff, the second at least 4 times.
+const SCOUT_PATIENCE_BACKOFFS: u32 = 3;
 
 /// The registry, opened when it is first needed, and its mirror.
 pub(super) struct Sources<'a> {
@@ -30,6 +33,8 @@ pub(super) struct Sources<'a> {
     origin: OnceLock<Registry>,
     opening: Mutex<()>,
     mirror: Option<Registry>,
+    /// The mirror gave no answer, or stopped in one: to wait for that once is enough for a pull.
+    mirror_silent: Arc<AtomicBool>,
     cancelled: AtomicBool,
 }
 
@@ -51,6 +56,7 @@ impl<'a> Sources<'a> {
             origin: OnceLock::new(),
             opening: Mutex::new(()),
             mirror: None,
+            mirror_silent: Arc::default(),
             cancelled: AtomicBool::new(false),
         };
         sources.mirror = sources.find_mirror();
@@ -62,7 +68,8 @@ impl<'a> Sources<'a> {
 
     fn find_mirror(&self) -> Option<Registry> {
         let access = self.options.mirror.as_ref()?;
-        let opened = Registry::open_mirror(self.reference, access, self.options.name_files.clone());
+        let opened =
+            Registry::open_mirror(self.reference, access, self.options.timeouts, self.options.name_files.clone());
         match opened.and_then(|mirror| mirror.log_in(&|_| ()).map(|()| mirror)) {
             Ok(mirror) => Some(mirror),
             // There is none, or none of this registry: nothing is wrong.
@@ -72,6 +79,17 @@ impl<'a> Sources<'a> {
                 None
             }
         }
+    }
+
+    /// Tells that the mirror failed; one that gave no answer is not asked again.
+    pub fn mirror_failed(&self, error: &RegistryError) {
+        if matches!(error, RegistryError::Cancelled) {
+            return;
+        }
+        if matches!(error, RegistryError::Unreachable { .. } | RegistryError::Stalled { .. }) {
+            self.mirror_silent.store(true, Ordering::Relaxed);
+        }
+        self.passed_over(error);
     }
 
     /// Tells that something of the mirror was of no use.
@@ -90,7 +108,14 @@ impl<'a> Sources<'a> {
             return Err(RegistryError::Cancelled);
         }
         let opened = self.open_origin(self.options.timeouts)?;
-        Ok(self.origin.get_or_init(|| opened))
+        let origin = self.origin.get_or_init(|| opened);
+        // Who cancels sees the registry here, or is seen here: see `cancel`.
+        fence(Ordering::SeqCst);
+        if self.cancelled.load(Ordering::Relaxed) {
+            origin.cancel();
+            return Err(RegistryError::Cancelled);
+        }
+        Ok(origin)
     }
 
     fn open_origin(&self, timeouts: Timeouts) -> Result<Registry, RegistryError> {
@@ -104,27 +129,35 @@ impl<'a> Sources<'a> {
         self.mirror.is_some()
     }
 
+    /// The mirror, as long as it answers.
+    fn mirror(&self) -> Option<&Registry> {
+        self.mirror.as_ref().filter(|_| !self.mirror_silent.load(Ordering::Relaxed))
+    }
+
     /// Asks which digest a tag has; `None` when nobody can say without sending the manifest.
+    ///
+    /// The registry is given little time only where the mirror's word counts, and all of it when the mirror has none.
     pub fn resolve(&self, tag: &str, listen: &dyn Fn(Notice)) -> Result<Option<Digest>, RegistryError> {
-        let Some(mirror) = &self.mirror else { return self.origin()?.resolve(tag, listen) };
+        let names_tags = self.options.mirror.as_ref().is_some_and(|access| access.names_tags);
+        let Some(mirror) = self.mirror().filter(|_| names_tags) else { return self.origin()?.resolve(tag, listen) };
         let default = self.options.timeouts;
         let hasty = Timeouts {
             connect: default.connect.min(SCOUT_CONNECT),
             headers: default.headers.min(SCOUT_ANSWER),
-            patience: Duration::ZERO,
+            patience: default.patience.min(default.backoff * SCOUT_PATIENCE_BACKOFFS),
             ..default
         };
-        let refused = match self.open_origin(hasty).and_then(|origin| origin.resolve(tag, listen)) {
-            Err(error) if is_silent(&error) => error,
+        match self.open_origin(hasty).and_then(|origin| origin.resolve(tag, listen)) {
+            Err(error) if is_silent(&error) => {}
             said => return said,
-        };
-        if !self.options.mirror.as_ref().is_some_and(|access| access.names_tags) {
-            return Err(refused);
         }
-        let digest = mirror.resolve(tag, listen).map_err(|error| {
-            self.passed_over(&error);
-            refused
-        })?;
+        let digest = match mirror.resolve(tag, listen) {
+            Ok(digest) => digest,
+            Err(error) => {
+                self.mirror_failed(&error);
+                return self.origin()?.resolve(tag, listen);
+            }
+        };
         let image = self.reference.familiar();
         self.progress.notice(&format!("what {image} means is the mirror's word; its registry does not answer"));
         Ok(digest)
@@ -140,7 +173,7 @@ impl<'a> Sources<'a> {
     ) -> Result<Manifest, RegistryError> {
         let Some(digest) = expected else { return self.origin()?.manifest(name, None, listen) };
         let pinned = digest.to_string();
-        if let Some(mirror) = &self.mirror {
+        if let Some(mirror) = self.mirror() {
             let by_name = match mirror.manifest(name, expected, listen) {
                 // It may have asked what the tag means a moment before it was changed.
                 Err(RegistryError::WrongDigest { .. }) if name != pinned => mirror.manifest(&pinned, expected, listen),
@@ -149,7 +182,7 @@ impl<'a> Sources<'a> {
             match by_name {
                 Ok(manifest) => return Ok(manifest),
                 Err(RegistryError::Cancelled) => return Err(RegistryError::Cancelled),
-                Err(error) => self.passed_over(&error),
+                Err(error) => self.mirror_failed(&error),
             }
         }
         self.origin()?.manifest(&pinned, expected, listen)
@@ -163,7 +196,12 @@ impl<'a> Sources<'a> {
         offset: u64,
         listen: &dyn Fn(Notice),
     ) -> Option<Result<BlobReader, RegistryError>> {
-        Some(self.mirror.as_ref()?.blob(digest, size_bytes, offset, listen))
+        Some(self.mirror()?.blob(digest, size_bytes, offset, listen))
+    }
+
+    /// Watches a stream of the mirror.
+    pub fn watched(&self, reader: BlobReader) -> Watched {
+        Watched { reader, mirror_silent: Arc::clone(&self.mirror_silent) }
     }
 
     /// The registry's `host[:port]`, for people.
@@ -174,7 +212,26 @@ impl<'a> Sources<'a> {
     /// Ends every request and every stream.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
+        // Either `origin` sees this, or this sees what it has opened.
+        fence(Ordering::SeqCst);
         self.mirror.iter().chain(self.origin.get()).for_each(Registry::cancel);
+    }
+}
+
+/// A stream of a mirror. When nothing more comes, the mirror is not asked again.
+pub(super) struct Watched {
+    reader: BlobReader,
+    mirror_silent: Arc<AtomicBool>,
+}
+
+impl Read for Watched {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.reader.read(buffer).inspect_err(|error| {
+            let why = error.get_ref().and_then(|why| why.downcast_ref::<RegistryError>());
+            if matches!(why, Some(RegistryError::Stalled { .. })) {
+                self.mirror_silent.store(true, Ordering::Relaxed);
+            }
+        })
     }
 }
 
@@ -182,7 +239,44 @@ impl<'a> Sources<'a> {
 fn is_silent(error: &RegistryError) -> bool {
     match error {
         RegistryError::Unreachable { .. } | RegistryError::Stalled { .. } | RegistryError::RateLimited { .. } => true,
-        RegistryError::Status { status, .. } => *status >= 500,
+        RegistryError::Status { status, .. } | RegistryError::Token { problem: TokenProblem::Status(status), .. } => {
+            *status >= 500
+        }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::{LayerSpace, Ownership};
+    use crate::progress::NoProgress;
+
+    #[test]
+    fn a_registry_that_opens_while_the_pull_ends_is_not_used() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
+        let port = listener.local_addr().expect("address").port();
+        let reference: Reference = format!("localhost:{port}/x:1").parse().expect("name");
+        let options = PullOptions::new(LayerSpace { name: "none".to_owned(), ownership: Ownership::Squash });
+        let sources = Sources {
+            reference: &reference,
+            options: &options,
+            insecure: false,
+            credential: None,
+            progress: &NoProgress,
+            origin: OnceLock::new(),
+            opening: Mutex::new(()),
+            mirror: None,
+            mirror_silent: Arc::default(),
+            cancelled: AtomicBool::new(false),
+        };
+        std::thread::scope(|scope| {
+            let opening = scope.spawn(|| sources.origin().map(drop));
+            let (stream, _) = listener.accept().expect("it is being opened");
+            sources.cancel();
+            // It speaks no TLS, which is no obstacle here.
+            drop(stream);
+            assert!(matches!(opening.join().expect("thread"), Err(RegistryError::Cancelled)));
+        });
     }
 }

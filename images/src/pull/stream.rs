@@ -77,9 +77,7 @@ impl<'a> Stream<'a> {
             }
             Err(error) => {
                 self.mirror = MirrorUse::Never;
-                if !matches!(error, RegistryError::Cancelled) {
-                    self.pull.sources.passed_over(&error);
-                }
+                self.pull.sources.mirror_failed(&error);
                 None
             }
         }
@@ -111,6 +109,9 @@ impl<'a> Stream<'a> {
             }
         }
         self.last_offset = Some(offset);
-        Ok(Box::new(reader))
+        Ok(match self.mirror {
+            MirrorUse::Used => Box::new(pull.sources.watched(reader)),
+            _ => Box::new(reader),
+        })
     }
 }

@@ -23,7 +23,6 @@ use super::destination::Reach;
 use super::dns::NameFiles;
 use super::mirror::MirrorAccess;
 use super::session::{Mirrored, Notices, Session, SessionOptions};
-use super::tls::HostCertificates;
 use super::transport::{Answer, Proxies, Timeouts, Transport, TransportOptions};
 use super::{RegistryError, transport};
 use crate::credentials::Credential;
@@ -45,6 +44,8 @@ pub struct RegistryOptions {
     pub proxies: Proxies,
     /// Directories with `<host[:port]>/*.crt`.
     pub certs_dirs: Vec<PathBuf>,
+    /// Whether a certificate of our own in there is shown to the registry.
+    pub shows_certificate: bool,
     /// Where names are looked up.
     pub name_files: NameFiles,
     /// Whether the user named this registry insecure; this machine always is.
@@ -126,6 +127,7 @@ impl Registry {
             timeouts: options.timeouts,
             proxies: options.proxies,
             certs_dirs: options.certs_dirs,
+            shows_certificate: options.shows_certificate,
             name_files: options.name_files,
             only: None,
         };
@@ -150,15 +152,16 @@ impl Registry {
     pub fn open_mirror(
         reference: &Reference,
         mirror: &MirrorAccess,
+        timeouts: Timeouts,
         name_files: NameFiles,
     ) -> Result<Registry, RegistryError> {
         let refused = |source| RegistryError::Certificates { registry: mirror.host.clone(), source };
-        let only =
-            HostCertificates::given(&mirror.path, &mirror.authorities, mirror.own.as_deref()).map_err(refused)?;
+        let only = mirror.certificates().map_err(refused)?;
         let transport_options = TransportOptions {
-            timeouts: mirror.timeouts(),
+            timeouts: mirror.timeouts(timeouts),
             proxies: Proxies::default(),
             certs_dirs: Vec::new(),
+            shows_certificate: false,
             name_files,
             only: Some(only),
         };

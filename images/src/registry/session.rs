@@ -173,6 +173,9 @@ impl Session {
                 Err(RegistryError::Token { problem: token::TokenProblem::Status(500..=599), .. }) => Some(None),
                 Err(_) => None,
             };
+            // A mirror that fails is left; one that says when to come back is there.
+            let limited = matches!(&outcome, Ok(answer) if answer.response.status().as_u16() == 429);
+            let pause = pause.filter(|_| self.namespace.is_none() || limited);
             let Some(pause) = pause else { return self.settle(outcome?, subject).await };
             let pause = pause.unwrap_or_else(|| backoff(self.transport.timeouts.backoff, attempt));
             if attempt >= ATTEMPTS_MAX || pause > patience {

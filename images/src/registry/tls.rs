@@ -62,16 +62,17 @@ impl HostCertificates {
         Ok(given)
     }
 
-    /// Reads the directory named `host` (with its port, when it has one) under each of `dirs`.
-    pub fn read(dirs: &[PathBuf], host: &str) -> Result<HostCertificates, CertificateError> {
+    /// Reads the directory named `host` (with its port, when it has one) under each of `dirs`; our own certificate
+    /// and its key only `with_own`.
+    pub fn read(dirs: &[PathBuf], host: &str, with_own: bool) -> Result<HostCertificates, CertificateError> {
         let mut found = HostCertificates::default();
         for dir in dirs {
-            found.read_dir(&dir.join(host))?;
+            found.read_dir(&dir.join(host), with_own)?;
         }
         Ok(found)
     }
 
-    fn read_dir(&mut self, dir: &Path) -> Result<(), CertificateError> {
+    fn read_dir(&mut self, dir: &Path, with_own: bool) -> Result<(), CertificateError> {
         use std::io::ErrorKind;
         let entries = match fs_err::read_dir(dir) {
             Ok(entries) => entries,
@@ -92,7 +93,7 @@ impl HostCertificates {
                     let certificates = read_certificates(&path)?;
                     self.authorities.extend(certificates.into_iter().map(|der| (path.clone(), der)));
                 }
-                Some("cert") if self.own.is_none() => {
+                Some("cert") if with_own && self.own.is_none() => {
                     let key_path = path.with_extension("key");
                     let key = PrivateKeyDer::from_pem_slice(&read_file(&key_path)?)
                         .map_err(|_| CertificateError::Parse { path: key_path })?;

@@ -89,6 +89,8 @@ pub(super) struct TransportOptions {
     pub timeouts: Timeouts,
     pub proxies: Proxies,
     pub certs_dirs: Vec<PathBuf>,
+    /// Whether a certificate of our own in `certs_dirs` is used.
+    pub shows_certificate: bool,
     pub name_files: NameFiles,
     /// Who alone is trusted and who we are there, instead of the system's roots and `certs_dirs`.
     pub only: Option<HostCertificates>,
@@ -165,7 +167,10 @@ impl Transport {
         }
         let (certificates, roots) = match options.only {
             Some(only) => (Ok(only), RootCertStore::empty()),
-            None => (HostCertificates::read(&options.certs_dirs, registry), tls::system_roots()),
+            None => {
+                let read = HostCertificates::read(&options.certs_dirs, registry, options.shows_certificate);
+                (read, tls::system_roots())
+            }
         };
         let refused = |source: CertificateError| RegistryError::Certificates { registry: registry.to_owned(), source };
         let config = tls::client_config(roots.clone(), certificates.map_err(refused)?).map_err(refused)?;

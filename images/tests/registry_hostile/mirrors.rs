@@ -1,6 +1,7 @@
 //! A mirror has no say: whatever it does wrong, the image is the registry's, and it gets nothing of the registry's.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use coracle_images::registry::MirrorAccess;
 use coracle_images::{Image, Progress, PullError, Reference, pull};
@@ -138,4 +139,93 @@ fn a_tag_is_the_mirrors_word_only_where_that_is_allowed_and_the_registry_is_sile
     let (pulled, told) = go(&self::place(&none), &origin.image("other:1"));
     assert!(pulled.is_ok() && told.is_empty(), "{told}");
     assert_eq!(none.server.seen().len(), 1, "it is asked whether it mirrors the registry, once");
+}
+
+/// Bends the first answers to requests for some part.
+fn first(count: usize, part: &'static str, bent: Reply) -> impl Fn(&Seen, Reply) -> Reply + Send + Sync {
+    let left = AtomicUsize::new(count);
+    move |seen, reply| {
+        let bends =
+            is(seen, part) && left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        if bends { bent.clone() } else { reply }
+    }
+}
+
+#[test]
+fn a_registry_that_stumbles_is_asked_again_beside_a_mirror_too() {
+    let made = made();
+    let mirror = Site::new(made.content("1"));
+    // Nobody else's word counts: it is waited for as long as without a mirror.
+    for bent in [Reply::new(503), Reply::new(429).header("Retry-After", "0"), Reply::new(200).manner(Manner::Reset)] {
+        let mut strict = place(&mirror);
+        strict.options.mirror.as_mut().expect("mirror").names_tags = false;
+        let origin = Site::with(made.content("1"), first(3, "/manifests/", bent.clone()));
+        let (pulled, told) = go(&strict, &origin.image("app:1"));
+        assert!(pulled.is_ok() && told.is_empty(), "{bent:?}: {:?} {told}", pulled.err());
+        // Where the mirror's word counts, once is not silence yet.
+        let origin = Site::with(made.content("1"), first(1, "/manifests/", bent.clone()));
+        let (pulled, told) = go(&place(&mirror), &origin.image("app:1"));
+        assert!(pulled.is_ok() && told.is_empty(), "{bent:?}: {:?} {told}", pulled.err());
+    }
+    // A mirror that cannot say either is no reason to end.
+    let mirror =
+        Site::with(
+            made.content("1"),
+            |seen, reply| {
+                if seen.path.contains("/manifests/1") { Reply::new(504) } else { reply }
+            },
+        );
+    let origin = Site::with(made.content("1"), first(3, "/manifests/", Reply::new(503)));
+    let (pulled, told) = go(&place(&mirror), &origin.image("app:1"));
+    pulled.expect("pulled");
+    assert!(told.contains("504") && !told.contains("is the mirror's word"), "{told}");
+}
+
+#[test]
+fn a_token_server_that_fails_is_a_registry_that_says_nothing() {
+    let made = made();
+    let mirror = Site::new(made.content("1"));
+    let origin = Site::with(made.content("1"), |seen, _| match seen.path.starts_with("/token") {
+        true => Reply::new(502),
+        false => {
+            let host = seen.header("host").expect("host");
+            Reply::new(401).header("WWW-Authenticate", format!("Bearer realm=\"http://{host}/token\""))
+        }
+    });
+    let (pulled, told) = go(&place(&mirror), &origin.image("app:1"));
+    pulled.expect("pulled");
+    assert!(told.contains("is the mirror's word"), "{told}");
+    assert_eq!(asked(&origin, "/token"), 2, "it is tried once more");
+}
+
+#[test]
+fn a_mirror_that_gives_no_answer_is_not_asked_again() {
+    for manner in [Manner::Reset, Manner::Stall(100)] {
+        let made = made();
+        let origin = Site::new(made.content("1"));
+        let mirror = Site::with(made.content("1"), move |seen, reply| match is(seen, "/blobs/") {
+            true => reply.manner(manner),
+            false => reply,
+        });
+        let (pulled, told) = go(&place(&mirror), &origin.image("app:1"));
+        pulled.expect("pulled");
+        assert_eq!(asked(&mirror, "/blobs/"), 1, "{manner:?}");
+        assert_eq!(told.matches("passed over").count(), 1, "{manner:?}: {told}");
+    }
+}
+
+#[test]
+fn a_mirror_that_asks_for_a_moment_gets_it() {
+    let made = made();
+    let origin = Site::new(made.content("1"));
+    let mirror = Site::with(made.content("1"), first(1, "/manifests/", Reply::new(429).header("Retry-After", "1")));
+    let (pulled, told) = go(&place(&mirror), &origin.image("app:1"));
+    pulled.expect("pulled");
+    assert_eq!((told.as_str(), asked(&origin, "/manifests/"), asked(&mirror, "/manifests/")), ("", 0, 2));
+    // An error is another matter: the registry is there to be asked instead.
+    let mirror = Site::with(made.content("1"), first(1, "/manifests/", Reply::new(503)));
+    let (pulled, told) = go(&place(&mirror), &origin.image("app:1"));
+    pulled.expect("pulled");
+    assert!(told.contains("503"), "{told}");
+    assert_eq!(asked(&mirror, "/manifests/"), 1);
 }

@@ -138,3 +138,20 @@ fn f30_a_proxy_is_used_except_for_this_machine() {
     assert!(matches!(error, PullError::Registry(RegistryError::Proxy { .. })), "{error:?}");
     assert!(!format!("{error} {error:?}").contains("secret"));
 }
+
+#[test]
+fn our_own_certificate_is_read_only_where_it_may_be_shown() {
+    let identity = Identity::new(&["localhost"]);
+    let site = Site::tls(Made::small().content("t"), &identity);
+    let host = format!("localhost:{}", site.server.port);
+    let mut place = Place::new();
+    place.trust(&host, &identity);
+    // One that cannot be used tells whether it is.
+    let path = place.dir.path().join("certs.d").join(&host);
+    fs_err::write(path.join("us.cert"), "not a certificate").expect("write");
+    fs_err::write(path.join("us.key"), "not a key").expect("write");
+    let error = place.refused(&site.image("x:t"));
+    assert!(matches!(error, PullError::Registry(RegistryError::Certificates { .. })), "{error:?}");
+    place.options.shows_certificate = false;
+    place.pull(&site.image("x:t")).expect("the authority is trusted all the same");
+}

@@ -9,11 +9,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use super::name::{Content, Hash, Repository};
-use super::shelf::{self, Shelf};
-use super::{Counts, Mirror, MirrorError, Upstream, count};
+use super::places::Place;
+use super::{Mirror, MirrorError, count, shelf};
 
 /// Bytes that are fetched at once.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -21,11 +21,11 @@ const PIECE_BYTES: usize = 64 * 1024;
 const BREAKS_MAX: u32 = 4;
 /// Pieces that wait for their reader.
 const PIECES_WAITING: usize = 2;
+/// A fetch that lacks no more than this goes on to its end without listeners: an agent that lost its connection comes
+/// back, and finds it whole instead of causing it anew.
+const FINISHED_ANYWAY_BYTES: u64 = 4 << 20;
 /// How long a reader may take nothing.
 const READER_MAX: Duration = Duration::from_secs(60);
-
-/// A place among those to whom content flows.
-pub type Place = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 /// A piece of content, or why there is no more of it.
 pub type Piece = Result<Vec<u8>, std::io::Error>;
@@ -50,14 +50,8 @@ pub struct Progress {
 pub struct Flight(watch::Sender<Progress>);
 
 impl Flight {
-    /// Watches how far it is.
-    pub fn watch(&self) -> watch::Receiver<Progress> {
-        self.0.subscribe()
-    }
-
-    /// Waits until it has begun or failed.
-    pub async fn begun(&self) -> Result<Begun, MirrorError> {
-        let mut progress = self.watch();
+    /// Waits until a fetch has begun or failed.
+    pub async fn begun(progress: &mut watch::Receiver<Progress>) -> Result<Begun, MirrorError> {
         let seen = progress.wait_for(|progress| progress.begun.is_some() || progress.ended.is_some()).await;
         let Ok(seen) = seen else { return Err(MirrorError::Busy) };
         match (&seen.begun, &seen.ended) {
@@ -65,6 +59,11 @@ impl Flight {
             (Some(begun), _) => Ok(begun.clone()),
             (None, _) => Err(MirrorError::Busy),
         }
+    }
+
+    /// Waits until nobody listens. Somebody may come again: [`Flights::give_up`] decides.
+    pub async fn deserted(&self) {
+        self.0.closed().await;
     }
 
     /// Tells everybody that it is there already.
@@ -85,32 +84,41 @@ impl Flight {
 pub struct Flights(Mutex<BTreeMap<Content, Arc<Flight>>>);
 
 impl Flights {
-    /// Gives the fetch of something; tells whether it is a new one.
-    pub fn join(&self, content: &Content) -> (Arc<Flight>, bool) {
+    /// Listens to the fetch of something; gives the fetch too when it is a new one, which the caller has to do.
+    pub fn join(&self, content: &Content) -> (watch::Receiver<Progress>, Option<Arc<Flight>>) {
         let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flight) = flights.get(content) {
-            return (Arc::clone(flight), false);
+            return (flight.0.subscribe(), None);
         }
-        let flight = Arc::new(Flight(watch::Sender::new(Progress::default())));
+        let (sender, listener) = watch::channel(Progress::default());
+        let flight = Arc::new(Flight(sender));
         flights.insert(content.clone(), Arc::clone(&flight));
-        (flight, true)
+        (listener, Some(flight))
     }
 
-    /// Lets the next asker begin anew.
-    pub fn land(&self, content: &Content) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(content);
+    /// Ends a fetch to which nobody listens; tells whether that is so. The next asker begins anew.
+    pub fn give_up(&self, content: &Content, flight: &Flight) -> bool {
+        // Whoever joins holds the lock.
+        let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let deserted = flight.0.receiver_count() == 0;
+        if deserted {
+            flights.remove(content);
+        }
+        deserted
+    }
+
+    /// Lets the next asker begin anew, unless one has done so after this fetch was given up.
+    pub fn land(&self, content: &Content, flight: &Arc<Flight>) {
+        let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if flights.get(content).is_some_and(|known| Arc::ptr_eq(known, flight)) {
+            flights.remove(content);
+        }
     }
 }
 
 /// Fetches a blob into the shelf, on a thread that may wait.
-pub fn fly(
-    shelf: &Arc<Shelf>,
-    upstream: &dyn Upstream,
-    counts: &Counts,
-    at: &Repository,
-    content: &Content,
-    flight: &Flight,
-) -> Result<(), MirrorError> {
+pub fn fly(mirror: &Mirror, at: &Repository, content: &Content, flight: &Flight) -> Result<(), MirrorError> {
+    let Mirror { shelf, upstream, counts, flights, .. } = mirror;
     let digest = content.to_string();
     let disk = |error: std::io::Error| MirrorError::Disk(error.to_string());
     let (size_bytes, mut source) = upstream.blob(at, &digest)?;
@@ -121,6 +129,12 @@ pub fn fly(
     let (mut hash, mut written, mut breaks) = (content.hash(), 0u64, 0);
     let mut buffer = vec![0; PIECE_BYTES];
     while written < size_bytes {
+        if size_bytes - written > FINISHED_ANYWAY_BYTES
+            && flight.0.receiver_count() == 0
+            && flights.give_up(content, flight)
+        {
+            return Err(MirrorError::Deserted);
+        }
         let read = match source.read(&mut buffer) {
             Ok(read) if read > 0 => read,
             broken => {
@@ -222,7 +236,10 @@ impl Body {
         let (mut hash, mut at): (Option<Hash>, u64) = (Some(self.content.hash()), 0);
         while at < to {
             let piece = self.read(at, self.begun.size_bytes).await;
-            let piece = piece.map_err(|error| self.damaged(&error.to_string()))?;
+            let piece = match piece {
+                Ok(piece) => piece,
+                Err(error) => return Err(self.damaged(&error.to_string()).await),
+            };
             let end = at + piece.len() as u64;
             if let Some(hash) = &mut hash {
                 hash.update(&piece);
@@ -231,7 +248,7 @@ impl Body {
                 && let Some(hash) = hash.take()
                 && hash.finish() != self.content
             {
-                return Err(self.damaged("the file is something else by now"));
+                return Err(self.damaged("the file is something else by now").await);
             }
             let cut = |place: u64| usize::try_from(place.clamp(at, end) - at).unwrap_or(0);
             let wanted = piece.get(cut(from)..cut(to)).unwrap_or_default();
@@ -243,8 +260,10 @@ impl Body {
         Ok(())
     }
 
-    fn damaged(&self, reason: &str) -> std::io::Error {
-        self.mirror.shelf.remove(&self.content);
+    async fn damaged(&self, reason: &str) -> std::io::Error {
+        let (mirror, content) = (Arc::clone(&self.mirror), self.content.clone());
+        // To end a large file takes a while.
+        let _ = tokio::task::spawn_blocking(move || mirror.shelf.remove(&content)).await;
         count(&self.mirror.counts.damaged, 1);
         self.mirror.say("mirror-damaged", &self.at, &self.content.to_string(), reason);
         std::io::Error::other("the mirror's copy is damaged")
@@ -263,7 +282,11 @@ impl Body {
             // All but the last byte may go before everything was verified.
             let last = self.begun.size_bytes - 1;
             let ready = {
-                let seen = coming.wait_for(|seen| seen.ended.is_some() || seen.written.min(last) > at).await;
+                let seen = tokio::select! {
+                    seen = coming.wait_for(|seen| seen.ended.is_some() || seen.written.min(last) > at) => seen,
+                    // Who has hung up listens no longer.
+                    () = sender.closed() => return Ok(()),
+                };
                 let seen = seen.map_err(|_| std::io::Error::other("the fetch was given up"))?;
                 match &seen.ended {
                     Some(Ok(())) => self.begun.size_bytes,

@@ -7,6 +7,7 @@
 
 mod flight;
 pub mod name;
+mod places;
 mod shelf;
 mod tag;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use tokio::sync::Semaphore;
 pub use flight::{Body, Piece};
 use flight::{Flight, Flights};
 use name::{Content, Repository, Wanted};
+use places::{Each, Place};
 use shelf::Shelf;
 use tag::Tags;
 
@@ -39,8 +41,12 @@ pub const CAP_BYTES: u64 = 20 << 30;
 pub const TAG_FRESH: Duration = Duration::from_secs(30);
 /// How long a registry that did not answer is not asked for the same thing again.
 const PAUSE: Duration = Duration::from_secs(5);
-/// Fetches from registries at once; each is a thread and a connection.
+/// Blobs that are fetched from registries at once; each is a thread and a connection.
 const FETCHES_MAX: usize = 8;
+/// Of which one agent may have begun: as many as one pull of an image asks for. More wait for their turn.
+const FETCHES_OF_ONE_MAX: usize = 3;
+/// Manifests and tags that registries are asked for at once, beside blobs: slow layers keep nobody waiting.
+const ASKED_MAX: usize = 8;
 /// How long an asker waits for the registry's answer, and for its turn.
 const ANSWER_MAX: Duration = Duration::from_secs(40);
 /// Content that flows to agents at once: each holds a file and some pieces in memory.
@@ -88,6 +94,9 @@ pub enum MirrorError {
     /// Larger than all that is kept.
     #[error("{0} bytes are more than this mirror keeps")]
     TooLarge(u64),
+    /// Nobody waits for it any more.
+    #[error("who wanted it has gone")]
+    Deserted,
     /// Everybody wants something.
     #[error("the mirror has too much to do")]
     Busy,
@@ -171,9 +180,11 @@ pub struct Mirror {
     tags: Tags,
     flights: Flights,
     turns: Mutex<BTreeMap<String, Weak<Turn>>>,
+    asked: Arc<Semaphore>,
     fetches: Arc<Semaphore>,
+    fetches_of: Each,
     served: Arc<Semaphore>,
-    served_to: Mutex<BTreeMap<ProviderId, Weak<Semaphore>>>,
+    served_to: Each,
     /// What was counted.
     pub counts: Counts,
 }
@@ -196,9 +207,11 @@ impl Mirror {
             tags,
             flights: Flights::default(),
             turns: Mutex::default(),
+            asked: Arc::new(Semaphore::new(ASKED_MAX)),
             fetches: Arc::new(Semaphore::new(FETCHES_MAX)),
+            fetches_of: Each::default(),
             served: Arc::new(Semaphore::new(SERVED_MAX)),
-            served_to: Mutex::default(),
+            served_to: Each::default(),
             counts: Counts::default(),
         }))
     }
@@ -218,14 +231,14 @@ impl Mirror {
         self.options.log.line("warn", event, wall_ms(), fields);
     }
 
-    /// Asks a registry on a thread that may wait, in turn.
+    /// Asks a registry for something small on a thread that may wait, in turn.
     async fn ask<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Mirror) -> Result<T, MirrorError> + Send + 'static,
     ) -> Result<T, MirrorError> {
-        let (this, fetches) = (Arc::clone(self), Arc::clone(&self.fetches));
+        let (this, places) = (Arc::clone(self), Arc::clone(&self.asked));
         let asked = async move {
-            let turn = fetches.acquire_owned().await.map_err(|_| MirrorError::Busy)?;
+            let turn = places.acquire_owned().await.map_err(|_| MirrorError::Busy)?;
             let worked = tokio::task::spawn_blocking(move || {
                 let _turn = turn;
                 work(&this)
@@ -297,6 +310,10 @@ impl Mirror {
         reference: &str,
         expected: Option<&Content>,
     ) -> Result<(Content, Vec<u8>), MirrorError> {
+        let kept_bytes = expected.and_then(|expected| self.shelf.size_bytes(expected));
+        if kept_bytes.is_some_and(|bytes| bytes > MANIFEST_BYTES_MAX) {
+            return Err(MirrorError::NotThere("manifest"));
+        }
         count(&self.counts.misses, 1);
         let bytes = self.upstream.manifest(at, reference)?;
         count(&self.counts.fetched_bytes, bytes.len() as u64);
@@ -348,7 +365,8 @@ impl Mirror {
             }
             // It is gone or private now: who asks hears so.
             Err(error @ MirrorError::NotThere(_)) => {
-                self.tags.forget(&self.shelf, &name);
+                let this = Arc::clone(self);
+                let _ = tokio::task::spawn_blocking(move || this.tags.forget(&this.shelf, &name)).await;
                 *failed = Some((Instant::now(), error.clone()));
                 Err(error)
             }
@@ -376,21 +394,14 @@ impl Mirror {
     }
 
     /// Gives a place for content to flow to an agent.
-    fn place_for(&self, asker: ProviderId) -> Option<flight::Place> {
-        let own = {
-            let mut served = self.served_to.lock().unwrap_or_else(PoisonError::into_inner);
-            served.retain(|_, own| own.strong_count() > 0);
-            match served.get(&asker).and_then(Weak::upgrade) {
-                Some(own) => own,
-                None => {
-                    let own = Arc::new(Semaphore::new(SERVED_TO_ONE_MAX));
-                    served.insert(asker, Arc::downgrade(&own));
-                    own
-                }
-            }
-        };
-        let own = own.try_acquire_owned().ok()?;
+    fn place_for(&self, asker: ProviderId) -> Option<Place> {
+        let own = self.served_to.of(asker, SERVED_TO_ONE_MAX).try_acquire_owned().ok()?;
         Some((own, Arc::clone(&self.served).try_acquire_owned().ok()?))
+    }
+
+    async fn kept(self: &Arc<Self>, content: &Content) -> Option<(std::fs::File, u64)> {
+        let (shelf, wanted) = (Arc::clone(&self.shelf), content.clone());
+        tokio::task::spawn_blocking(move || shelf.get(&wanted)).await.ok()?
     }
 
     /// Gives a blob: from the disk, or as it comes.
@@ -401,44 +412,61 @@ impl Mirror {
         asker: ProviderId,
     ) -> Result<Body, MirrorError> {
         let place = self.place_for(asker).ok_or(MirrorError::Busy)?;
-        if let Some((file, size_bytes)) = self.shelf.get(&wanted) {
+        if let Some((file, size_bytes)) = self.kept(&wanted).await {
             count(&self.counts.hits, 1);
             return Ok(Body::kept(Arc::clone(self), at, wanted, Arc::new(file), size_bytes, place));
         }
-        let (flight, is_new) = self.flights.join(&wanted);
-        // The last fetch may have landed in between.
-        if is_new && let Some((file, size_bytes)) = self.shelf.get(&wanted) {
-            count(&self.counts.shared, 1);
-            self.flights.land(&wanted);
-            flight.is_there(file, size_bytes);
-        } else if is_new {
-            count(&self.counts.misses, 1);
-            let (this, flight) = (Arc::clone(self), Arc::clone(&flight));
-            let (place, content) = (at.clone(), wanted.clone());
-            tokio::spawn(async move { this.fly(place, content, flight).await });
-        } else {
-            count(&self.counts.shared, 1);
+        let (mut listener, new) = self.flights.join(&wanted);
+        match new {
+            Some(flight) => {
+                let (this, at, content) = (Arc::clone(self), at.clone(), wanted.clone());
+                tokio::spawn(async move { this.fly(at, content, flight, asker).await });
+            }
+            None => count(&self.counts.shared, 1),
         }
-        let begun = tokio::time::timeout(ANSWER_MAX, flight.begun()).await;
+        let begun = tokio::time::timeout(ANSWER_MAX, Flight::begun(&mut listener)).await;
         let begun = begun.unwrap_or_else(|_| Err(MirrorError::Silent("it is not their turn yet".to_owned())))?;
-        Ok(Body::coming(Arc::clone(self), at, wanted, begun, flight.watch(), place))
+        Ok(Body::coming(Arc::clone(self), at, wanted, begun, listener, place))
+    }
+
+    /// Waits until a blob may be fetched; `None` when nobody waits for it any more.
+    async fn fetch_turn(&self, content: &Content, flight: &Flight, asker: ProviderId) -> Option<Place> {
+        let own = self.fetches_of.of(asker, FETCHES_OF_ONE_MAX);
+        loop {
+            let turn = async {
+                let own = Arc::clone(&own).acquire_owned().await.ok()?;
+                Some((own, Arc::clone(&self.fetches).acquire_owned().await.ok()?))
+            };
+            tokio::select! {
+                biased;
+                () = flight.deserted() => if self.flights.give_up(content, flight) { return None },
+                turn = turn => return turn,
+            }
+        }
     }
 
     /// Fetches a blob for everybody who waits, and for those to come.
-    async fn fly(self: Arc<Self>, at: Repository, content: Content, flight: Arc<Flight>) {
-        let Ok(turn) = Arc::clone(&self.fetches).acquire_owned().await else { return };
+    async fn fly(self: Arc<Self>, at: Repository, content: Content, flight: Arc<Flight>, asker: ProviderId) {
+        // The last fetch may have landed in between.
+        if let Some((file, size_bytes)) = self.kept(&content).await {
+            count(&self.counts.shared, 1);
+            self.flights.land(&content, &flight);
+            return flight.is_there(file, size_bytes);
+        }
+        let Some(turn) = self.fetch_turn(&content, &flight, asker).await else { return };
+        count(&self.counts.misses, 1);
         let (this, flying) = (Arc::clone(&self), Arc::clone(&flight));
         let (place, wanted) = (at.clone(), content.clone());
         let flown = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            flight::fly(&this.shelf, &*this.upstream, &this.counts, &place, &wanted, &flying)
+            flight::fly(&this, &place, &wanted, &flying)
         });
         let outcome = flown.await.unwrap_or(Err(MirrorError::Busy));
         if let Err(error) = &outcome {
             self.say("mirror-fetch", &at, &content.to_string(), &error.to_string());
         }
         // On the shelf first: who comes in between finds it there or here.
-        self.flights.land(&content);
+        self.flights.land(&content, &flight);
         flight.land(outcome);
     }
 }

@@ -170,6 +170,11 @@ impl Shelf {
         self.items().held_bytes
     }
 
+    /// Tells how large something is that is there, without using it.
+    pub fn size_bytes(&self, content: &Content) -> Option<u64> {
+        self.items().known.get(content).map(|item| item.size_bytes)
+    }
+
     /// Tells whether something is there, without using it.
     pub fn has(&self, content: &Content) -> bool {
         self.items().known.contains_key(content)
@@ -186,16 +191,23 @@ impl Shelf {
                 let _ = file.set_modified(SystemTime::now());
                 Some((file, size_bytes))
             }
-            Err(_) => {
-                items.remove(content);
+            // What is there and cannot be opened now, for want of descriptors say, still takes its room.
+            Err(error) => {
+                if error.kind() == std::io::ErrorKind::NotFound {
+                    items.remove(content);
+                }
                 None
             }
         }
     }
 
-    /// Reads a manifest that is there and what it should be; one that is damaged goes.
+    /// Reads a manifest that is there and what it should be; one that is damaged goes. What is larger is no manifest,
+    /// and stays: anybody may ask for the digest of a layer here.
     pub fn read(&self, content: &Content) -> Option<Result<Vec<u8>, ()>> {
-        let (file, _) = self.get(content)?;
+        let (file, size_bytes) = self.get(content)?;
+        if size_bytes > MANIFEST_BYTES_MAX {
+            return None;
+        }
         let mut bytes = Vec::new();
         let read = file.take(MANIFEST_BYTES_MAX + 1).read_to_end(&mut bytes);
         if read.is_ok() && content.is(&bytes) {
@@ -205,11 +217,14 @@ impl Shelf {
         Some(Err(()))
     }
 
-    /// Makes room; `None` when something is larger than all there can be.
+    /// Makes room; `None` when something would not fit even if all that is kept went. Then nothing goes.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
         let mut condemned = Vec::new();
         let room = {
             let mut items = self.items();
+            if items.reserved_bytes.saturating_add(bytes) > self.cap_bytes {
+                return None;
+            }
             loop {
                 let used = items.held_bytes.saturating_add(items.reserved_bytes);
                 if used.saturating_add(bytes) <= self.cap_bytes {
@@ -247,16 +262,16 @@ impl Shelf {
     }
 
     /// Gives a verified file its name.
-    pub fn publish(&self, incoming: Incoming, content: &Content, room: Reservation) -> std::io::Result<()> {
+    pub fn publish(&self, incoming: Incoming, content: &Content, mut room: Reservation) -> std::io::Result<()> {
         incoming.file.sync_all()?;
         let size_bytes = incoming.file.metadata()?.len();
         let place = self.place(content);
         let mut items = self.items();
         fs_err::rename(&incoming.path, &place)?;
         items.insert(content.clone(), size_bytes);
+        // What was reserved is held now; it never counts twice, which could refuse something else.
+        items.reserved_bytes -= std::mem::take(&mut room.bytes);
         drop(items);
-        // What was reserved is held now.
-        drop(room);
         match place.parent() {
             Some(folder) => fs_err::File::open(folder)?.sync_all(),
             None => Ok(()),
@@ -350,5 +365,38 @@ mod tests {
         fs_err::write(folder.path().join("blobs/sha256").join(a.hex()), "rotten....").unwrap();
         assert_eq!(shelf.read(&a), Some(Err(())));
         assert_eq!((shelf.read(&a), shelf.held_bytes()), (None, 0));
+    }
+
+    #[test]
+    fn what_can_never_fit_makes_no_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let shelf = Shelf::open(folder.path(), 30).unwrap();
+        let (a, b, c) = (add(&shelf, b"aaaaaaaaaa"), add(&shelf, b"bbbbbbbbbb"), add(&shelf, b"cccccccccc"));
+        assert!(shelf.reserve(31).is_none());
+        assert!(shelf.has(&a) && shelf.has(&b) && shelf.has(&c));
+        // What is on its way does not go for anything either.
+        let room = shelf.reserve(5).unwrap();
+        assert!(shelf.reserve(26).is_none() && shelf.reserve(u64::MAX).is_none());
+        assert!(!shelf.has(&a) && shelf.has(&b) && shelf.has(&c));
+        drop(room);
+        assert!(shelf.reserve(30).is_some());
+    }
+
+    #[test]
+    fn what_cannot_be_opened_now_is_not_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let shelf = Shelf::open(folder.path(), 30).unwrap();
+        let a = add(&shelf, b"aaaaaaaaaa");
+        let (place, aside) = (folder.path().join("blobs/sha256").join(a.hex()), folder.path().join("aside"));
+        fs_err::rename(&place, &aside).unwrap();
+        // A link to itself cannot be opened by anybody.
+        fs_err::os::unix::fs::symlink(&place, &place).unwrap();
+        assert!(shelf.get(&a).is_none() && shelf.has(&a));
+        fs_err::remove_file(&place).unwrap();
+        fs_err::rename(&aside, &place).unwrap();
+        assert!(shelf.get(&a).is_some());
+        fs_err::remove_file(&place).unwrap();
+        assert!(shelf.get(&a).is_none());
+        assert_eq!((shelf.has(&a), shelf.held_bytes()), (false, 0));
     }
 }

@@ -92,18 +92,32 @@ impl Upstream for Way {
     }
 }
 
+/// Opens the gate at the end, so that a test that fails does not wait behind it for ever.
+struct Opens(Arc<Far>);
+
+impl Drop for Opens {
+    fn drop(&mut self) {
+        self.0.open_gate();
+    }
+}
+
 struct Bench {
     far: Arc<Far>,
     mirror: Arc<Mirror>,
     folder: tempfile::TempDir,
+    _opens: Opens,
 }
 
 impl Bench {
     fn new(cap_bytes: u64) -> Self {
+        Self::with(Far::new(), cap_bytes)
+    }
+
+    fn with(far: Far, cap_bytes: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let far = Arc::new(Far::new());
+        let far = Arc::new(far);
         let mirror = Self::open(&folder, &far, cap_bytes).unwrap();
-        Self { far, mirror, folder }
+        Self { _opens: Opens(Arc::clone(&far)), far, mirror, folder }
     }
 
     fn open(folder: &tempfile::TempDir, far: &Arc<Far>, cap_bytes: u64) -> Result<Arc<Mirror>, ShelfError> {
@@ -275,7 +289,7 @@ async fn a_tag_is_what_it_was_while_its_registry_is_silent() {
     let by_digest = bench.mirror.manifest(at(), Wanted::Content(first.content.clone())).await.unwrap();
     assert!(!by_digest.stale, "what has a digest needs no registry");
     // Another scheduler's memory is the same, and what was never asked for is not known.
-    let Bench { far, mirror, folder } = bench;
+    let Bench { far, mirror, folder, .. } = bench;
     drop(mirror);
     let mirror = Bench::open(&folder, &far, 1 << 20).unwrap();
     mirror.tags.age("docker.io/library/x:1");
@@ -297,4 +311,67 @@ async fn a_manifest_of_another_kind_or_digest_is_not_kept() {
     assert!(media_type(br#"{"mediaType":"text/html"}"#).is_err());
     assert!(media_type(b"<html>").is_err());
     assert_eq!(media_type(b"{}").unwrap(), MEDIA_TYPES[1]);
+}
+
+/// Waits until something is so.
+async fn until(so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !so() {
+        assert!(Instant::now() < deadline, "it never came to be so");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_that_is_asked_for_as_a_manifest_stays() {
+    let bench = Bench::with(Far { blob: vec![7; 5 << 20], ..Far::new() }, 1 << 30);
+    bench.far.open_gate();
+    bench.pull(1).await.unwrap();
+    let asked = bench.mirror.manifest(at(), Wanted::Content(bench.content())).await;
+    assert_eq!(asked.err(), Some(MirrorError::NotThere("manifest")));
+    assert!(bench.file().exists() && bench.mirror.shelf.has(&bench.content()));
+    assert_eq!((bench.mirror.counts.damaged.load(Ordering::Relaxed), bench.far.count("manifest")), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_that_nobody_waits_for_is_given_up_unless_it_is_nearly_done() {
+    for (bytes, goes_on) in [(12 << 20, false), (200_000, true)] {
+        let bench = Bench::with(Far { blob: vec![7; bytes], ..Far::new() }, 1 << 30);
+        let body = bench.begin(1).await.unwrap();
+        // It waits for what has not come yet when it hangs up, and another has come and gone.
+        let pieces = body.pieces(bytes as u64 - 1, bytes as u64);
+        drop(bench.begin(2).await.unwrap());
+        drop(pieces);
+        until(|| bench.mirror.served.available_permits() == SERVED_MAX).await;
+        bench.far.open_gate();
+        until(|| bench.mirror.fetches.available_permits() == FETCHES_MAX).await;
+        assert_eq!(bench.file().exists(), goes_on, "{bytes}");
+        bench.nothing_half();
+        assert!(bench.pull(1).await.unwrap() == bench.far.blob);
+        assert_eq!(bench.far.count("blob"), if goes_on { 1 } else { 2 });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_agent_does_not_take_every_fetch_and_layers_do_not_keep_tags_waiting() {
+    let bench = Bench::new(1 << 30);
+    let other = |number: u8| Content::of(&[number; 3]);
+    let begin = async |number: u8, asker: u128| {
+        let begun = bench.mirror.blob(at(), other(number), ProviderId::new(asker));
+        tokio::time::timeout(Duration::from_millis(300), begun).await.map(|begun| begun.unwrap())
+    };
+    let mut held = Vec::new();
+    for number in 0..3 {
+        held.push(begin(number, 1).await.unwrap());
+    }
+    // The fourth waits for its turn, and has hung up before it comes.
+    assert!(begin(3, 1).await.is_err());
+    for number in 4..9 {
+        held.push(begin(number, 1 + u128::from(number) / 3).await.unwrap());
+    }
+    assert_eq!(bench.mirror.fetches.available_permits(), 0);
+    assert!(bench.mirror.manifest(at(), Wanted::Tag("1".to_owned())).await.is_ok());
+    bench.far.open_gate();
+    until(|| bench.mirror.fetches.available_permits() == FETCHES_MAX).await;
+    assert_eq!((bench.far.count("blob"), bench.far.count(&format!("blob {}", other(3)))), (8, 0));
 }

@@ -172,7 +172,7 @@ fn problem(error: MirrorError, kind: &str) -> Problem {
         MirrorError::Limited { retry_after_s } => {
             Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate", text).retry(retry_after_s.unwrap_or(RETRY_S))
         }
-        MirrorError::Busy => Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", text).retry(1),
+        MirrorError::Busy | MirrorError::Deserted => Problem::new(StatusCode::TOO_MANY_REQUESTS, "busy", text).retry(1),
         MirrorError::Silent(_) => Problem::new(StatusCode::GATEWAY_TIMEOUT, "registry", text),
         MirrorError::Unusable(_) => Problem::new(StatusCode::BAD_GATEWAY, "registry", text),
         MirrorError::TooLarge(_) | MirrorError::Disk(_) => Problem::new(StatusCode::INSUFFICIENT_STORAGE, "size", text),
