@@ -231,14 +231,20 @@ async fn a_disk_is_shown_as_its_provider_says_and_nothing_is_written_for_it() {
     until("it is gone", async || state(&env, &id).await["alloc"]["disk"].is_null().then_some(())).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn s05_a_lying_provider_harms_only_its_own_instances() {
+/// A pool with an honest provider that runs an instance, and the token of one that lies.
+async fn beside_a_liar() -> (Env, Machine, Value, String) {
     let env = Env::start().await;
     let (_, honest) = env.provider(&env.admin, "honest").await;
     let machine = run(&env, "honest", &honest, engine());
     let id = env.post(&env.admin, "/v1/instances", instance("web")).await.expect(201)["id"].clone();
     reaches(&env, &id, "running").await;
     let (_, liar) = env.provider(&env.admin, "liar").await;
+    (env, machine, id, liar)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn s05_a_lying_provider_harms_only_its_own_instances() {
+    let (env, machine, id, liar) = beside_a_liar().await;
     let hello = |incarnation: u64, more: Value| {
         let mut body = json!({ "protocol_min": 1, "protocol_max": 1, "incarnation": incarnation, "boot_id": "b",
             "capacity": { "cpu_millis": 1u64 << 60, "memory_bytes": 1u64 << 60 } });
@@ -281,12 +287,7 @@ async fn s05_a_lying_provider_harms_only_its_own_instances() {
 /// Each field of a report once with what no honest agent says: the liar is refused, or only its own instances suffer.
 #[tokio::test(flavor = "multi_thread")]
 async fn s05_no_field_of_a_report_harms_others() {
-    let env = Env::start().await;
-    let (_, honest) = env.provider(&env.admin, "honest").await;
-    let machine = run(&env, "honest", &honest, engine());
-    let id = env.post(&env.admin, "/v1/instances", instance("web")).await.expect(201)["id"].clone();
-    reaches(&env, &id, "running").await;
-    let (_, liar) = env.provider(&env.admin, "liar").await;
+    let (env, machine, id, liar) = beside_a_liar().await;
     let capacity = json!({ "cpu_millis": 8000, "memory_bytes": 8u64 << 30, "disk_bytes": 8u64 << 30 });
     let hello = json!({ "protocol_min": 1, "protocol_max": 1, "incarnation": 7, "boot_id": "b", "accepting": true,
         "capacity": capacity });
