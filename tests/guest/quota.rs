@@ -85,6 +85,16 @@ impl<'a> Bed<'a> {
     }
 }
 
+impl Bed<'_> {
+    /// Makes an image of files for copying up: with one that is smaller than the limit nothing would be shown.
+    fn make_big_image(&self) {
+        let fill = "mkdir /usr; for n in $(seq 24); do dd if=/dev/urandom of=/usr/$n bs=1M count=1; done";
+        self.coracle(&format!("run --network none --name big IMAGE sh -c '{fill}'")).ok();
+        self.coracle("commit big big").ok();
+        self.coracle("rm big").ok();
+    }
+}
+
 impl Drop for Bed<'_> {
     fn drop(&mut self) {
         let line = format!("umount -l {PLACE}; rm -rf /etc/coracle /var/lib/coracle /var/tmp/quota.img");
@@ -118,11 +128,7 @@ fn limits_hold(test: &str, filesystem: &Filesystem) {
 
 /// Runs the script beside somebody who looks how much the filesystem holds.
 fn every_way(bed: &Bed<'_>, filesystem: &Filesystem) {
-    // Files for copying up: with an image that is smaller than the limit nothing would be shown.
-    let fill = "mkdir /usr; for n in $(seq 24); do dd if=/dev/urandom of=/usr/$n bs=1M count=1; done";
-    bed.coracle(&format!("run --network none --name big IMAGE sh -c '{fill}'")).ok();
-    bed.coracle("commit big big").ok();
-    bed.coracle("rm big").ok();
+    bed.make_big_image();
     let tried = ways::all_but(filesystem.left_out);
     let volume = if tried.contains(&ways::VOLUME) { format!("-v {}", ways::VOLUME) } else { String::new() };
     let Filesystem { inodes, backend, .. } = filesystem;
@@ -172,6 +178,32 @@ fn f39_project_quota_of_xfs_holds() {
 #[test]
 fn f39_quota_group_of_btrfs_holds() {
     limits_hold("f39_quota_group_of_btrfs_holds", &BTRFS);
+}
+
+/// On btrfs a file that is copied up shares its extents with the image: it takes no room until it is written.
+#[test]
+fn f39_copies_up_on_btrfs_take_no_room() {
+    let Some(guest) = Guest::find("f39_copies_up_on_btrfs_take_no_room") else { return };
+    let bed = Bed::new(&guest, &BTRFS);
+    bed.setup();
+    bed.make_big_image();
+    let used = || {
+        let line = format!("sync; btrfs filesystem sync {PLACE} >&2; df -k --output=used {PLACE} | tail -n 1");
+        guest.sh(User::Root, &line).ok().trim().parse::<u64>().unwrap()
+    };
+    let flags = format!("--disk {LIMIT_KIB}k,backend=btrfs --network none");
+    let before = used();
+    bed.coracle(&format!("run --name copies {flags} big sh -c 'chmod 700 /usr/*'")).ok();
+    let grown = used().saturating_sub(before);
+    assert!(grown < LIMIT_KIB / 2, "copies of 24 MiB take {grown} KiB");
+    bed.coracle("rm copies").ok();
+    let write = "for f in /usr/*; do dd if=/dev/urandom of=$f bs=1M count=1 conv=notrunc,fsync || exit 4; done";
+    let before = used();
+    let output = bed.coracle(&format!("run --name copies {flags} big sh -c 'chmod 700 /usr/* && {write}'"));
+    assert!(output.failed().contains("uota exceeded"), "{output:?}");
+    let grown = used().saturating_sub(before);
+    assert!(grown <= LIMIT_KIB + 1024, "the filesystem holds {grown} KiB more");
+    bed.coracle("rm copies").ok();
 }
 
 #[test]
