@@ -1,9 +1,10 @@
 //! The shim's side of its socket: who is connected, what each still has to get.
 //!
-//! Nobody but the owner of the shim is served (SO_PEERCRED, unix(7)). One frame waits for each client at
-//! most: while it does, no further output is read from the container, so that nothing is lost and
+//! Nobody but the owner of the shim is served (SO_PEERCRED, unix(7)). One frame of each output waits for a
+//! client at most: while it does, no further output is read from the container, so that nothing is lost and
 //! nothing piles up. A client that takes nothing for [`PATIENCE`] is cut off: the container goes on.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -27,8 +28,10 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Client {
     socket: OwnedFd,
     kind: Kind,
-    /// A frame that did not fit into the socket, and since when.
-    pending: Option<(Vec<u8>, Instant)>,
+    /// Frames that did not fit into the socket, ...
+    pending: VecDeque<Vec<u8>>,
+    /// ... and since when the first of them waits, or one before it.
+    since: Instant,
     gone: bool,
 }
 
@@ -75,7 +78,7 @@ impl Clients {
             && rustix::io::ioctl_fionbio(&socket, true).is_ok()
         {
             let kind = if attached { Kind::Attached { stdin: true } } else { Kind::Waiting };
-            clients.list.push(Client { socket, kind, pending: None, gone: false });
+            clients.list.push(Client::new(socket, kind));
         }
         clients
     }
@@ -115,18 +118,18 @@ impl Clients {
         self.list.iter().map(move |client| {
             // Input that nobody can take yet stays in the socket: so a pipe into attach slows down.
             let listens = stdin_open || client.kind != Kind::Attached { stdin: true };
-            (client.socket.as_fd(), listens, client.pending.is_some())
+            (client.socket.as_fd(), listens, !client.pending.is_empty())
         })
     }
 
     /// Says whether output may be read: everybody has got what was there.
     pub fn ready(&self) -> bool {
-        self.list.iter().all(|client| client.pending.is_none())
+        self.list.iter().all(|client| client.pending.is_empty())
     }
 
     /// Gives the moment at which a client that takes nothing is cut off.
     pub fn deadline(&self) -> Option<Instant> {
-        self.list.iter().filter_map(|client| client.pending.as_ref().map(|(_, since)| *since + PATIENCE)).min()
+        self.list.iter().filter(|client| !client.pending.is_empty()).map(|client| client.since + PATIENCE).min()
     }
 
     /// Lets everybody in who knocks.
@@ -137,7 +140,7 @@ impl Clients {
         {
             let own = rustix::process::geteuid();
             if socket_peercred(&socket).is_ok_and(|peer| peer.uid == own || peer.uid.is_root()) {
-                self.list.push(Client { socket, kind: Kind::New, pending: None, gone: false });
+                self.list.push(Client::new(socket, Kind::New));
             }
         }
     }
@@ -184,13 +187,8 @@ impl Clients {
 
     /// Sends what client `index` still has to get.
     pub fn flush(&mut self, index: usize) {
-        if let Some(client) = self.list.get_mut(index)
-            && let Some((frame, since)) = client.pending.take()
-        {
-            client.send(frame);
-            if let Some((_, began)) = client.pending.as_mut() {
-                *began = since;
-            }
+        if let Some(client) = self.list.get_mut(index) {
+            client.flush();
         }
     }
 
@@ -212,8 +210,8 @@ impl Clients {
     /// Ends the connections that are over, and those of clients that have taken nothing for too long.
     pub fn sweep(&mut self, now: Instant) {
         for client in &mut self.list {
-            if client.pending.as_ref().is_some_and(|(_, since)| now >= *since + PATIENCE) {
-                client.pending = None;
+            if !client.pending.is_empty() && now >= client.since + PATIENCE {
+                client.pending.clear();
                 client.gone = true;
             }
         }
@@ -233,6 +231,10 @@ impl Clients {
 }
 
 impl Client {
+    fn new(socket: OwnedFd, kind: Kind) -> Self {
+        Self { socket, kind, pending: VecDeque::new(), since: Instant::now(), gone: false }
+    }
+
     fn greet(&mut self, frame: &[u8]) -> Option<Wish> {
         let Ok(hello) = serde_json::from_slice::<Hello>(frame) else {
             return self.refuse("the request is not understood");
@@ -254,14 +256,62 @@ impl Client {
         None
     }
 
+    /// Sends a frame, behind those that wait.
     fn send(&mut self, frame: Vec<u8>) {
         if self.gone {
             return;
         }
-        match protocol::send_frame(&self.socket, &frame) {
-            Ok(()) => {}
-            Err(Errno::AGAIN) => self.pending = Some((frame, Instant::now())),
-            Err(_) => self.gone = true,
+        if self.pending.is_empty() {
+            self.since = Instant::now();
         }
+        self.pending.push_back(frame);
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        while let Some(frame) = self.pending.front() {
+            match protocol::send_frame(&self.socket, frame) {
+                Ok(()) => self.pending.pop_front(),
+                Err(Errno::AGAIN) => return,
+                Err(_) => {
+                    self.gone = true;
+                    break;
+                }
+            };
+        }
+        // A process that only waits keeps no room.
+        self.pending = VecDeque::new();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketType, socketpair};
+
+    use super::*;
+
+    #[test]
+    fn what_a_client_does_not_take_waits_in_its_order() {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        let mut clients = Clients::new(Some((ours, true)));
+        let mut sent = 0;
+        while clients.ready() {
+            clients.output(&Output::Stdout(&[sent; 1000]));
+            sent += 1;
+        }
+        // Whoever reads both outputs before he looks has one more, and the container may end.
+        clients.output(&Output::Stderr(b"error"));
+        clients.announce(&Output::Exited(7));
+        let mut buffer = [0; FRAME_BYTES_MAX];
+        let mut heard = Vec::new();
+        while let Ok(length @ 1..) = protocol::receive_frame(&theirs, &mut buffer) {
+            heard.push(buffer[..length].to_vec());
+            clients.flush(0);
+        }
+        let mut expected: Vec<_> = (0..sent).map(|number| Output::Stdout(&[number; 1000]).frame()).collect();
+        expected.extend([Output::Stderr(b"error").frame(), Output::Exited(7).frame()]);
+        assert!(heard == expected, "{} of {} frames", heard.len(), expected.len());
+        assert!(clients.ready());
     }
 }

@@ -210,6 +210,7 @@ impl<O: Owner> Shim<O> {
         let (code, after) = self.owner.ended(Ok(exit), Some(live.running));
         let _ = failpoint::hit("exit_reported");
         self.clients.announce(&Output::Exited(code));
+        self.wait_for_clients();
         self.clients.dismiss();
         after
     }
@@ -378,14 +379,19 @@ impl<O: Owner> Shim<O> {
         }
     }
 
+    /// Waits until everybody has what was sent, or is cut off.
+    fn wait_for_clients(&mut self) {
+        while !self.clients.ready() {
+            let end = self.clients.deadline();
+            self.turn(None, end);
+        }
+    }
+
     /// Takes what the container wrote before it ended, at the clients' pace.
     #[inline(never)]
     fn drain(&mut self, streams: &mut Streams) {
         for _ in 0..DRAIN_READS_MAX {
-            while !self.clients.ready() {
-                let end = self.clients.deadline();
-                self.turn(None, end);
-            }
+            self.wait_for_clients();
             if !self.pass_output(streams) {
                 return;
             }
