@@ -13,7 +13,7 @@ const CALLS: &str = "
     mknodat mkdirat symlinkat linkat unlinkat renameat renameat2
     fchmod fchmodat fchmodat2 chmod fchown fchownat utimensat ftruncate fallocate fsync fdatasync umask
     getxattr fgetxattr lgetxattr llistxattr fsetxattr lsetxattr lremovexattr setfsuid setfsgid
-    futex clock_gettime clock_nanosleep nanosleep sched_yield restart_syscall getrandom gettid getpid
+    poll ppoll futex clock_gettime clock_nanosleep nanosleep sched_yield restart_syscall getrandom gettid getpid
     brk mmap mremap mprotect munmap madvise sigaltstack rt_sigprocmask rt_sigaction rt_sigreturn tgkill
     set_robust_list rseq exit exit_group
 ";

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use fuse_backend_rs::abi::fuse_abi::Opcode;
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::thread::sched_yield;
 
 use super::account::{BLOCK_BYTES, Limits};
 use super::filesystem::begin_thread;
@@ -18,7 +20,7 @@ use super::filter::Filter;
 use super::passthrough::{Passthrough, REPEATED};
 use super::quick::{Done, Request};
 use super::teller::Teller;
-use super::turns::{Pace, Turns};
+use super::turns::{LOOK, Pace, Turns};
 use super::usage::{Phase, Usage};
 
 /// More than one, so that a thread that waits for the disk keeps nobody else, and what is deleted is given back while a
@@ -131,6 +133,7 @@ fn answer(server: &Server<Arc<Passthrough>>, filesystem: &Passthrough, device: B
     let mut begin = Instant::now();
     while turns.join() {
         loop {
+            let at_once = pace.is_quick() && look(device, begin);
             let length = match rustix::io::read(device, &mut buffer[..]) {
                 Ok(length) => length,
                 // The request was interrupted before we had it, or the kernel has to be asked again.
@@ -141,7 +144,8 @@ fn answer(server: &Server<Arc<Passthrough>>, filesystem: &Passthrough, device: B
                 }
             };
             let got = Instant::now();
-            let needed = turns.note(&mut pace, got.duration_since(begin));
+            let waited = if at_once { Duration::ZERO } else { got.duration_since(begin) };
+            let needed = turns.note(&mut pace, waited);
             let request = Request { device, buffer: &mut buffer, length };
             REPEATED.set(request.unique() & UNIQUE_RESEND != 0);
             if is_slow(&request, &mut pace) {
@@ -158,6 +162,21 @@ fn answer(server: &Server<Arc<Passthrough>>, filesystem: &Passthrough, device: B
         }
     }
     Ok(())
+}
+
+/// Looks for a request before it is slept for; whoever else wants the processor gets it. Says whether one was there at
+/// once.
+fn look(device: BorrowedFd<'_>, begin: Instant) -> bool {
+    let mut device = [PollFd::from_borrowed_fd(device, PollFlags::IN)];
+    let mut at_once = true;
+    loop {
+        let nothing = poll(&mut device, Some(&Timespec::default())) == Ok(0);
+        if !nothing || begin.elapsed() >= LOOK {
+            return at_once && !nothing;
+        }
+        at_once = false;
+        sched_yield();
+    }
 }
 
 /// Answers one request. One whose asker was killed meanwhile takes no answer.

@@ -12,6 +12,9 @@ use std::time::Duration;
 const AT_ONCE: Duration = Duration::from_micros(2);
 /// So many of them in a row are more work than one thread does.
 const BACKLOG: u32 = 16;
+/// For so long after an answer the next request is looked for before a thread sleeps. To wake a processor that sleeps takes
+/// most of the time of a small request, in a virtual machine more than all the rest.
+pub const LOOK: Duration = Duration::from_micros(200);
 /// What takes longer than this waited for a disk.
 const LONG: Duration = Duration::from_millis(5);
 /// So many reads and writes after it are taken for slow ones.
@@ -39,6 +42,8 @@ struct Counts {
 #[derive(Debug, Default)]
 pub struct Pace {
     in_a_row: u32,
+    /// The last request came soon, so the next one may.
+    quick: bool,
     /// So many requests are still taken for slow ones.
     slow: u32,
 }
@@ -98,6 +103,7 @@ impl Turns {
 
     /// Takes note of how long a thread waited for a request. Says whether it is still needed.
     pub fn note(&self, pace: &mut Pace, waited: Duration) -> bool {
+        pace.quick = waited < 2 * LOOK;
         if waited > AT_ONCE {
             pace.in_a_row = 0;
             return self.counts().active <= 1;
@@ -115,6 +121,11 @@ impl Turns {
 }
 
 impl Pace {
+    /// Says whether the next request may come soon.
+    pub fn is_quick(&self) -> bool {
+        self.quick
+    }
+
     /// Takes note of how long a request took.
     pub fn note_work(&mut self, took: Duration) {
         if took > LONG {
@@ -172,6 +183,16 @@ mod tests {
             scope.spawn(|| assert!(!turns.join()));
             turns.end();
         });
+    }
+
+    #[test]
+    fn who_asked_soon_may_ask_soon_again() {
+        let (turns, mut pace) = (Turns::new(1), Pace::default());
+        assert!(turns.join() && !pace.is_quick());
+        for (waited, quick) in [(LOOK, true), (3 * LOOK, false), (Duration::ZERO, true)] {
+            turns.note(&mut pace, waited);
+            assert_eq!(pace.is_quick(), quick, "{waited:?}");
+        }
     }
 
     #[test]
