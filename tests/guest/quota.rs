@@ -126,7 +126,8 @@ fn limits_hold(test: &str, filesystem: &Filesystem) {
     every_way(&bed, filesystem);
 }
 
-/// Runs the script beside somebody who looks how much the filesystem holds.
+/// Runs the script beside somebody who looks how much the filesystem holds. A look that lasts counts what goes and what
+/// comes into its place; what stays is there at the next one.
 fn every_way(bed: &Bed<'_>, filesystem: &Filesystem) {
     bed.make_big_image();
     let tried = ways::all_but(filesystem.left_out);
@@ -138,10 +139,10 @@ fn every_way(bed: &Bed<'_>, filesystem: &Filesystem) {
     );
     // The dots say to whoever waits that it goes on.
     let line = format!(
-        "sync; used() {{ du -skc {STATE}/containers {STATE}/volumes 2>/dev/null | tail -1 | cut -f1; }}; before=$(used); most=$before
+        "sync; used() {{ du -skc {STATE}/containers {STATE}/volumes 2>/dev/null | tail -1 | cut -f1; }}; before=$(used); most=$before; last=$before
          ( {CORACLE} --root {STATE} run --rm --network none {flags} -v /tmp/vectors.py:/vectors.py:ro {PYTHON} {} \
              >/tmp/vectors.out 2>/tmp/vectors.err; echo $? >/tmp/vectors.status ) &
-         while kill -0 $! 2>/dev/null; do now=$(used); [ $now -le $most ] || most=$now; printf . >&2; sleep 0.1; done
+         while kill -0 $! 2>/dev/null; do now=$(used); [ $now -le $last ] && low=$now || low=$last; [ $low -le $most ] || most=$low; last=$now; printf . >&2; sleep 0.1; done
          echo $((most - before)) $(cat /tmp/vectors.status); cat /tmp/vectors.out; tail -n 5 /tmp/vectors.err >&2",
         tried.join(" ")
     );
