@@ -1,6 +1,6 @@
 //! Disk limits that filesystems keep: ext4, XFS and btrfs in files, set up by `coracle quota setup` as root.
 
-use crate::host::{CORACLE, Guest, Output, User};
+use crate::host::{CORACLE, Guest, IMAGE, Output, User};
 
 #[path = "../quota/ways.rs"]
 mod ways;
@@ -245,7 +245,42 @@ fn memory_is_not_trusted_where_it_does_not_hold() {
         guest.run(User::Alice, &[CORACLE, "run", "--rm", "--network", "none", &disk, "busybox", "df", "-k", "/"])
     };
     assert!(run("tmpfs").failed().contains("cannot be kept by tmpfs"));
-    // Everything else about the fuse backend is shown outside; this kernel cannot replace a killed server.
+    // Most else about the fuse backend is shown outside.
     assert!(run("fuse").ok().contains(" 16384 "));
     assert!(run("auto").ok().contains(" 16384 "));
+}
+
+/// This kernel sends no request again, so a killed server ends the filesystem. That must not wait for the teller, which may
+/// itself wait in the kernel, for a directory that somebody has whom only the server could answer.
+#[test]
+fn a_killed_server_is_an_error_inside_whatever_the_teller_waits_for() {
+    let Some(guest) = Guest::find("a_killed_server_is_an_error_inside_whatever_the_teller_waits_for") else { return };
+    guest.prepare(User::Alice);
+    guest.sh(User::Root, "chmod 666 /dev/fuse").ok();
+    let root = |line: &str| guest.sh(User::Root, line);
+    let alice = |argv: &[&str]| guest.run(User::Alice, &[&[CORACLE], argv].concat());
+    alice(&["run", "-d", "--network", "none", "--name", "stuck", "--disk=16m,backend=fuse", IMAGE, "sleep", "1000"])
+        .ok();
+    // Overlayfs knows the file by its first name.
+    alice(&["exec", "stuck", "sh", "-c", "mkdir /d && touch /d/a && ln /d/a /d/b && ls -l /d/b"]).ok();
+    let pids = root(
+        "guard=$(pgrep -of __serve-disk); pgrep -P $guard | while read one; do \
+                     case $(cat /proc/$one/comm) in disk-teller) echo teller=$one;; *) echo server=$one;; esac; done",
+    );
+    let pids = pids.ok().replace('\n', " ");
+    assert!(pids.contains("teller=") && pids.contains("server="), "{pids}");
+    let signal = |line: &str| root(&format!("{pids}; {line}"));
+    signal("kill -STOP $teller").ok();
+    // The server asks the teller to have that name let go, and goes on without it after a while.
+    alice(&["exec", "stuck", "sh", "-c", "rm /d/a; ls -ld /d"]);
+    signal("kill -STOP $server").ok();
+    let makes = guest.start(User::Alice, &[CORACLE, "exec", "stuck", "mkdir", "/d/e"]);
+    guest.wait_for(User::Root, "grep -l request_wait_answer /proc/[0-9]*/wchan", "somebody to have the directory");
+    signal("kill -CONT $teller").ok();
+    guest.wait_for(User::Root, &format!("{pids}; grep -q '^State:.D' /proc/$teller/status"), "the teller to wait");
+    signal("kill -KILL $server").ok();
+    makes.wait().failed();
+    guest.wait_for(User::Root, &format!("{pids}; ! kill -0 $teller"), "the teller to end");
+    assert_eq!(alice(&["inspect", "-f", "{{.Disk.Lost}}", "stuck"]).ok(), "true");
+    alice(&["rm", "-f", "stuck"]).ok();
 }

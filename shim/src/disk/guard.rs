@@ -5,7 +5,7 @@
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::io::{Error, Result, Write};
+use std::io::{Error, Read, Result, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 
 use coracle_runtime::fork::fork;
 use coracle_runtime::userns;
-use rustix::fs::{FlockOperation, MemfdFlags, Mode, OFlags, flock, fstat, memfd_create, open};
-use rustix::io::Errno;
+use rustix::fs::{
+    AtFlags, CWD, FlockOperation, MemfdFlags, Mode, OFlags, StatxFlags, flock, fstat, memfd_create, open, statx,
+};
+use rustix::io::{Errno, write};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{
     DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, Signal, chdir, chroot, fchdir, getrlimit, pidfd_open,
@@ -96,6 +98,8 @@ struct Mounted {
     limits: Limits,
     first_namespace: bool,
     filter: Filter,
+    /// Ends the connection whoever holds /dev/fuse, where the host has its control filesystem mounted.
+    abort: Option<File>,
 }
 
 fn named(what: &str) -> impl Fn(Errno) -> Error {
@@ -156,17 +160,25 @@ fn begin(opened: Opened) -> Result<Mounted> {
     // Opened here, because the kernel wants the opener's user namespace to be the mount's.
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let device = open("/dev/fuse", flags, Mode::empty()).map_err(named("open /dev/fuse"))?;
+    let (mut number, tell) = std::io::pipe()?;
     mount_in(&mounts, || {
         let numbers = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
-        mount_at(&mount_point, "fuse", &format!("{numbers},default_permissions,allow_other"))
+        mount_at(&mount_point, "fuse", &format!("{numbers},default_permissions,allow_other"))?;
+        // Nobody answers yet, so nothing may be asked.
+        let found = statx(CWD, &mount_point, AtFlags::STATX_DONT_SYNC, StatxFlags::empty())?;
+        write(&tell, &found.stx_dev_minor.to_ne_bytes()).map(drop)
     })?;
+    let mut connection = [0; size_of::<u32>()];
+    number.read_exact(&mut connection)?;
+    let abort = format!("/sys/fs/fuse/connections/{}/abort", u32::from_ne_bytes(connection));
+    let abort = open(abort, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).ok().map(File::from);
     let filter = Filter::new()?;
     // The command line and the mount needed far more than waiting for the end of a server does.
     coracle_runtime::memory::release_program();
     confine(&root)?;
     let state = memfd_create("coracle-disk", MemfdFlags::CLOEXEC)?;
     let limits = Limits { blocks: bytes / BLOCK_BYTES, inodes };
-    Ok(Mounted { device, root, volumes, usage, state: File::from(state), limits, first_namespace, filter })
+    Ok(Mounted { device, root, volumes, usage, state: File::from(state), limits, first_namespace, filter, abort })
 }
 
 /// Becomes root of the container's user namespace, unless it has none of its own.
@@ -262,9 +274,14 @@ impl Mounted {
 
     /// Ends the filesystem; the container gets an error instead of waiting for ever.
     fn give_up(&self) -> Result<()> {
-        if let Some(last) = Usage::of(&self.usage) {
-            Usage { phase: Phase::Lost, ..last }.write(&self.usage)?;
+        let lost = |last| Usage { phase: Phase::Lost, ..last }.write(&self.usage);
+        let written = Usage::of(&self.usage).map_or(Ok(()), lost);
+        // A teller may wait in the kernel for somebody whom only the server could answer, and no signal ends that: the
+        // descriptor that it holds would keep all others waiting, too.
+        if let Some(abort) = &self.abort {
+            (&*abort).write_all(b"1")?;
         }
+        written?;
         Err(Error::other(format!("the server of {} cannot be replaced", ORPHANS.to_string_lossy())))
     }
 }
