@@ -7,6 +7,8 @@
 //! processes"), so ours live in a child of their own, [`LEAF`].
 
 use std::io;
+use std::thread::sleep;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -19,7 +21,10 @@ use super::systemd;
 /// Where the processes that look after containers are, next to the containers' cgroups.
 pub(super) const LEAF: &str = "coracle.supervisor";
 /// Rounds of moving processes away: each may find those that were forked during the last.
-const MOVE_ROUNDS_MAX: u32 = 8;
+const MOVE_ROUNDS_MAX: u32 = 10;
+/// The pause before the third one; before each further one it is twice as long, a quarter of a second in all. The kernel
+/// leaves a process that is ending where it is, says that it was moved, and counts it until it has freed its memory.
+const MOVE_PAUSE: Duration = Duration::from_millis(1);
 
 /// Whether systemd may be asked for a scope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +107,10 @@ pub(super) fn enable(base: &Directory, needed: &[Controller]) -> Result<(), Cgro
 
 /// Enables one controller; moves the processes of `base` out of the way where they are in it.
 fn write_subtree(base: &Directory, line: &str) -> io::Result<()> {
-    for _ in 0..MOVE_ROUNDS_MAX {
+    for round in 0..MOVE_ROUNDS_MAX {
+        if round > 1 {
+            sleep(MOVE_PAUSE * (1 << (round - 2)));
+        }
         match base.write("cgroup.subtree_control", line) {
             Err(error) if is(&error, Errno::BUSY) => move_all(base)?,
             result => return result,
